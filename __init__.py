@@ -1,0 +1,47 @@
+"""Tessella: discrete-token image generation in PyTorch.
+
+Images become `Tokens`, generators learn and emit `Tokens`, tokenizers turn them back into images.
+Public names are imported lazily, so `import tessella` costs nothing until one is used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "TokenSpec": ".tokenizers.tokens",
+    "Tokens": ".tokenizers.tokens",
+    "load_tokens": ".tokenizers.tokens",
+    "TokenStore": ".tokenizers.token_store",
+    "Tokenizer": ".tokenizers.base",
+    "load_tokenizer": ".checkpoints",
+    "save_tokenizer": ".checkpoints",
+}
+
+__all__ = [
+    "TokenSpec",
+    "TokenStore",
+    "Tokenizer",
+    "Tokens",
+    "__version__",
+    "load_tokenizer",
+    "load_tokens",
+    "save_tokenizer",
+]
+
+if TYPE_CHECKING:
+    from .checkpoints import load_tokenizer, save_tokenizer
+    from .tokenizers.base import Tokenizer
+    from .tokenizers.token_store import TokenStore
+    from .tokenizers.tokens import Tokens, TokenSpec, load_tokens
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,206 @@
+"""Configs: YAML plus `key.sub=value` overrides become frozen dataclasses.
+
+Every config class is a plain frozen, keyword-only dataclass that stands next to the class it
+configures. This file is the only one that reads or writes YAML; pydantic validates (strictly: no
+string becomes a number, no bool an int), and its errors are rewritten so that each says where,
+what was found and what was expected, with a "did you mean" for unknown keys.
+"""
+
+import copy
+import dataclasses
+import difflib
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+STRICT = {"extra": "forbid", "strict": True}
+"""Every config dataclass carries this as `__pydantic_config__`."""
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message lists every fault found."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `1e-4` as a float, dates as strings, and forbids repeated keys."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes the strings which `_Loader` would read as numbers."""
+
+
+_FLOAT = re.compile(
+    r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?)$"
+)
+_REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")  # dates stay strings
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {
+        key: [pair for pair in pairs if pair[0] not in _REPLACED]
+        for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node)
+        if not isinstance(key, str | int | float | bool | None):
+            problem = f"a key must be a word, found {type(key).__name__}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+        if key in seen:
+            problem = f"key {key!r} appears twice"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+        seen[key] = loader.construct_object(value_node, deep=True)
+    return seen
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse_yaml(text: str, *, name: str = "config") -> Any:
+    """YAML text to plain values; syntax faults become one `ConfigError` with line and column."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not valid YAML: {error}") from None
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """One YAML file as a dict of plain values.
+
+    Raises:
+        ConfigError: If the file is missing, not YAML, or not a mapping at the top.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the config: {error}") from None
+    data = parse_yaml(text, name=str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found {type(data).__name__}")
+    return data
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `data` with each `key.sub=value` set; values are read as YAML.
+
+    A mapping given as value replaces the old one whole when its `type` differs, and is merged into
+    it otherwise, so `tokenizer.quantizer="{type: bsq, bits: 12}"` switches the quantizer cleanly.
+    """
+    result = copy.deepcopy(data)
+    for override in overrides:
+        path, found, text = override.partition("=")
+        if not found or not path:
+            raise ConfigError(f"override {override!r}: expected key=value, e.g. run.steps=100")
+        node, keys = result, path.split(".")
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"override {override!r}: {key!r} holds a value, not a section")
+        value, old = parse_yaml(text, name=f"override {override!r}"), node.get(keys[-1])
+        if isinstance(value, dict) and isinstance(old, dict):
+            value = value if value.get("type", old.get("type")) != old.get("type") else old | value
+        node[keys[-1]] = value
+    return result
+
+
+def build_config(cls: type[T], data: Any, *, name: str = "config") -> T:
+    """Plain values to a validated config.
+
+    Args:
+        cls: A config dataclass, or a union of them discriminated by `type`.
+        data: Nested dicts, lists, strings, numbers, bools and None.
+        name: What to call the config in messages, e.g. the file name.
+
+    Raises:
+        ConfigError: Listing every unknown key, wrong type and refused value at once.
+    """
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
+    except TypeError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    except ValidationError as error:
+        faults = [_describe(fault, cls) for fault in error.errors(include_url=False)]
+        raise ConfigError(f"{name}: " + "; ".join(faults)) from None
+
+
+def load_config(cls: type[T], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> T:
+    """The config in a YAML file with overrides applied, validated."""
+    return build_config(cls, apply_overrides(read_yaml(path), overrides), name=str(path))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as nested plain values, defaults included; `build_config` turns it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Any) -> str:
+    """A config as YAML text, defaults included, keys in declaration order."""
+    data = to_dict(config)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
+
+
+def _describe(fault: Any, cls: Any) -> str:
+    """One pydantic error as `section.key: what is wrong (what was found)`."""
+    location, _ = _walk(cls, fault["loc"])
+    prefix = "".join(f"{part}." for part in location)
+    where = prefix.removesuffix(".") or "top level"
+    if fault["type"] == "unexpected_keyword_argument":
+        _, sections = _walk(cls, fault["loc"][:-1])
+        known = sorted(
+            {field.name for section in sections for field in dataclasses.fields(section)}
+        )
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"{where}: unknown key; {hint}"
+    if fault["type"].startswith("missing"):
+        return f"{where}: required, not given"
+    if fault["type"] == "union_tag_not_found":
+        return f"{prefix}type: required, not given"
+    if fault["type"] == "union_tag_invalid":
+        tag, expected = fault["ctx"]["tag"], fault["ctx"]["expected_tags"]
+        near = difflib.get_close_matches(tag, re.findall(r"'(\w+)'", expected), n=1)
+        hint = f"did you mean {near[0]!r}? there are" if near else "there are"
+        return f"{prefix}type: unknown {tag!r}; {hint} {expected}"
+    found = fault.get("input")
+    plain = found is None or isinstance(found, str | int | float | bool)
+    message = fault["msg"].removeprefix("Value error, ")
+    if not location and fault["type"] == "value_error":
+        return message  # a check of the whole config; it names its key
+    return f"{where}: {message}" + (f" (found {found!r})" if plain else "")
+
+
+def _walk(cls: Any, location: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Follow an error's location: its keys without union tags, and the dataclasses reached."""
+    sections, keys = _members(cls), []
+    for part in location:
+        tagged = [s for s in sections if getattr(s, "type", None) == part]
+        if len(sections) > 1 and tagged:
+            sections = tagged
+            continue
+        keys.append(part)
+        hints = [typing.get_type_hints(s, include_extras=True).get(part) for s in sections]
+        sections = [member for hint in hints if hint is not None for member in _members(hint)]
+    return keys, sections
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The dataclasses that an annotation admits, unions and Annotated taken apart."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [member for arg in typing.get_args(annotation) for member in _members(arg)]
+    return [annotation] if dataclasses.is_dataclass(annotation) else []
