@@ -1,0 +1,110 @@
+"""Images of a dataset of the `datasets` library, on the Hub or built in memory.
+
+The first Image column is the image, the first ClassLabel column the label, and a string column
+named `caption` or `text` the caption. Files stay encoded until read, so a broken one is skipped
+like everywhere else.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .image_source import DataError, ImageSource, Sample
+from .images import BrokenImage, read_image
+
+_SPLIT_NAMES = {"val": ("val", "validation", "valid", "dev")}
+_CAPTION_COLUMNS = ("caption", "text")
+
+
+class HubSource(ImageSource):
+    """A `datasets.Dataset` with an Image column.
+
+    Args:
+        dataset: The split, already loaded.
+        name: Short name for logs.
+        split: Name of the split.
+
+    Raises:
+        DataError: If there is no Image column or no row.
+        ImportError: If `datasets` is not installed.
+    """
+
+    def __init__(self, dataset: Any, *, name: str, split: str) -> None:
+        datasets = _import_datasets()
+        self.name, self.split = name, split
+        self.licence = dataset.info.license or None
+        features = dataset.features
+        images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+        if not images or not len(dataset):
+            raise DataError(
+                f"{name}: {len(dataset)} rows with the columns {sorted(features)}; expected rows "
+                "and one column of type Image"
+            )
+        labels = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+        captions = [
+            key for key in _CAPTION_COLUMNS if getattr(features.get(key), "dtype", "") == "string"
+        ]
+        self._image = images[0]
+        self._label = labels[0] if labels else None
+        self._caption = captions[0] if captions else None
+        self._classes = tuple(features[self._label].names) if self._label else ()
+        columns = [key for key in (self._image, self._label, self._caption) if key]
+        dataset = dataset.select_columns(columns)
+        self._rows = dataset.cast_column(self._image, datasets.Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def id_of(self, index: int) -> str:
+        return f"{self.split}/{index:06d}"
+
+    def _sizes(self) -> Iterable[int]:
+        for start in range(0, len(self), 1000):
+            for cell in self._rows[start : start + 1000][self._image]:
+                yield len(cell["bytes"] or b"") if cell else 0
+
+    def read(self, index: int) -> Sample:
+        self._check(index)
+        row, name = self._rows[index], self.id_of(index)
+        cell = row[self._image]
+        if not cell or not (cell.get("bytes") or cell.get("path")):
+            raise BrokenImage(name, "empty cell")
+        image = read_image(cell.get("bytes") or cell["path"], name=name)
+        label = row[self._label] if self._label else None
+        caption = row[self._caption] if self._caption else None
+        known = label is not None and label >= 0  # -1 stands for a hidden label on the Hub
+        return Sample(image=image, id=name, label=label if known else None, caption=caption)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._classes
+
+
+def open_hub(path: str, split: str) -> HubSource:
+    """Load one split of `owner/name` or `owner/name:config` through `datasets`.
+
+    Raises:
+        DataError: If `datasets` is missing, or the dataset or split does not exist.
+    """
+    name, _, config = path.partition(":")
+    try:
+        datasets = _import_datasets()
+        available = datasets.get_dataset_split_names(name, config or None)
+        accepted = [key for key in _SPLIT_NAMES.get(split, (split,)) if key in available]
+        if not accepted:
+            raise DataError(f"hf:{path}: no split {split!r}, found {sorted(available)}")
+        rows = datasets.load_dataset(name, config or None, split=accepted[0])
+    except ImportError as error:
+        raise DataError(
+            f"hf:{path} needs the datasets library: pip install tessella[hub-data]"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"hf:{path}: cannot be loaded ({error})") from error
+    return HubSource(rows, name=name, split=split)
+
+
+def _import_datasets() -> Any:
+    import datasets  # optional dependency: tessella[hub-data]
+
+    return datasets

@@ -1,0 +1,97 @@
+"""What every image source offers: a length, stable order, and one readable sample per index.
+
+A source knows where images lie and nothing about resolution, batches or randomness; those belong
+to `tessella.data.loader`. Sources are map-style and picklable, so they work in DataLoader workers
+started by fork or by spawn.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from PIL import Image
+
+
+class DataError(ValueError):
+    """A data source that cannot be used at all: missing, empty, truncated or misnamed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One image with what is known about it.
+
+    Attributes:
+        image: PIL image, mode RGB, in its stored size.
+        id: Stable name inside the source, for example `train/000017` or `cat/001.png`.
+        label: Class index in [0, num_classes), or None.
+        caption: One line of text, or None.
+    """
+
+    image: Image.Image
+    id: str
+    label: int | None = None
+    caption: str | None = None
+
+
+class ImageSource(ABC):
+    """Map-style images in a stable sorted order.
+
+    Attributes:
+        name: Short name for logs and reports, for example `emoji`.
+        split: Which part this is, `train` or `val`.
+        licence: Licence statement of the images, or None when unknown.
+    """
+
+    name: str
+    split: str
+    licence: str | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images, broken ones included."""
+
+    @abstractmethod
+    def read(self, index: int) -> Sample:
+        """Decode one image.
+
+        Args:
+            index: Position in [0, len(self)).
+
+        Raises:
+            IndexError: If `index` is outside the range.
+            BrokenImage: If the image cannot be decoded; the other images stay readable.
+        """
+
+    @abstractmethod
+    def id_of(self, index: int) -> str:
+        """Stable name of one image, without reading it."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order; empty when the images carry no labels."""
+
+    @abstractmethod
+    def _sizes(self) -> Iterable[int]:
+        """Stored size of each image in bytes, in order."""
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for index, size in enumerate(self._sizes()):
+            digest.update(f"{self.id_of(index)}\0{size}\n".encode())
+        return digest.hexdigest()
+
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) over ids and stored sizes; no image is read.
+
+        Equal for a copy of the same data elsewhere, different when an image was added, removed,
+        renamed or changed in size.
+        """
+        return self._fingerprint
+
+    def _check(self, index: int) -> None:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {self.name}: expected 0..{len(self) - 1}")

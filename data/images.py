@@ -1,0 +1,233 @@
+"""Image files to RGB pixels and back, with one rounding rule for the whole package.
+
+Pixel values are uint8 0..255 outside the models and floats in [-1, 1] inside; `to_tensor` and
+`to_uint8` are the only two bridges. Transparency is flattened on white: `convert("RGB")` alone
+would show the arbitrary colours that editors leave under transparent pixels.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+MAX_PIXELS = 89_478_485  # Pillow's own warning level, here a refusal
+_GAP = 2  # pixels between the cells of a grid
+_BACKGROUND = (232, 232, 232)  # not white: the borders of white images stay visible
+
+
+class BrokenImage(ValueError):
+    """An image that cannot be decoded.
+
+    Attributes:
+        name: Which image.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def read_image(source: str | Path | bytes, *, name: str | None = None) -> Image.Image:
+    """Decode an image file into an upright RGB image of its stored size.
+
+    EXIF orientation is applied, transparency (alpha, palette or colour key) is flattened on white,
+    16-bit grey is scaled to 8 bits, CMYK and grey are converted; of an animation, the first frame.
+
+    Args:
+        source: Path of a file, or the bytes of one.
+        name: Name used in errors; the path by default.
+
+    Returns:
+        PIL image, mode RGB, values 0..255.
+
+    Raises:
+        BrokenImage: If the file is missing, truncated, not an image, larger than 89 million
+            pixels, or has no defined range (32-bit integers above 65535, floats).
+    """
+    if name is None:
+        name = "<bytes>" if isinstance(source, bytes) else str(source)
+    try:
+        blob = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with Image.open(io.BytesIO(blob)) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ValueError(f"{opened.width}x{opened.height} pixels, limit {MAX_PIXELS}")
+            opened.load()
+            return _to_rgb(ImageOps.exif_transpose(opened))
+    except Exception as error:  # decoders raise anything from SyntaxError to struct.error
+        reason = str(error).replace(repr(name), "").strip() or "unreadable"
+        if isinstance(error, Image.UnidentifiedImageError):
+            size = f"{len(blob)} bytes" if blob else "empty file"
+            reason = f"not an image file that Pillow knows ({size})"
+        raise BrokenImage(name, f"{reason} ({type(error).__name__})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _grey16_to_rgb(image)
+    if image.mode == "F":
+        raise ValueError("float pixels have no defined range; expected 8 or 16 bits per channel")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        if image.mode in ("RGBa", "La"):
+            image = image.convert(image.mode.upper())
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey16_to_rgb(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"grey values {values.min()}..{values.max()}, expected 16 bits (0..65535)")
+    grey = np.rint(values / 257).astype(np.uint8)  # 65535 -> 255
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey[values == key] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def to_tensor(image: Image.Image | np.ndarray | Tensor) -> Tensor:
+    """Pixels to the range of the models: value / 127.5 - 1.
+
+    Args:
+        image: RGB image, or uint8 pixels of shape (H, W, 3).
+
+    Returns:
+        Shape (3, H, W), float32 in [-1, 1], on the CPU.
+
+    Raises:
+        ValueError: If the image is not RGB or the array not uint8 (H, W, 3).
+    """
+    if isinstance(image, Image.Image):
+        if image.mode != "RGB":
+            raise ValueError(f"image mode {image.mode}, expected RGB (see read_image)")
+        image = np.asarray(image)
+    pixels = image.numpy(force=True) if isinstance(image, Tensor) else image
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise ValueError(f"pixels {pixels.dtype} {pixels.shape}, expected uint8 (H, W, 3)")
+    return to_float(pixels[None])[0]
+
+
+def to_float(pixels: np.ndarray) -> Tensor:
+    """A batch of pixels to the range of the models: value / 127.5 - 1.
+
+    In numpy on purpose: on a busy machine, waiting for the threads of torch costs ten times the
+    arithmetic.
+
+    Args:
+        pixels: Shape (B, H, W, 3), uint8.
+
+    Returns:
+        Shape (B, 3, H, W), contiguous float32 in [-1, 1], on the CPU.
+    """
+    values = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32)
+    values /= 127.5
+    values -= 1
+    return torch.from_numpy(values)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Model range to pixels: round(127.5 * (value + 1)), clamped to 0..255.
+
+    The one rounding rule of the package; halves go to the even neighbour. It inverts `to_tensor`
+    exactly. Values outside [-1, 1] saturate.
+
+    Args:
+        images: Shape (B, 3, H, W), any float dtype; computed in float32.
+
+    Returns:
+        Shape (B, H, W, 3), uint8, on the same device.
+
+    Raises:
+        ValueError: If the shape or dtype is wrong, or a value is NaN.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        shape = tuple(images.shape)
+        raise ValueError(f"images {images.dtype} {shape}, expected float (B, 3, H, W)")
+    if torch.isnan(images).any():
+        raise ValueError("images contain NaN, expected values in [-1, 1]")
+    pixels = images.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255)
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def save_png(image: Image.Image | np.ndarray | Tensor, path: str | Path) -> None:
+    """Write a PNG atomically: a reader sees the old file, the new one, or none.
+
+    Args:
+        image: PIL image, uint8 pixels (H, W, 3), or one float image (3, H, W) in [-1, 1].
+        path: Target file; missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            _to_pil(image).save(file, "PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def image_grid(
+    images: Tensor | np.ndarray | Sequence[Image.Image],
+    columns: int,
+    labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """Tile images row by row on a light grey sheet, each with an optional line of text below.
+
+    Args:
+        images: Float (B, 3, H, W) in [-1, 1], uint8 (B, H, W, 3), or PIL images; cells take the
+            size of the largest image.
+        columns: Images per row, >= 1.
+        labels: One text per image; cut to the width of a cell.
+
+    Returns:
+        PIL image, mode RGB.
+
+    Raises:
+        ValueError: If there are no images, `columns` < 1, or the number of labels differs.
+    """
+    cells = [_to_pil(image) for image in images]
+    if not cells or columns < 1:
+        raise ValueError(f"{len(cells)} images in {columns} columns, expected at least 1 of each")
+    if labels is not None and len(labels) != len(cells):
+        raise ValueError(f"{len(labels)} labels for {len(cells)} images")
+    columns = min(columns, len(cells))
+    rows = -(-len(cells) // columns)
+    font = ImageFont.load_default()
+    text_height = 0 if labels is None else int(font.getbbox("Ag")[3]) + _GAP
+    width = max(cell.width for cell in cells)
+    height = max(cell.height for cell in cells)
+    pitch = (width + _GAP, height + text_height + _GAP)
+    sheet = Image.new("RGB", (columns * pitch[0] + _GAP, rows * pitch[1] + _GAP), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for number, cell in enumerate(cells):
+        left, top = _GAP + number % columns * pitch[0], _GAP + number // columns * pitch[1]
+        sheet.paste(cell, (left, top))
+        if labels is not None:
+            text = labels[number].encode("latin-1", "replace").decode("latin-1")
+            while text and font.getlength(text) > width:
+                text = text[:-1]
+            draw.text((left, top + height), text, fill=(0, 0, 0), font=font)
+    return sheet
+
+
+def _to_pil(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image if image.mode == "RGB" else _to_rgb(image)
+    if isinstance(image, Tensor):
+        pixels = to_uint8(image[None])[0] if image.is_floating_point() else image
+        image = pixels.cpu().numpy()
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"pixels {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
+    return Image.fromarray(image)

@@ -1,0 +1,274 @@
+"""Batches for training and evaluation, decoded and resized once and kept in memory where they fit.
+
+Which image stands where is decided by `tessella.data.step_sampler`; augmentation is seeded by the
+sample number, so a batch is the same for any number of workers or processes and after a restart.
+"""
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .image_source import DataError, ImageSource
+from .images import BrokenImage, to_float
+from .step_sampler import StepSampler, epoch_order
+from .transforms import AugmentConfig, augment, resize_center_crop, shrink
+
+CACHE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    pixels: np.ndarray  # (H, W, 3), uint8
+    id: str
+    label: int
+    caption: str
+
+
+class ImageDataset(Dataset):
+    """Images of a source at one resolution, addressed by (image index, sample number).
+
+    A broken image is replaced by the next readable one and noted in `broken`.
+
+    Args:
+        source: Where the images are.
+        resolution: Side of the images in pixels; other sizes are resized and centre-cropped.
+        augment: Random augmentation; None = off.
+        seed: Seed of augmentation and order, >= 0.
+        cache: Keep decoded images in memory: `auto` if all of them fit in 1 GiB, else `always` or
+            `never`.
+
+    Raises:
+        ValueError: If `resolution`, `seed` or `cache` is out of range.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        resolution: int,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        cache: Literal["auto", "always", "never"] = "auto",
+    ) -> None:
+        if resolution < 1 or seed < 0:
+            raise ValueError(f"resolution={resolution}, seed={seed}; expected >= 1 and >= 0")
+        if cache not in ("auto", "always", "never"):
+            raise ValueError(f"cache={cache!r}, expected auto, always or never")
+        self.source, self.resolution, self.seed = source, resolution, seed
+        self.augment = augment or AugmentConfig()
+        self.broken: dict[str, str] = {}
+        self._broken_indices: set[int] = set()
+        # A random crop needs pixels beyond the resolution: enough for the smallest one.
+        area = self.augment.random_crop
+        self._stored_side = int(np.ceil(resolution / area**0.5))
+        total = len(source) * 3 * self._stored_side**2
+        self.cached = cache == "always" or (cache == "auto" and total <= CACHE_BYTES)
+        self._cache: dict[int, _Decoded] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": {}}  # spawned workers fill their own
+
+    def sample(self, number: int) -> dict[str, Any]:
+        """One sample of the run by its number, as a batch of one."""
+        epoch, place = divmod(number, len(self.source))
+        index = int(epoch_order(len(self.source), self.seed, epoch)[place])
+        return self.__getitems__([(index, number)])
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        return self.__getitems__([key])
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """A whole batch at once; see `make_loader` for its content."""
+        items = [self._readable(index) for index, _ in keys]
+        size = self.resolution
+        pixels = np.empty((len(keys), size, size, 3), np.uint8)
+        for row, (item, (_, number)) in enumerate(zip(items, keys, strict=True)):
+            if self.augment.enabled:
+                rng = np.random.default_rng((self.seed, number))
+                pixels[row] = augment(item.pixels, size, self.augment, rng)
+            else:
+                pixels[row] = item.pixels
+        return _batch(pixels, items, [number for _, number in keys])
+
+    def preload(self) -> None:
+        """Decode every image into the cache now, so that forked workers share it."""
+        for index in range(len(self.source)):
+            self._readable(index)
+
+    def _readable(self, index: int) -> _Decoded:
+        """The image at `index`, or the next one that can be read."""
+        for candidate in range(index, index + len(self.source)):
+            candidate %= len(self.source)
+            if candidate in self._broken_indices:
+                continue
+            try:
+                return self._load(candidate)
+            except BrokenImage as error:
+                self.broken[self.source.id_of(candidate)] = error.reason
+                self._broken_indices.add(candidate)
+        name, reason = next(iter(self.broken.items()))
+        raise DataError(
+            f"{self.source.name}: none of {len(self.source)} images can be read; {name}: {reason}"
+        )
+
+    def _load(self, index: int) -> _Decoded:
+        if index in self._cache:
+            return self._cache[index]
+        item = _decode(self.source, index, self.resolution, self._stored_side, self.augment.crops)
+        if self.cached:
+            self._cache[index] = item
+        return item
+
+
+class StepLoader(DataLoader):
+    """A DataLoader over steps that brings the broken images found by workers back home."""
+
+    dataset: ImageDataset
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            self.dataset.broken.update(batch.pop("broken"))
+            yield batch
+
+
+class _CollectBroken:
+    """Adds what this worker has found broken; the batch itself is complete already."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __call__(self, batch: Any) -> dict[str, Any]:
+        info = torch.utils.data.get_worker_info()
+        dataset = self.dataset if info is None else cast(ImageDataset, info.dataset)
+        return batch | {"broken": dict(dataset.broken)}
+
+
+def make_loader(
+    dataset: ImageDataset,
+    batch_size_per_process: int,
+    *,
+    num_steps: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    num_processes: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> StepLoader:
+    """Loader of steps start_step .. num_steps - 1, one batch each.
+
+    A batch holds `images` float32 (B, 3, H, W) in [-1, 1], `labels` int64 (B,) with -1 = none,
+    `captions` (list of B texts, empty = none), `ids` (list of B names) and `numbers` int64 (B,).
+    Images found broken are listed in `dataset.broken` with the reason.
+
+    Args:
+        dataset: Images and seed.
+        batch_size_per_process: Samples per step on this process.
+        num_steps: Length of the whole run in steps.
+        start_step: Steps already done.
+        process_index: Rank of this process.
+        num_processes: Processes of the run.
+        num_workers: Reader processes; 0 is fastest for a small cached set.
+        pin_memory: Page-locked tensors for faster copies to a GPU.
+
+    Raises:
+        ValueError: If a count is out of range.
+        DataError: While iterating, if no image can be read.
+    """
+    sampler = StepSampler(
+        len(dataset),
+        batch_size_per_process,
+        process_index,
+        num_processes,
+        dataset.seed,
+        start_step,
+        num_steps,
+    )
+    methods = multiprocessing.get_all_start_methods()  # the default comes first
+    method = multiprocessing.get_start_method(allow_none=True) or methods[0]
+    if num_workers and dataset.cached and method == "fork":
+        dataset.preload()
+    return StepLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=_CollectBroken(dataset),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+    )
+
+
+def eval_batches(
+    source: ImageSource,
+    resolution: int,
+    batch_size: int,
+    limit: int | None = None,
+    *,
+    broken: dict[str, str] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Every readable image once, in order, resized and centre-cropped, never augmented.
+
+    Args:
+        source: Where the images are.
+        resolution: Side of the images in pixels.
+        batch_size: Images per batch; the last one may be smaller.
+        limit: Largest number of images delivered; None = all.
+        broken: Filled in place with the reason for each image skipped, by id.
+
+    Yields:
+        Batches as of `make_loader`; `numbers` are indices into the source.
+
+    Raises:
+        ValueError: If a size is below 1.
+        DataError: If no image can be read.
+    """
+    if resolution < 1 or batch_size < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"{resolution=}, {batch_size=}, {limit=}; expected at least 1")
+    broken = {} if broken is None else broken
+    items: list[_Decoded] = []
+    numbers: list[int] = []
+    delivered = 0
+    for index in range(len(source)):
+        if limit is not None and delivered + len(items) >= limit:
+            break
+        try:
+            items.append(_decode(source, index, resolution, resolution, crops=False))
+            numbers.append(index)
+        except BrokenImage as error:
+            broken[source.id_of(index)] = error.reason
+        if len(items) == batch_size:
+            yield _batch(np.stack([item.pixels for item in items]), items, numbers)
+            delivered, items, numbers = delivered + len(items), [], []
+    if items:
+        yield _batch(np.stack([item.pixels for item in items]), items, numbers)
+        delivered += len(items)
+    if not delivered:
+        name, reason = next(iter(broken.items()))
+        raise DataError(f"{source.name}: no image can be read; {name}: {reason}")
+
+
+def _decode(
+    source: ImageSource, index: int, resolution: int, stored_side: int, crops: bool
+) -> _Decoded:
+    sample = source.read(index)
+    if crops:
+        image = shrink(sample.image, stored_side)
+    else:
+        image = resize_center_crop(sample.image, resolution)
+    label = -1 if sample.label is None else sample.label
+    return _Decoded(np.asarray(image), sample.id, label, sample.caption or "")
+
+
+def _batch(pixels: np.ndarray, items: Sequence[_Decoded], numbers: Sequence[int]) -> dict[str, Any]:
+    return {
+        "images": to_float(pixels),
+        "labels": torch.tensor([item.label for item in items], dtype=torch.int64),
+        "captions": [item.caption for item in items],
+        "ids": [item.id for item in items],
+        "numbers": torch.tensor(numbers, dtype=torch.int64),
+    }

