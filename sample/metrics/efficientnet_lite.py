@@ -1,0 +1,187 @@
+"""EfficientNet-Lite0: a small ImageNet classifier (4.65 M parameters) as feature network.
+
+Inverted residual blocks with ReLU6 and no squeeze-excite. Batch normalisation (eps 1e-3) is folded
+into the convolutions in float64 when the network is built. Padding is that of TensorFlow's "same"
+for even sizes: stride 2 pads one pixel more right and below than left and above.
+
+Source: arXiv:1905.11946 (EfficientNet), in the "lite" variant that TensorFlow published for phones.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .extractor import FeatureExtractor, FrozenConv
+from .weights import LoadedWeights
+
+NORM_EPS = 1e-3
+MIN_TRUNK_SIDE, MULTIPLE = 64, 32
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Blocks of one width; the first one has the stride (pixels) and changes the channels."""
+
+    num_blocks: int
+    outputs: int
+    kernel: int
+    stride: int
+    expansion: int = 6
+
+
+_STEM, _HEAD, _CLASSES = 32, 1280, 1000
+_GROUPS = (
+    _Group(1, 16, 3, 1, expansion=1),
+    _Group(2, 24, 3, 2),
+    _Group(2, 40, 5, 2),
+    _Group(3, 80, 3, 2),
+    _Group(3, 112, 5, 1),
+    _Group(4, 192, 5, 2),
+    _Group(1, 320, 3, 1),
+)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One inverted residual block; all sizes in channels or pixels."""
+
+    inputs: int
+    hidden: int
+    outputs: int
+    kernel: int
+    stride: int
+
+
+def _plans() -> tuple[_Plan, ...]:
+    plans, inputs = [], _STEM
+    for group in _GROUPS:
+        for i in range(group.num_blocks):
+            stride = group.stride if i == 0 else 1
+            hidden = inputs * group.expansion
+            plans.append(_Plan(inputs, hidden, group.outputs, group.kernel, stride))
+            inputs = group.outputs
+    return tuple(plans)
+
+
+def weight_shapes() -> dict[str, tuple[int, ...]]:
+    """Tensor names and shapes that EfficientNet-Lite0 consumes, all of them."""
+    kernels: dict[str, tuple[int, ...]] = {"stem": (_STEM, 3, 3, 3)}
+    plans = _plans()
+    for i, plan in enumerate(plans):
+        if plan.hidden != plan.inputs:
+            kernels[f"blocks.{i}.expand"] = (plan.hidden, plan.inputs, 1, 1)
+        kernels[f"blocks.{i}.depthwise"] = (plan.hidden, 1, plan.kernel, plan.kernel)
+        kernels[f"blocks.{i}.project"] = (plan.outputs, plan.hidden, 1, 1)
+    kernels["head"] = (_HEAD, plans[-1].outputs, 1, 1)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for unit, kernel in kernels.items():
+        shapes[f"{unit}.weight"] = kernel
+        shapes |= {f"{unit}.{f}": kernel[:1] for f in ("gamma", "beta", "mean", "variance")}
+    return shapes | {"classifier.weight": (_CLASSES, _HEAD), "classifier.bias": (_CLASSES,)}
+
+
+class EfficientNetLite0(FeatureExtractor):
+    """Layers `block_0` to `block_15` (linear outputs) and `head`; `pooled` is the 1280-d head mean.
+
+    Images are enlarged (bilinear) so that the shorter side has at least 64 pixels and both sides
+    are multiples of 32; sizes that already fit pass unchanged. Nothing is ever shrunk.
+    """
+
+    classifier_weight: Tensor
+    classifier_bias: Tensor
+
+    def __init__(self, weights: LoadedWeights) -> None:
+        weights.expect("efflite0", weight_shapes())
+        plans, stride = _plans(), 2
+        layers = {}
+        for i, plan in enumerate(plans):
+            stride *= plan.stride
+            layers[f"block_{i}"] = (plan.outputs, stride)
+        super().__init__(
+            name="efflite0",
+            layers=layers | {"head": (_HEAD, stride)},
+            pooled_layers=("head",),
+            weights_id=weights.weights_id,
+            resize_rule="bilinear up to >= 64 px and multiples of 32",
+        )
+        self.stem = _folded(weights, "stem", kernel=3, stride=2)
+        self.blocks = nn.ModuleList(_Block(weights, i, plan) for i, plan in enumerate(plans))
+        self.head = _folded(weights, "head")
+        for field in ("weight", "bias"):
+            value = weights.tensors[f"classifier.{field}"]
+            self.register_buffer(f"classifier_{field}", value, persistent=False)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """ImageNet class scores before the softmax.
+
+        Args:
+            images: As for `forward`; the network was trained on 224 x 224 pixels.
+
+        Returns:
+            Shape (B, 1000), in the usual ImageNet class order.
+        """
+        features = self.pooled(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return F.linear(features, self.classifier_weight, self.classifier_bias)
+
+    def _stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        size = _trunk_size(images.shape[2], images.shape[3])
+        if size != tuple(images.shape[2:]):
+            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+        features = F.relu6(self.stem((images * 255 - 127) / 128), inplace=True)
+        for i, block in enumerate(self.blocks):
+            features = block(features)
+            yield f"block_{i}", features
+        yield "head", F.relu6(self.head(features), inplace=True)
+
+
+class _Block(nn.Module):
+    """Expand 1x1, depthwise, project 1x1; the input is added when shapes allow."""
+
+    def __init__(self, weights: LoadedWeights, index: int, plan: _Plan) -> None:
+        super().__init__()
+        name = f"blocks.{index}"
+        self.expand = _folded(weights, f"{name}.expand") if plan.hidden != plan.inputs else None
+        self.depthwise = _folded(
+            weights,
+            f"{name}.depthwise",
+            kernel=plan.kernel,
+            stride=plan.stride,
+            groups=plan.hidden,
+        )
+        self.project = _folded(weights, f"{name}.project")
+        self.residual = plan.stride == 1 and plan.inputs == plan.outputs
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = features
+        if self.expand is not None:
+            hidden = F.relu6(self.expand(hidden), inplace=True)
+        hidden = self.project(F.relu6(self.depthwise(hidden), inplace=True))
+        return hidden.add_(features) if self.residual else hidden
+
+
+def _folded(
+    weights: LoadedWeights, unit: str, *, kernel: int = 1, stride: int = 1, groups: int = 1
+) -> FrozenConv:
+    """A convolution and the batch normalisation after it as one convolution."""
+    get = {
+        field: weights.tensors[f"{unit}.{field}"].double()
+        for field in ("weight", "gamma", "beta", "mean", "variance")
+    }
+    scale = get["gamma"] / (get["variance"] + NORM_EPS).sqrt()
+    weight = (get["weight"] * scale[:, None, None, None]).float()
+    bias = (get["beta"] - get["mean"] * scale).float()
+    before = (kernel - stride) // 2
+    padding = (before, kernel - stride - before) if kernel > 1 else (0, 0)
+    return FrozenConv(weight, bias, stride=stride, padding=padding, groups=groups)
+
+
+def _trunk_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width in pixels that the trunk sees."""
+    scale = max(1.0, MIN_TRUNK_SIDE / min(height, width))
+    up = [MULTIPLE * math.ceil(side * scale / MULTIPLE - 1e-9) for side in (height, width)]
+    return up[0], up[1]

@@ -1,0 +1,59 @@
+"""Feature networks by name: `build_features("efflite0")`.
+
+One input contract for all (`extractor.py`), weights only from places that the user filled
+(`weights.py`). Names are those that metrics print, as in `FD@efflite0`.
+"""
+
+import difflib
+import os
+
+from .efficientnet_lite import EfficientNetLite0
+from .extractor import FeatureExtractor
+from .lpips_trunks import AlexFeatures, VggFeatures
+from .random_features import RandomFeatures
+from .weights import WeightsError, WeightsMissing, available_features, convert_weights, load_weights
+
+__all__ = [
+    "FEATURE_NAMES",
+    "FeatureExtractor",
+    "WeightsError",
+    "WeightsMissing",
+    "available_features",
+    "build_features",
+    "convert_weights",
+]
+
+FEATURE_NAMES = ("lpips_vgg", "lpips_alex", "efflite0", "random")
+LATER_NAMES = ("inception_fid", "resnet50")
+
+
+def build_features(name: str, *, path: str | os.PathLike[str] | None = None) -> FeatureExtractor:
+    """The feature network of that name, frozen, on the CPU.
+
+    Args:
+        name: `lpips_vgg`, `lpips_alex`, `efflite0` or `random`.
+        path: Weight file that wins over cache and installed packages; not for `random`.
+
+    Raises:
+        ValueError: If the name is unknown or not in this version, or `random` is given a path.
+        WeightsMissing: If there are no weights on this machine; names the pip command.
+        WeightsError: If the weights found are damaged, foreign or of an unknown version.
+    """
+    match name:
+        case "lpips_vgg":
+            return VggFeatures(load_weights(name, path)).eval()
+        case "lpips_alex":
+            return AlexFeatures(load_weights(name, path)).eval()
+        case "efflite0":
+            return EfficientNetLite0(load_weights(name, path)).eval()
+        case "random":
+            if path is not None:
+                raise ValueError(f"random features have no weight file, found path {str(path)!r}")
+            return RandomFeatures().eval()
+        case _ if name in LATER_NAMES:
+            raise ValueError(
+                f"features {name!r}: not in this version; available: {', '.join(FEATURE_NAMES)}"
+            )
+    near = difflib.get_close_matches(name, (*FEATURE_NAMES, *LATER_NAMES), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(FEATURE_NAMES)}"
+    raise ValueError(f"unknown features {name!r}; {hint}")

@@ -1,0 +1,136 @@
+"""Frechet distance against closed forms and other formulas for the same trace."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tessella.sample.metrics.features import build_features
+from tessella.sample.metrics.frechet import (
+    FrechetStatistics,
+    frechet_distance,
+    metric_name,
+    require_fid,
+)
+from torch import Tensor
+
+
+def features(count: int, size: int, seed: int) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(size, size, generator=rng, dtype=torch.float64) / size**0.5
+    draw = torch.randn(count, size, generator=rng, dtype=torch.float64)
+    return draw @ mixing + 0.3 * seed
+
+
+def statistics(values: Tensor) -> FrechetStatistics:
+    result = FrechetStatistics(values.shape[1])
+    result.update(values)
+    return result
+
+
+def by_eigvals(a: Tensor, b: Tensor) -> float:
+    """Trace of the square root of the plain product: general, complex eigenvalues."""
+    cov_a, cov_b = a.T.cov(), b.T.cov()
+    cross = torch.linalg.eigvals(cov_a @ cov_b).sqrt().real.sum()
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    return float(shift + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def by_eigh(a: Tensor, b: Tensor) -> float:
+    """Trace of the square root of A^1/2 B A^1/2, symmetric throughout."""
+    cov_a, cov_b = a.T.cov(), b.T.cov()
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    return float(shift + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("factor", [0.5, 4.0])
+def test_equals_other_forms(size: int, factor: float) -> None:
+    count = int(size * factor)
+    a, b = features(count, size, seed=1), features(count + 3, size, seed=2)
+    value = frechet_distance(statistics(a), statistics(b))
+    assert value == pytest.approx(by_eigvals(a, b), rel=1e-5)
+    assert value == pytest.approx(by_eigh(a, b), rel=1e-5)
+
+
+def test_closed_form_of_commuting_gaussians() -> None:
+    """Diagonal covariances: sum of (difference of means)^2 + (difference of deviations)^2."""
+    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+    unit = signs * (3 / 4) ** 0.5  # exact unbiased covariance = identity
+    a = unit * torch.tensor([2.0, 0.5]) + torch.tensor([1.0, -1.0])
+    b = unit * torch.tensor([1.0, 3.0]) + torch.tensor([0.0, 1.0])
+    expected = 1 + 4 + (2 - 1) ** 2 + (0.5 - 3) ** 2
+    assert frechet_distance(statistics(a), statistics(b)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [20, 400])
+def test_self_distance_is_zero(count: int) -> None:
+    own = statistics(features(count, 64, seed=3))
+    assert 0 <= frechet_distance(own, own) < 1e-6
+
+
+def test_constant_features_have_zero_distance() -> None:
+    own = statistics(torch.ones(5, 4))
+    assert frechet_distance(own, own) == 0.0
+
+
+def test_order_and_batch_size_do_not_matter() -> None:
+    values = features(50, 16, seed=4) + 1000.0  # a large mean ruins naive sums of squares
+    whole = statistics(values)
+    parts = FrechetStatistics(16)
+    for batch in values.flip(0).split(7):
+        parts.update(batch)
+    halves = [statistics(values[:20]), statistics(values[20:])]
+    halves[0].merge(halves[1])
+    empty = FrechetStatistics(16)
+    empty.merge(whole)
+    for other in (parts, halves[0], empty):
+        assert other.count == 50
+        torch.testing.assert_close(other.mean, whole.mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(other.covariance, whole.covariance, rtol=1e-6, atol=1e-9)
+        assert frechet_distance(other, whole) < 1e-6
+    torch.testing.assert_close(whole.covariance, values.T.cov(), rtol=1e-6, atol=1e-9)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    saved = FrechetStatistics(8, extractor_id="efflite0#57934424")
+    saved.update(features(10, 8, seed=5).float())
+    saved.save(tmp_path / "reference.safetensors")
+    loaded = FrechetStatistics.load(tmp_path / "reference.safetensors")
+    assert (loaded.count, loaded.extractor_id) == (10, "efflite0#57934424")
+    assert torch.equal(loaded.scatter, saved.scatter)
+    assert torch.equal(loaded.mean, saved.mean)
+    (tmp_path / "reference.safetensors").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="not readable Frechet statistics"):
+        FrechetStatistics.load(tmp_path / "reference.safetensors")
+
+
+def test_wrong_use_is_refused() -> None:
+    single = FrechetStatistics(4)
+    single.update(torch.ones(1, 4))
+    with pytest.raises(ValueError, match="at least 2 vectors, found 1"):
+        frechet_distance(single, single)
+    with pytest.raises(ValueError, match="1 of 2 vectors are not finite"):
+        single.update(torch.tensor([[1.0, 2, 3, 4], [1, 2, torch.nan, 4]]))
+    assert single.count == 1
+    broken = statistics(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+    broken.scatter[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        frechet_distance(broken, broken)
+    with pytest.raises(ValueError, match=r"expected \(B, 4\)"):
+        single.update(torch.ones(2, 5))
+    with pytest.raises(ValueError, match="sizes differ"):
+        single.merge(FrechetStatistics(5))
+    with pytest.raises(ValueError, match="different networks"):
+        single.merge(FrechetStatistics(4, extractor_id="random#0"))
+
+
+def test_only_the_inception_network_is_called_fid() -> None:
+    assert metric_name("inception_fid") == "FID"
+    assert metric_name("efflite0") == "FD@efflite0"
+    assert metric_name(build_features("random")) == "FD@random"
+    require_fid("inception_fid")
+    with pytest.raises(ValueError, match="report it as 'FD@efflite0'"):
+        require_fid("efflite0")
