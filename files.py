@@ -41,12 +41,15 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    path: str | os.PathLike[str], *, overwrite: bool = False, flush: bool = True
+) -> Iterator[Path]:
     """A temporary folder beside `path` to fill; renamed to it when the block ends well.
 
     Args:
         path: The final folder.
         overwrite: Replace a folder that is already there; otherwise it is refused at once.
+        flush: Push every file to the disk first; False for thousands of small, replaceable ones.
 
     Raises:
         FileExistsError: If `path` exists and `overwrite` is False, or if it is a file.
@@ -65,7 +68,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         try:
             yield temporary
             for file in temporary.rglob("*"):
-                if file.is_file():
+                if flush and file.is_file():
                     _flush(file)
             temporary.chmod(0o777 & ~_umask())
             if overwrite and path.exists():

@@ -6,7 +6,6 @@ would show the arbitrary colours that editors leave under transparent pixels.
 """
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
+
+from ..files import atomic_file
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level, here a refusal
 _GAP = 2  # pixels between the cells of a grid
@@ -143,21 +144,21 @@ def to_uint8(images: Tensor) -> Tensor:
     exactly. Values outside [-1, 1] saturate.
 
     Args:
-        images: Shape (B, 3, H, W), any float dtype; computed in float32.
+        images: Any shape and float dtype; computed in float32.
 
     Returns:
-        Shape (B, H, W, 3), uint8, on the same device.
+        uint8, same shape and device.
 
     Raises:
-        ValueError: If the shape or dtype is wrong, or a value is NaN.
+        ValueError: If the dtype is not float, or a value is not finite.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        shape = tuple(images.shape)
-        raise ValueError(f"images {images.dtype} {shape}, expected float (B, 3, H, W)")
-    if torch.isnan(images).any():
-        raise ValueError("images contain NaN, expected values in [-1, 1]")
-    pixels = images.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255)
-    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    if not images.is_floating_point():
+        raise ValueError(f"images: expected floats in [-1, 1], found {images.dtype}")
+    values = images.detach().float()
+    wrong = int((~values.isfinite()).sum())
+    if wrong:
+        raise ValueError(f"images: {wrong} values are not finite, expected values in [-1, 1]")
+    return values.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def save_png(image: Image.Image | np.ndarray | Tensor, path: str | Path) -> None:
@@ -166,16 +167,12 @@ def save_png(image: Image.Image | np.ndarray | Tensor, path: str | Path) -> None
     Args:
         image: PIL image, uint8 pixels (H, W, 3), or one float image (3, H, W) in [-1, 1].
         path: Target file; missing folders are made.
+
+    Raises:
+        SaveError: If the disk refuses.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            _to_pil(image).save(file, "PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        to_pil(image).save(temporary, "PNG")
 
 
 def image_grid(
@@ -197,7 +194,7 @@ def image_grid(
     Raises:
         ValueError: If there are no images, `columns` < 1, or the number of labels differs.
     """
-    cells = [_to_pil(image) for image in images]
+    cells = [to_pil(image) for image in images]
     if not cells or columns < 1:
         raise ValueError(f"{len(cells)} images in {columns} columns, expected at least 1 of each")
     if labels is not None and len(labels) != len(cells):
@@ -222,11 +219,12 @@ def image_grid(
     return sheet
 
 
-def _to_pil(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
+def to_pil(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
+    """A PIL image, mode RGB, of a PIL image, uint8 (H, W, 3), or one float image (3, H, W)."""
     if isinstance(image, Image.Image):
         return image if image.mode == "RGB" else _to_rgb(image)
     if isinstance(image, Tensor):
-        pixels = to_uint8(image[None])[0] if image.is_floating_point() else image
+        pixels = to_uint8(image).permute(1, 2, 0) if image.is_floating_point() else image
         image = pixels.cpu().numpy()
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"pixels {image.dtype} {image.shape}, expected uint8 (H, W, 3)")

@@ -11,31 +11,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ...data.images import to_uint8
+
 PSNR_CAP = 100.0
 """Reported PSNR of identical images, and upper bound of all others, in dB."""
 MIN_SSIM_SIDE = 11
 """The SSIM window (Gaussian, sigma 1.5) is 11 pixels wide."""
 _WHITE, _PEAK = 255, 255.0
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as the 8-bit levels that a PNG would hold.
-
-    Args:
-        images: Float, any shape. Values outside [-1, 1] are clamped; halves round to even.
-
-    Returns:
-        uint8 levels `round(127.5 * (x + 1))`, same shape.
-
-    Raises:
-        ValueError: If the dtype is not float or a value is not finite.
-    """
-    if not images.is_floating_point():
-        raise ValueError(f"images: expected a float tensor in [-1, 1], found {images.dtype}")
-    images = images.detach().float()
-    if not bool(torch.isfinite(images).all()):
-        raise ValueError(f"images: {int((~torch.isfinite(images)).sum())} values are not finite")
-    return torch.round(127.5 * (images + 1)).clamp_(0, 255).to(torch.uint8)
 
 
 def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ interpreted, and cache files must hold exactly the tensors converted from them, 
 import difflib
 import hashlib
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...files import atomic_file
 from .provider_files import ForeignFile, read_efflite0, read_lpips
 
 
@@ -187,13 +187,8 @@ def convert_weights(
         for key, value in _load_provider_file(name, found).tensors.items()
     }
     out = cache_path(name) if out is None else Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
+    with atomic_file(out) as temporary:
         save_file(tensors, temporary, metadata={"tessella_features": name})
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return out
 
 

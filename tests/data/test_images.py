@@ -110,18 +110,17 @@ def test_rounding_is_exact_both_ways():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(16, 16, 1).expand(16, 16, 3)
     images = to_tensor(pixels)[None]
     assert images.shape == (1, 3, 16, 16) and images.min() == -1 and images.max() == 1
-    assert torch.equal(to_uint8(images)[0], pixels)
+    assert torch.equal(to_uint8(images)[0].permute(1, 2, 0), pixels)
     # 0.0 lies halfway, 127.5, and goes to the even neighbour; values outside saturate
     values = torch.tensor([-1e9, 0.0, 0.999, 3.0], dtype=torch.float64)
-    found = to_uint8(values.reshape(1, 1, 1, 4).expand(1, 3, 1, 4))[0, 0, :, 0]
-    assert found.tolist() == [0, 128, 255, 255]
+    assert to_uint8(values).tolist() == [0, 128, 255, 255]
 
 
 def test_wrong_input_to_conversions():
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="12 values are not finite"):
         to_uint8(torch.full((1, 3, 2, 2), float("nan")))
-    with pytest.raises(ValueError, match=r"expected float \(B, 3, H, W\)"):
-        to_uint8(torch.zeros(3, 2, 2))
+    with pytest.raises(ValueError, match=r"found torch\.int64"):
+        to_uint8(torch.zeros(3, 2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="expected RGB"):
         to_tensor(Image.new("L", (2, 2)))
     with pytest.raises(ValueError, match="expected uint8"):

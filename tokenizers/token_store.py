@@ -1,0 +1,249 @@
+"""Token stores: a data set as packed tokens on disk, checksummed, memory-mapped, random access.
+
+A store is a folder: `store.json` (what the tokens are, which tokenizer made them, the list of
+shards), `shard-00000.safetensors` and so on, and `probe.safetensors` (a few originals with the
+PSNR measured when the store was written, so that a reader can prove that its tokenizer fits). A
+shard holds `packed` (rows, `spec.packed_bytes`) uint8, `labels` and `augmentation` int64,
+`lengths` int64 for ordered specs, `psnr` float32 where measured, and image ids and captions as
+JSON in its metadata. A folder appears whole or not at all.
+"""
+
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..data.images import to_uint8
+from .base import Tokenizer
+from .token_store_format import StoredFile, StoreError, check_file, read_header
+from .token_store_writer import TokenStoreWriter
+from .tokens import Tokens, TokenSpec
+
+__all__ = ["StoreError", "TokenStore", "TokenStoreWriter"]
+
+UNPACK_ROWS = 4096
+"""Rows unpacked at a time: the bits on the way take 64 times the packed size."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Shard:
+    """An open shard: tensors mapped from the file, read page by page when they are indexed."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+class TokenStore:
+    """Read access to a token store: `store[i:j]`, `store.rows([...])`, `store.tokens()`.
+
+    Shards are mapped into memory, not read; a pickled store opens the same files again.
+
+    Args:
+        path: The folder.
+        verify: Check the SHA-256 of every file, once, here.
+
+    Attributes:
+        path: The folder, absolute.
+        header: Everything that `store.json` says.
+
+    Raises:
+        StoreError: If a file is missing, truncated or changed, or the format is another version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
+        self.path = Path(path).absolute()
+        self.header = read_header(self.path)
+        for stored in self._files():
+            check_file(self.path / stored.file, stored, verify=verify)
+        ends = np.cumsum([shard.rows for shard in self.header.shards])
+        self._ends = torch.from_numpy(ends)
+        self._open: dict[int, _Shard] = {}
+
+    def __reduce__(self) -> tuple[Callable[..., "TokenStore"], tuple[Path]]:
+        return functools.partial(TokenStore, verify=False), (self.path,)
+
+    def __len__(self) -> int:
+        return self.header.count
+
+    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Tokens:
+        """Tokens of a slice or of row numbers; an int would drop the batch and is refused."""
+        if isinstance(index, int):
+            raise TypeError(f"store[{index}]: use a slice, store[{index}:{index + 1}]")
+        if isinstance(index, slice):
+            return self.rows(torch.from_numpy(np.arange(*index.indices(len(self)))))
+        return self.rows(index)
+
+    def rows(self, numbers: Tensor | Sequence[int]) -> Tokens:
+        """Tokens of the rows with these numbers, in this order; repeats are allowed.
+
+        Raises:
+            IndexError: If a number is outside the store; negative numbers are.
+            TypeError: If they are not integers (a mask, for instance).
+        """
+        numbers = torch.as_tensor(numbers).cpu().reshape(-1)
+        if len(numbers) and numbers.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"rows: expected row numbers, found {numbers.dtype}")
+        numbers = numbers.long()
+        wrong = (numbers < 0) | (numbers >= len(self))
+        if wrong.any():
+            raise IndexError(
+                f"row {numbers[wrong][0].item()}: {self.path} has rows 0 to {len(self) - 1}"
+            )
+        names = ("packed", "lengths") if self.spec.ordered else ("packed",)
+        which = torch.searchsorted(self._ends, numbers, right=True)
+        shape = (len(numbers), self.spec.packed_bytes)
+        columns = {"packed": torch.empty(shape, dtype=torch.uint8)}
+        if self.spec.ordered:
+            columns["lengths"] = torch.empty(len(numbers), dtype=torch.int64)
+        for number in which.unique().tolist():
+            here = which == number
+            start = self._ends[number] - self.header.shards[number].rows
+            for name in names:
+                column = self._shard(number).tensors[name]
+                columns[name][here] = column[numbers[here] - start]
+        parts = columns["packed"].split(UNPACK_ROWS)
+        indices = torch.cat([Tokens.unpack(part, self.spec).indices for part in parts])
+        return Tokens(indices, self.spec, columns.get("lengths")).validate()
+
+    def tokens(self) -> Tokens:
+        """All tokens."""
+        return self[:]
+
+    @property
+    def spec(self) -> TokenSpec:
+        """What the tokens are."""
+        return self.header.spec
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the tokenizer that made them."""
+        return self.header.fingerprint
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by label."""
+        return self.header.classes
+
+    @property
+    def labels(self) -> Tensor:
+        """Class of every row, (rows,) int64; -1 is none."""
+        return self._all("labels")
+
+    @property
+    def augmentation(self) -> Tensor:
+        """Augmented view of every row, (rows,) int64; 0 is the plain image."""
+        return self._all("augmentation")
+
+    @property
+    def psnr(self) -> Tensor:
+        """PSNR of every row's reconstruction when it was written, (rows,) float32 in dB or NaN."""
+        return self._all("psnr")
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """Valid positions of every row, (rows,) int64; None unless the spec is ordered."""
+        return self._all("lengths") if self.spec.ordered else None
+
+    @property
+    def ids(self) -> list[str]:
+        """Name of every row's image in its source."""
+        return self._texts("ids")
+
+    @property
+    def captions(self) -> list[str | None]:
+        """Text of every row, None where there is none."""
+        return self._texts("captions")
+
+    @property
+    def bits_per_image(self) -> float:
+        """Capacity really used by an image, in bits: the mean over rows for lengths."""
+        if (lengths := self.lengths) is None:
+            return self.spec.bits_per_image
+        return lengths.double().mean().item() * self.spec.bits_per_token
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer that did not make these tokens.
+
+        Raises:
+            SpecMismatch: If it emits another spec.
+            StoreError: If its fingerprint is another, or it has none.
+        """
+        self[:0].require(tokenizer.spec, reader="the tokenizer")
+        if tokenizer.fingerprint != self.fingerprint:
+            found = tokenizer.fingerprint or "no fingerprint (load it from its folder)"
+            raise StoreError(
+                f"{self.path}: made by the tokenizer {self.header.tokenizer} with fingerprint "
+                f"{self.fingerprint}; this tokenizer has {found}"
+            )
+
+    def verify_probe(
+        self, tokenizer: Tokenizer, *, tolerance_db: float = 0.1
+    ) -> list[tuple[float, float]]:
+        """Decode the probe rows and compare with the originals, on 8-bit pixels.
+
+        Args:
+            tokenizer: The one that is going to read this store.
+            tolerance_db: Largest accepted difference, in dB.
+
+        Returns:
+            PSNR stored and PSNR now of each probe, in dB.
+
+        Raises:
+            SpecMismatch: If the tokenizer reads another spec.
+            StoreError: If there is no probe, or a PSNR differs by more than the tolerance.
+        """
+        if self.header.probe is None:
+            raise StoreError(f"{self.path}: no probe images were stored, nothing to verify with")
+        probe = load_file(self.path / self.header.probe.file)
+        with torch.no_grad():
+            images = tokenizer.decode(self.rows(probe["rows"]).to(tokenizer.device))
+        pixels = to_uint8(images).cpu().double()
+        mse = (pixels - probe["images"].double()).square().mean((1, 2, 3))
+        now = (10 * torch.log10(255**2 / mse)).tolist()
+        pairs = list(zip(probe["psnr"].tolist(), now, strict=True))
+        for row, (stored, found) in zip(probe["rows"].tolist(), pairs, strict=True):
+            if stored != found and not abs(stored - found) <= tolerance_db:
+                raise StoreError(
+                    f"{self.path}: row {row} decodes at {found:.2f} dB, {stored:.2f} dB when it "
+                    f"was written (tolerance {tolerance_db} dB); another tokenizer, or it changed"
+                )
+        return pairs
+
+    def _files(self) -> list[StoredFile]:
+        return [*self.header.shards, *([self.header.probe] if self.header.probe else [])]
+
+    def _shard(self, number: int) -> _Shard:
+        if number not in self._open:
+            path = self.path / self.header.shards[number].file
+            try:
+                with safe_open(path, "pt") as file:
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    self._open[number] = _Shard(tensors, file.metadata() or {})
+            except (SafetensorError, OSError) as error:
+                raise StoreError(f"{path}: truncated or damaged ({error})") from None
+        return self._open[number]
+
+    def _all(self, name: str) -> Tensor:
+        """One column of every row, copied."""
+        columns = []
+        for number, stored in enumerate(self.header.shards):
+            column = self._shard(number).tensors.get(name)
+            columns.append(torch.full((stored.rows,), math.nan) if column is None else column)
+        return torch.cat(columns)
+
+    def _texts(self, name: str) -> list[Any]:
+        texts: list[Any] = []
+        for number, stored in enumerate(self.header.shards):
+            found = self._shard(number).metadata.get(name)
+            texts += [None] * stored.rows if found is None else json.loads(found)
+        return texts

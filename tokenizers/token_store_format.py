@@ -1,0 +1,116 @@
+"""What a token store consists of: its header `store.json`, its errors, the checks of its files."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..files import sha256_file
+from .tokens import TokenSpec
+
+FORMAT_VERSION = 1
+HEADER, PROBE = "store.json", "probe.safetensors"
+
+
+class StoreError(ValueError):
+    """A token store that is missing, incomplete, damaged, or another tokenizer's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """One file of a store, as `store.json` lists it.
+
+    Args:
+        file: Name inside the folder.
+        rows: Images in it.
+        num_bytes: Its size.
+        sha256: Its checksum, hexadecimal.
+    """
+
+    file: str
+    rows: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreHeader:
+    """Content of `store.json`.
+
+    Args:
+        format: Version of the layout.
+        spec: What the tokens are.
+        fingerprint: Of the tokenizer that made them.
+        tokenizer: Its path or name, as it was given.
+        source: The data source that was encoded, as it was given.
+        resolution: Height and width of the images, in pixels.
+        classes: Class names by label; empty if there are none.
+        count: Images in the store.
+        shards: The token files, in row order.
+        probe: The file of originals, if any were kept.
+    """
+
+    format: int = FORMAT_VERSION
+    spec: TokenSpec
+    fingerprint: str
+    tokenizer: str
+    source: str
+    resolution: int
+    classes: tuple[str, ...] = ()
+    count: int = 0
+    shards: tuple[StoredFile, ...] = ()
+    probe: StoredFile | None = None
+
+
+def read_header(folder: Path) -> StoreHeader:
+    """The header of a store.
+
+    Raises:
+        StoreError: If it is missing, damaged, or of another format version.
+    """
+    path = folder / HEADER
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data["format"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{folder}: {HEADER} is missing; this is not a token store") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{path}: damaged, not the header of a token store ({error})") from None
+    if version != FORMAT_VERSION:
+        raise StoreError(
+            f"{folder}: token store of format {version!r}; this version of tessella reads "
+            f"format {FORMAT_VERSION}"
+        )
+    try:
+        shards = tuple(StoredFile(**shard) for shard in data.pop("shards"))
+        probe = data.pop("probe")
+        header = StoreHeader(
+            spec=TokenSpec(**data.pop("spec")),
+            classes=tuple(data.pop("classes")),
+            shards=shards,
+            probe=None if probe is None else StoredFile(**probe),
+            **data,
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{path}: damaged, not the header of a token store ({error})") from None
+    if header.count < 1 or header.count != sum(shard.rows for shard in shards):
+        rows = [shard.rows for shard in shards]
+        raise StoreError(f"{path}: damaged, {header.count} images but shards of {rows} rows")
+    return header
+
+
+def check_file(path: Path, stored: StoredFile, *, verify: bool) -> None:
+    """Compare a file with what the header says of it: its size and, to verify, its checksum.
+
+    Raises:
+        StoreError: If it is missing, truncated or changed.
+    """
+    if not path.is_file():
+        raise StoreError(f"{path.parent}: {path.name} is missing; the store is incomplete")
+    size = path.stat().st_size
+    if size != stored.num_bytes:
+        what = "truncated" if size < stored.num_bytes else "not the file that was written"
+        raise StoreError(f"{path}: {what}, {size} bytes where {stored.num_bytes} were written")
+    if verify and (found := sha256_file(path)) != stored.sha256:
+        raise StoreError(
+            f"{path}: damaged, its SHA-256 is {found[:16]}..., {stored.sha256[:16]}... when written"
+        )
