@@ -101,7 +101,7 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """Weight of the last decoder layer, where the adaptive adversarial weight is measured."""
         raise NotImplementedError
 

@@ -82,7 +82,7 @@ class TokenStoreWriter:
         if rows_per_shard < 1:
             raise ValueError(f"rows_per_shard: expected at least 1, found {rows_per_shard}")
         self.path, self.spec = Path(path), spec
-        self._about = {
+        self._about: dict[str, Any] = {
             "fingerprint": fingerprint,
             "tokenizer": str(tokenizer),
             "source": str(source),

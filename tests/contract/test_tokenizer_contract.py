@@ -1,0 +1,211 @@
+"""What every tokenizer promises, over one list of tiny ones; a new tokenizer is added to it."""
+
+import copy
+
+import pytest
+import torch
+from tessella.tokenizers.base import Tokenizer
+from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
+from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.quantizers.bsq import BSQConfig
+from tessella.tokenizers.quantizers.build import QuantizerConfig
+from tessella.tokenizers.quantizers.ema_vq import EMAVQConfig
+from tessella.tokenizers.quantizers.fsq import FSQConfig
+from tessella.tokenizers.quantizers.lfq import LFQConfig
+from tessella.tokenizers.quantizers.vq import VQConfig
+from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
+from tessella.tokenizers.vqgan import VQGANConfig
+from torch import Tensor
+
+RESOLUTION = 16
+
+
+def tiny(
+    quantizer: QuantizerConfig, pixel_range: str = "symmetric", **network: object
+) -> VQGANConfig:
+    """A VQGAN of a few thousand weights: 16 pixels, 8x8 tokens."""
+    settings = {"base_channels": 8, "channel_multipliers": (1, 2), "norm_groups": 4}
+    return VQGANConfig(
+        resolution=RESOLUTION,
+        pixel_range=pixel_range,
+        autoencoder=ConvAutoencoderConfig(**(settings | network)),
+        quantizer=quantizer,
+    )
+
+
+TOKENIZERS: dict[str, TokenizerConfig] = {
+    "vq": tiny(VQConfig(codebook_size=32, dim=4)),
+    "vq_entropy": tiny(VQConfig(codebook_size=32, dim=4, entropy_temperature=0.1)),
+    "vq_sphere_rotation": tiny(
+        VQConfig(codebook_size=32, dim=4, normalize=True, gradient="rotation")
+    ),
+    "ema_vq": tiny(EMAVQConfig(codebook_size=32, dim=4)),
+    "ema_vq_sphere": tiny(EMAVQConfig(codebook_size=32, dim=4, normalize=True)),
+    "lfq": tiny(LFQConfig(bits=6)),
+    "lfq_80_bits": tiny(LFQConfig(bits=80)),
+    "bsq": tiny(BSQConfig(bits=6)),
+    "fsq": tiny(FSQConfig(levels=(8, 5, 5))),
+    "fsq_symmetric": tiny(FSQConfig(levels=(2, 4, 5), symmetric=True)),
+    "unit_pixels": tiny(LFQConfig(bits=6), pixel_range="unit", shortcut="legacy"),
+    "maskgit": tiny(
+        VQConfig(codebook_size=32, dim=4),
+        pixel_range="unit",
+        shortcut="legacy",
+        downsample="avg_pool",
+    ),
+    "taming": tiny(
+        VQConfig(codebook_size=32, dim=4),
+        num_res_blocks_decoder=3,
+        conv_bias=True,
+        attention_levels=(1,),
+        mid_attention=True,
+        head_kernel_size=3,
+        latent_channels=6,
+    ),
+}
+
+
+@pytest.fixture(params=TOKENIZERS)
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    torch.manual_seed(0)
+    model = build_tokenizer(TOKENIZERS[request.param])
+    if getattr(model.quantizer, "codebook", None) is not None:
+        # The published initial codebooks are so narrow that a fresh network uses few codes.
+        torch.nn.init.normal_(model.quantizer.codebook)
+    return model
+
+
+@pytest.fixture
+def images() -> Tensor:
+    rng = torch.Generator().manual_seed(1)
+    return torch.rand(2, 3, RESOLUTION, RESOLUTION, generator=rng) * 2 - 1
+
+
+def test_decoded_images_have_shape_dtype_and_range(tokenizer: Tokenizer, images: Tensor) -> None:
+    decoded = tokenizer.decode(tokenizer.encode(images))
+    assert decoded.shape == images.shape
+    assert decoded.dtype == torch.float32
+    assert not decoded.requires_grad
+    assert decoded.abs().max() <= 1
+
+
+def test_tokens_fit_the_spec(tokenizer: Tokenizer, images: Tensor) -> None:
+    tokens = tokenizer.encode(images)
+    assert tokens.spec == tokenizer.spec
+    assert len(tokens) == 2
+    tokens.validate()
+    assert tokens.indices.unique().numel() > 1
+
+
+def test_encoding_and_decoding_are_deterministic_and_change_nothing(
+    tokenizer: Tokenizer, images: Tensor
+) -> None:
+    before = copy.deepcopy(tokenizer.state_dict())
+    global_rng = torch.get_rng_state()
+    tokens = tokenizer.encode(images)
+    assert tokens.equal(tokenizer.encode(images))
+    assert torch.equal(tokenizer.decode(tokens), tokenizer.decode(tokens))
+    assert torch.equal(torch.get_rng_state(), global_rng)
+    for name, value in tokenizer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_training_mode_does_not_change_the_codes(tokenizer: Tokenizer, images: Tensor) -> None:
+    assert tokenizer.train().encode(images).equal(tokenizer.eval().encode(images))
+    assert tokenizer.encode(images).equal(tokenizer(images).tokens)
+
+
+def test_lookup_of_the_indices_is_what_the_decoder_read(
+    tokenizer: Tokenizer, images: Tensor
+) -> None:
+    """Bits are exact; codebooks to the rounding of z + (e - z)."""
+    tokenizer.eval()
+    latents = tokenizer._latents(images)
+    out = tokenizer.quantizer(latents)
+    looked_up = tokenizer.quantizer.lookup(out.indices)
+    torch.testing.assert_close(out.quantized, looked_up, rtol=0, atol=2e-6)
+    assert torch.equal(tokenizer.quantizer.encode(latents), out.indices)
+    assert looked_up.dtype == torch.float32
+
+
+def test_training_step_returns_what_the_class_says(tokenizer: Tokenizer, images: Tensor) -> None:
+    out = tokenizer(images)
+    assert out.images.shape == images.shape
+    assert out.images.dtype == torch.float32
+    assert tuple(sorted(out.losses)) == tuple(sorted(tokenizer.loss_names))
+    for name, loss in out.losses.items():
+        assert loss.shape == (), name
+        assert loss.isfinite(), name
+    out.tokens.validate()
+
+
+def test_pack_and_regroup_round_trip(tokenizer: Tokenizer, images: Tensor) -> None:
+    tokens = tokenizer.encode(images)
+    packed = tokens.pack()
+    assert packed.shape == (2, tokenizer.spec.packed_bytes)
+    assert Tokens.unpack(packed, tokenizer.spec).equal(tokens)
+    if 2 <= tokenizer.spec.vocab_size <= 2**62:
+        joint = tokens.regroup([tokenizer.spec.vocab_size])
+        assert joint.regroup(tokenizer.spec.codebook_sizes).equal(tokens)
+
+
+def test_a_batch_of_two_is_two_batches_of_one(tokenizer: Tokenizer, images: Tensor) -> None:
+    """In float64, so that no code can flip on a rounding; the quantizer itself stays in float32."""
+    model, images = tokenizer.double().eval(), images.double()
+    both = model.encode(images)
+    one_by_one = Tokens.cat([model.encode(images[i : i + 1]) for i in range(2)])
+    assert both.equal(one_by_one)
+    decoded = torch.cat([model.decode(single) for single in both.split()])
+    torch.testing.assert_close(model.decode(both), decoded, rtol=0, atol=1e-6)
+
+
+def test_an_empty_batch_stays_empty(tokenizer: Tokenizer, images: Tensor) -> None:
+    tokens = tokenizer.encode(images[:0])
+    assert len(tokens) == 0
+    assert tokenizer.decode(tokens).shape == (0, 3, RESOLUTION, RESOLUTION)
+
+
+def test_gradient_reaches_the_encoder(tokenizer: Tokenizer, images: Tensor) -> None:
+    out = tokenizer(images)
+    (out.images.square().mean() + sum(out.losses.values())).backward()
+    for name, parameter in tokenizer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert tokenizer.encoder.conv_in.weight.grad.abs().sum() > 0
+
+
+def test_foreign_tokens_are_refused(tokenizer: Tokenizer) -> None:
+    foreign = TokenSpec((3, 3), (7,))
+    with pytest.raises(SpecMismatch) as error:
+        tokenizer.decode(Tokens(torch.zeros(1, 9, 1, dtype=torch.int64), foreign))
+    assert str(foreign) in str(error.value)
+    assert str(tokenizer.spec) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "make,found",
+    [
+        (lambda x: x[..., :-2], r"expected \(B, 3, 16, 16\), found \(2, 3, 16, 14\)"),
+        (lambda x: x[:, :1], r"found \(2, 1, 16, 16\)"),
+        (lambda x: x[0], r"found \(3, 16, 16\)"),
+        (lambda x: (x * 127).byte(), r"found torch\.uint8"),
+        (lambda x: (x * 0 + 1) * 255, r"found \[255, 255\]; divide by 127\.5 and subtract 1"),
+        (lambda x: x.clamp(-1, 1) - 1.5, r"expected values in \[-1, 1\], found \[-2\."),
+        (lambda x: x * float("nan"), r"found \[nan, nan\]"),
+    ],
+    ids=["size", "channels", "ndim", "dtype", "bytes", "range", "nan"],
+)
+def test_wrong_images_are_refused_saying_what_was_found(
+    tokenizer: Tokenizer, images: Tensor, make, found: str
+) -> None:
+    with pytest.raises(ValueError, match=found):
+        tokenizer.encode(make(images))
+
+
+def test_saved_weights_restore_the_tokenizer(tokenizer: Tokenizer, images: Tensor) -> None:
+    torch.manual_seed(5)
+    other = build_tokenizer(tokenizer.config)
+    other.load_state_dict(tokenizer.state_dict())
+    tokens = tokenizer.encode(images)
+    assert other.encode(images).equal(tokens)
+    assert torch.equal(other.decode(tokens), tokenizer.decode(tokens))

@@ -1,0 +1,14 @@
+"""The closed list of tokenizers: config in, module out."""
+
+from .base import Tokenizer
+from .vqgan import VQGAN, VQGANConfig
+
+TokenizerConfig = VQGANConfig
+"""Union of every tokenizer's config, discriminated by `type`."""
+
+
+def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer that a config describes, freshly initialised from the global torch RNG."""
+    match config:
+        case VQGANConfig():
+            return VQGAN(config)

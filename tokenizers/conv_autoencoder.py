@@ -1,0 +1,256 @@
+"""The convolutional encoder and decoder of the VQGAN family.
+
+One pair of networks whose config spans VQGAN+ / MaskBit (arXiv:2409.16211, the default), MaskGIT-VQ
+(arXiv:2202.04200), the original VQGAN (arXiv:2012.09841) and LlamaGen's VQ (arXiv:2406.06525). They
+know nothing of pixel ranges or quantizers: images in, latents out, and back.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..config import STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvAutoencoderConfig:
+    """Settings of `Encoder` and `Decoder`. The defaults are VQGAN+ at published size.
+
+    Args:
+        base_channels: Width of the finest level.
+        channel_multipliers: Width of each level over `base_channels`, finest first. Every level
+            but the last halves the resolution.
+        num_res_blocks: Residual blocks per encoder level.
+        num_res_blocks_decoder: The same per decoder level; None: as the encoder.
+        norm_groups: Groups of every GroupNorm; each width must be a multiple.
+        conv_bias: Biases in the stem and the residual blocks (the original VQGAN has them).
+        shortcut: Where channels change, `projection` adds a 1x1 convolution of the block's input;
+            `legacy` adds one of the residual branch's output, as the original MaskGIT code and
+            every public VQGAN+ checkpoint do (such a block has no skip path).
+        downsample: Strided 3x3 convolution, or 2x2 average pooling (MaskGIT-VQ).
+        attention_levels: Levels with single-head attention after each residual block.
+        mid_attention: Attention between the two residual blocks at the coarsest resolution.
+        head_kernel_size: Kernel of the encoder's last convolution.
+        latent_channels: Width between the networks and the 1x1 convolutions around the quantizer
+            (quant_conv and post_quant_conv); None: no such convolutions.
+    """
+
+    __pydantic_config__ = STRICT
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    num_res_blocks_decoder: int | None = None
+    norm_groups: int = 32
+    conv_bias: bool = False
+    shortcut: Literal["projection", "legacy"] = "projection"
+    downsample: Literal["conv", "avg_pool"] = "conv"
+    attention_levels: tuple[int, ...] = ()
+    mid_attention: bool = False
+    head_kernel_size: Literal[1, 3] = 1
+    latent_channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ValueError(
+                f"channel_multipliers: expected one per level, found {self.channel_multipliers}"
+            )
+        for name in ("base_channels", "num_res_blocks", "norm_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        for width in self.widths:
+            if width % self.norm_groups:
+                raise ValueError(
+                    f"norm_groups: {self.norm_groups} does not divide the width {width}"
+                )
+        for level in self.attention_levels:
+            if not 0 <= level < len(self.widths):
+                raise ValueError(
+                    f"attention_levels: expected 0 to {len(self.widths) - 1}, found {level}"
+                )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, finest first."""
+        return tuple(self.base_channels * m for m in self.channel_multipliers)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent position along one side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, SiLU, 3x3 convolution, twice, plus the shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: ConvAutoencoderConfig) -> None:
+        super().__init__()
+        self.legacy = config.shortcut == "legacy"
+        self.norm1 = nn.GroupNorm(config.norm_groups, in_channels, eps=1e-6)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=config.conv_bias)
+        self.norm2 = nn.GroupNorm(config.norm_groups, out_channels, eps=1e-6)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=config.conv_bias)
+        self.shortcut: nn.Conv2d | None = None
+        if in_channels != out_channels:
+            shortcut_in = out_channels if self.legacy else in_channels
+            self.shortcut = nn.Conv2d(shortcut_in, out_channels, 1, bias=config.conv_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(nn.functional.silu(self.norm1(x)))
+        h = self.conv2(nn.functional.silu(self.norm2(h)))
+        if self.shortcut is None:
+            return x + h
+        return h + self.shortcut(h if self.legacy else x)
+
+
+class Attention(nn.Module):
+    """Single-head attention over all positions, with residual."""
+
+    def __init__(self, channels: int, config: ConvAutoencoderConfig) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (to_positions(p(h)) for p in (self.q, self.k, self.v))
+        h = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.out(to_grid(h, (x.shape[2], x.shape[3])))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution; the convolution pads right and bottom only ("SAME" for even sizes)."""
+
+    def __init__(self, channels: int, config: ConvAutoencoderConfig) -> None:
+        super().__init__()
+        self.conv: nn.Conv2d | None = None
+        if config.downsample == "conv":
+            self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv is None:
+            return nn.functional.avg_pool2d(x, 2)
+        return self.conv(nn.functional.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution by nearest neighbours, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution, each followed by attention if the config says so."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        attention: bool,
+        resample: nn.Module | None,
+        config: ConvAutoencoderConfig,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * num_blocks
+        self.blocks = nn.ModuleList(
+            ResBlock(a, b, config) for a, b in pairwise(widths)
+        )
+        self.attention = nn.ModuleList(
+            Attention(out_channels, config) for _ in range(num_blocks if attention else 0)
+        )
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if len(self.attention):
+                x = self.attention[i](x)
+        return x if self.resample is None else self.resample(x)
+
+
+def _mid(channels: int, config: ConvAutoencoderConfig) -> nn.Sequential:
+    attention = [Attention(channels, config)] if config.mid_attention else []
+    first, last = ResBlock(channels, channels, config), ResBlock(channels, channels, config)
+    return nn.Sequential(first, *attention, last)
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) to latents (B, `out_channels`, H / stride, W / stride)."""
+
+    def __init__(self, config: ConvAutoencoderConfig, out_channels: int) -> None:
+        super().__init__()
+        widths = config.widths
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1, bias=config.conv_bias)
+        self.levels = nn.ModuleList()
+        for i, width in enumerate(widths):
+            resample = Downsample(width, config) if i < len(widths) - 1 else None
+            attention = i in config.attention_levels
+            before = widths[max(i - 1, 0)]
+            self.levels.append(
+                Level(before, width, config.num_res_blocks, attention, resample, config)
+            )
+        self.mid = _mid(widths[-1], config)
+        self.norm_out = nn.GroupNorm(config.norm_groups, widths[-1], eps=1e-6)
+        kernel = config.head_kernel_size
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, kernel, padding=kernel // 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.conv_in(images)
+        for level in self.levels:
+            h = level(h)
+        return self.conv_out(nn.functional.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Latents (B, `in_channels`, h, w) to images (B, 3, h * stride, w * stride), unbounded.
+
+    Levels stand in the order of execution, coarsest first.
+    """
+
+    def __init__(self, config: ConvAutoencoderConfig, in_channels: int) -> None:
+        super().__init__()
+        widths = config.widths
+        num_blocks = config.num_res_blocks_decoder or config.num_res_blocks
+        self.conv_in = nn.Conv2d(in_channels, widths[-1], 3, padding=1)
+        self.mid = _mid(widths[-1], config)
+        self.levels = nn.ModuleList()
+        for i in reversed(range(len(widths))):
+            resample = Upsample(widths[i]) if i else None
+            attention = i in config.attention_levels
+            before = widths[min(i + 1, len(widths) - 1)]
+            self.levels.append(Level(before, widths[i], num_blocks, attention, resample, config))
+        self.norm_out = nn.GroupNorm(config.norm_groups, widths[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(latents))
+        for level in self.levels:
+            h = level(h)
+        return self.conv_out(nn.functional.silu(self.norm_out(h)))
+
+
+def to_positions(grid: Tensor) -> Tensor:
+    """(B, D, h, w) to (B, N, D), row-major."""
+    return rearrange(grid, "b d h w -> b (h w) d")
+
+
+def to_grid(positions: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(B, N, D) to (B, D, h, w); inverse of `to_positions`."""
+    return rearrange(positions, "b (h w) d -> b d h w", h=shape[0], w=shape[1])
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """The module with convolution weights in channels-last memory, the fast layout everywhere."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,33 @@
+"""The closed list of quantizers: config in, module out."""
+
+from typing import Annotated, assert_never
+
+from pydantic import Field
+
+from ..base import Quantizer
+from .bsq import BSQ, BSQConfig
+from .ema_vq import EMAVQ, EMAVQConfig
+from .fsq import FSQ, FSQConfig
+from .lfq import LFQ, LFQConfig
+from .vq import VQ, VQConfig
+
+QuantizerConfig = Annotated[
+    VQConfig | EMAVQConfig | LFQConfig | BSQConfig | FSQConfig, Field(discriminator="type")
+]
+
+
+def build_quantizer(config: QuantizerConfig) -> Quantizer:
+    """The quantizer that a config describes."""
+    match config:
+        case VQConfig():
+            return VQ(config)
+        case EMAVQConfig():
+            return EMAVQ(config)
+        case LFQConfig():
+            return LFQ(config)
+        case BSQConfig():
+            return BSQ(config)
+        case FSQConfig():
+            return FSQ(config)
+        case _:
+            assert_never(config)

@@ -1,0 +1,146 @@
+"""VQ with a codebook of running means, and revival of dead codes (arXiv:1711.00937, appendix A.1).
+
+Codes follow the latents assigned to them by exponential moving averages instead of a gradient.
+The first batch can seed the codebook, and a code whose share of the tokens falls below a fraction
+of the uniform share is moved onto a random latent of the batch. Counts and sums run over all
+processes, and the random choice depends on the number of updates only, so that any number of
+processes and any resume give the same codebook.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...config import STRICT
+from ..base import Quantizer, QuantizerOutput
+from ..distributed import gather_rows, sum_over_processes
+from .vector import nearest_codes, rotation_trick, straight_through
+from .vq import check_codebook
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMAVQConfig:
+    """Settings of `EMAVQ`.
+
+    Args:
+        codebook_size: Codes K, at least 2.
+        dim: Code width D; also the latent width.
+        decay: Of the running counts and sums, in [0, 1).
+        epsilon: Laplace smoothing of the counts.
+        revival_share: A code is dead when its running count is below this fraction of the mean
+            count; 0 turns revival off. A fraction, because a count per batch would have to change
+            with the batch size.
+        data_init: Replace the codebook by random latents of the first training batch.
+        normalize: Compare and decode on the unit sphere (cosine distance).
+        gradient: How the encoder learns through the lookup.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["ema_vq"] = "ema_vq"
+    codebook_size: int
+    dim: int
+    decay: float = 0.99
+    epsilon: float = 1e-5
+    revival_share: float = 0.03
+    data_init: bool = True
+    normalize: bool = False
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
+
+    def __post_init__(self) -> None:
+        check_codebook(self.codebook_size, self.dim)
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay: expected 0 <= decay < 1, found {self.decay}")
+        if not 0 <= self.revival_share < 1:
+            raise ValueError(f"revival_share: expected 0 to below 1, found {self.revival_share}")
+
+
+class EMAVQ(Quantizer):
+    """Nearest code of each latent (B, N, D); the codebook is a buffer updated by `forward`."""
+
+    loss_names = ("commitment",)
+
+    codebook: Tensor
+    counts: Tensor
+    sums: Tensor
+    num_updates: Tensor
+
+    def __init__(self, config: EMAVQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dim = config.dim
+        self.codebook_sizes = (config.codebook_size,)
+        codebook = self._project(torch.randn(config.codebook_size, config.dim))
+        self.register_buffer("codebook", codebook)
+        self.register_buffer("counts", torch.ones(config.codebook_size))
+        self.register_buffer("sums", codebook.clone())
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """Codes with the chosen gradient and the commitment loss, mean of (sg e - z)**2.
+
+        In training mode the codebook is updated after the lookup, so the codes returned are those
+        that the indices meant when they were chosen.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            z = self._project(latents.float())
+            flat = z.detach().flatten(0, 1)
+            stored = flat.to(self.codebook.dtype)  # float32 unless the module was converted
+            if self.training and self.config.data_init and int(self.num_updates) == 0:
+                self._replace(torch.ones_like(self.counts, dtype=torch.bool), stored, count=1.0)
+            table = self.codebook.float()
+            indices = nearest_codes(flat, table)
+            codes = nn.functional.embedding(indices, table).view_as(z)
+            if self.training:
+                self._update(stored, indices)
+            losses = {"commitment": (z - codes).square().mean()}
+            estimator = rotation_trick if self.config.gradient == "rotation" else straight_through
+            return QuantizerOutput(estimator(z, codes), indices.view(*z.shape[:2], 1), losses)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Index of the nearest code, (B, N, 1); ties go to the lowest."""
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+            flat = self._project(latents.float()).flatten(0, 1)
+            return nearest_codes(flat, self.codebook.float()).view(*latents.shape[:2], 1)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codebook rows (B, N, D) float32 of indices (B, N, 1)."""
+        return nn.functional.embedding(indices[..., 0], self.codebook.float())
+
+    @torch.no_grad()
+    def _update(self, flat: Tensor, indices: Tensor) -> None:
+        """One step of the running means; then revival."""
+        size, decay = self.config.codebook_size, self.config.decay
+        counts = torch.zeros_like(self.counts).index_add_(0, indices, torch.ones_like(flat[:, 0]))
+        sums = torch.zeros_like(self.sums).index_add_(0, indices, flat)
+        self.counts.lerp_(sum_over_processes(counts), 1 - decay)
+        self.sums.lerp_(sum_over_processes(sums), 1 - decay)
+        total = self.counts.sum()
+        smoothed = (
+            (self.counts + self.config.epsilon) / (total + size * self.config.epsilon) * total
+        )
+        means = self._project(self.sums / smoothed[:, None])
+        # With decay 0 a code that nobody chose has no mean; it keeps its place.
+        self.codebook.copy_(torch.where(self.counts[:, None] > 0, means, self.codebook))
+        self.num_updates += 1
+        if self.config.revival_share > 0:
+            threshold = self.config.revival_share * float(total) / size
+            self._replace(self.counts < threshold, flat, count=threshold)
+
+    def _replace(self, dead: Tensor, flat: Tensor, *, count: float) -> None:
+        """Move the dead codes onto random latents of the global batch."""
+        candidates = gather_rows(flat)  # a collective: every rank comes here, dead codes or not
+        dead_rows = dead.nonzero()[:, 0]
+        if not len(dead_rows) or not len(candidates):
+            return
+        rng = torch.Generator().manual_seed(int(self.num_updates))
+        order = torch.randperm(len(candidates), generator=rng)
+        repeats = -(-len(dead_rows) // len(candidates))
+        chosen = candidates[order.repeat(repeats)[: len(dead_rows)].to(candidates.device)]
+        self.codebook[dead_rows] = chosen
+        self.counts[dead_rows] = count
+        self.sums[dead_rows] = chosen * count
+
+    def _project(self, vectors: Tensor) -> Tensor:
+        return nn.functional.normalize(vectors, dim=-1) if self.config.normalize else vectors

@@ -1,0 +1,85 @@
+"""FSQ, finite scalar quantization: each channel is bounded and rounded to a few levels.
+
+No codebook, no auxiliary loss. The joint index has dimension 0 least significant, as in the
+reference code of arXiv:2309.15505. Even level counts are asymmetric: 8 levels are -1, -0.75, ...,
+0.75. The symmetric variant (`symmetric: true`) spaces the levels evenly over [-1, 1], and allows 2
+of them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...config import STRICT
+from ..base import Quantizer, QuantizerOutput
+
+_MARGIN = 1e-3
+"""The bound exceeds the outer level by this share, so that rounding reaches it (section 3.1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSQConfig:
+    """Settings of `FSQ`.
+
+    Args:
+        levels: Levels of each dimension, 3 to 256 each (2 with `symmetric`); their count is the
+            latent width. Usual: (8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 5, 5, 5).
+        symmetric: Levels evenly spaced over [-1, 1] for even counts too.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["fsq"] = "fsq"
+    levels: tuple[int, ...]
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        least = 2 if self.symmetric else 3
+        if not self.levels or not all(least <= level <= 256 for level in self.levels):
+            raise ValueError(f"levels: expected {least} to 256 each, found {list(self.levels)}")
+
+
+class FSQ(Quantizer):
+    """Levels nearest to the bounded latents (B, N, d); quantized values lie in [-1, 1]."""
+
+    levels: Tensor
+
+    def __init__(self, config: FSQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dim = len(config.levels)
+        self.codebook_sizes = config.levels
+        # Integers, so that converting the module to half precision leaves the bound exact.
+        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """Rounded levels with the gradient of the bound: amplitude * (1 - tanh**2) / step."""
+        with torch.autocast(latents.device.type, enabled=False):
+            coordinates = self._coordinates(latents.float())
+            indices = torch.round(coordinates).long()
+            values, soft = self._values(indices), self._values(coordinates)
+            return QuantizerOutput(soft + (values - soft).detach(), indices, {})
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Level numbers (B, N, d), 0 the lowest."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return torch.round(self._coordinates(latents.detach().float())).long()
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Values (B, N, d) float32 of level numbers (B, N, d)."""
+        return self._values(indices)
+
+    def _values(self, coordinates: Tensor) -> Tensor:
+        """Points of the level axis as values: the middle level, or the middle of the axis, is 0."""
+        center = (self.levels - 1) / 2 if self.config.symmetric else self.levels // 2
+        return (coordinates.float() - center) / center
+
+    def _coordinates(self, z: Tensor) -> Tensor:
+        """Latents bounded to the level axis, where level c is the point c (section 3.1)."""
+        amplitude = (self.levels - 1) / 2
+        if self.config.symmetric:
+            return torch.tanh(z) * amplitude + amplitude
+        amplitude, offset = amplitude * (1 + _MARGIN), (self.levels % 2 == 0) / 2
+        shift = torch.atanh(offset / amplitude)
+        return torch.tanh(z + shift) * amplitude + (self.levels // 2 - offset)

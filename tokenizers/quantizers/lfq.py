@@ -1,0 +1,92 @@
+"""LFQ, lookup-free quantization: each latent channel is one bit, its sign (arXiv:2310.05737).
+
+The default bit-token quantizer, in the convention of MaskBit (arXiv:2409.16211): identity
+straight-through gradient, no projection, no parameters, bit k is channel k and weighs 2**k. The
+entropy terms use the factorised form, exact in O(n), instead of the reference's 2**n table with a
+1e-5 clamp (which stops rewarding diversity at 2**17 codes).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...config import STRICT
+from ..base import Quantizer, QuantizerOutput
+from .entropy import batch_entropy, sample_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class LFQConfig:
+    """Settings of `LFQ`.
+
+    Args:
+        bits: Bits of a token, at least 1; also the latent width.
+        entropy_temperature: Softness of the assignments in the entropy loss, > 0.
+        batch_entropy_weight: gamma: the entropy loss is H_sample - gamma * H_batch.
+        entropy_group_bits: Largest group of bits whose joint batch entropy is computed. Up to this
+            many bits it is exact; beyond, the sum over groups bounds it from above.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["lfq"] = "lfq"
+    bits: int
+    entropy_temperature: float = 0.01
+    batch_entropy_weight: float = 1.0
+    entropy_group_bits: int = 10
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits, self.entropy_group_bits)
+        if not self.entropy_temperature > 0:
+            raise ValueError(f"entropy_temperature: must be > 0, found {self.entropy_temperature}")
+
+
+class LFQ(Quantizer):
+    """Signs of latents (B, N, n) as n bits per token; quantized values are -1 and +1."""
+
+    loss_names = ("commitment", "entropy")
+
+    def __init__(self, config: LFQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dim = config.bits
+        self.codebook_sizes = (2,) * config.bits
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """Signs with the identity gradient, and the losses of section 3.2 of the MaskBit paper.
+
+        `commitment` is the mean of (z - sign z)**2 over all elements; `entropy` is
+        H_sample - gamma H_batch in nats.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            z = latents.float()
+            indices = (z > 0).long()
+            signs = self.lookup(indices)
+            logits = z * (4 / self.config.entropy_temperature)
+            diversity = batch_entropy(logits, max_group_bits=self.config.entropy_group_bits)
+            losses = {
+                "commitment": (z - signs).square().mean(),
+                "entropy": sample_entropy(logits) - self.config.batch_entropy_weight * diversity,
+            }
+            return QuantizerOutput(z + (signs - z).detach(), indices, losses)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Bits (B, N, n): 1 where the latent is positive; 0 maps to bit 0."""
+        return (latents.detach() > 0).long()
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Signs (B, N, n) float32 in {-1, +1} of bits (B, N, n)."""
+        return indices.float() * 2 - 1
+
+
+def check_bits(bits: int, group_bits: int) -> None:
+    """Refuse sizes that no binary quantizer has; a group of g bits costs 2**g floats.
+
+    Raises:
+        ValueError: If `bits` is not in [1, 4096] or `group_bits` not in [1, 24].
+    """
+    if not 1 <= bits <= 4096:
+        raise ValueError(f"bits: expected 1 to 4096, found {bits}")
+    if not 1 <= group_bits <= 24:
+        raise ValueError(f"entropy_group_bits: expected 1 to 24, found {group_bits}")

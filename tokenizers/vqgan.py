@@ -1,0 +1,123 @@
+"""VQGAN: a convolutional autoencoder around a quantizer; the home of VQ grids and of bit tokens.
+
+With `quantizer: {type: lfq}` this is the bit tokenizer of MaskBit, with `vq` the VQGAN+ of the
+same paper (arXiv:2409.16211), both at stride 16 and published size by default. With other
+autoencoder settings it is MaskGIT-VQ (arXiv:2202.04200), the original VQGAN (arXiv:2012.09841) or
+LlamaGen's VQ (arXiv:2406.06525); with `bsq` or `fsq` the same networks around those quantizers.
+The YAML files in `configs/tokenizer/` spell each out. The networks of the VQGAN+ checkpoints read
+and write pixels in [0, 1] (`pixel_range: unit`); the tokenizer itself speaks [-1, 1], like all.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..config import STRICT
+from .base import Tokenizer, TokenizerOutput
+from .conv_autoencoder import (
+    ConvAutoencoderConfig,
+    Decoder,
+    Encoder,
+    channels_last,
+    to_grid,
+    to_positions,
+)
+from .quantizers.build import QuantizerConfig, build_quantizer
+from .tokens import Tokens, TokenSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANConfig:
+    """Settings of `VQGAN`.
+
+    Args:
+        resolution: Height and width of the images, in pixels; a multiple of the stride.
+        pixel_range: What the networks see: `symmetric` is [-1, 1], `unit` is [0, 1].
+        autoencoder: Encoder and decoder.
+        quantizer: What happens in between; its width and token sizes follow from it.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["vqgan"] = "vqgan"
+    resolution: int = 256
+    pixel_range: Literal["symmetric", "unit"] = "symmetric"
+    autoencoder: ConvAutoencoderConfig = field(default_factory=ConvAutoencoderConfig)
+    quantizer: QuantizerConfig
+
+    def __post_init__(self) -> None:
+        stride = self.autoencoder.stride
+        if self.resolution < stride or self.resolution % stride:
+            raise ValueError(
+                f"resolution: expected a multiple of the stride {stride}, found {self.resolution}"
+            )
+
+
+class VQGAN(Tokenizer):
+    """Images to a grid of (resolution / stride)**2 tokens and back."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.resolution = config.resolution
+        self.quantizer = build_quantizer(config.quantizer)
+        self.loss_names = self.quantizer.loss_names
+        side = config.resolution // config.autoencoder.stride
+        self.grid = (side, side)
+        self.spec = TokenSpec(self.grid, self.quantizer.codebook_sizes)
+        dim, channels = self.quantizer.dim, config.autoencoder.latent_channels
+        self.encoder = Encoder(config.autoencoder, dim if channels is None else channels)
+        self.decoder = Decoder(config.autoencoder, dim if channels is None else channels)
+        self.quant_conv = None if channels is None else nn.Conv2d(channels, dim, 1)
+        self.post_quant_conv = None if channels is None else nn.Conv2d(dim, channels, 1)
+        channels_last(self)
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.decoder.conv_out.weight
+
+    def forward(self, images: Tensor, *, rng: torch.Generator | None = None) -> TokenizerOutput:
+        """One training step on images (B, 3, H, W) in [-1, 1]."""
+        out = self.quantizer(self._latents(images))
+        return TokenizerOutput(
+            self._images(out.quantized), Tokens(out.indices, self.spec), out.losses
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, *, rng: torch.Generator | None = None) -> Tokens:
+        """Tokens of images (B, 3, H, W) in [-1, 1]; the same images give the same tokens.
+
+        Raises:
+            ValueError: If size, type or range is wrong, or the network's output is not finite.
+        """
+        self.check_images(images)
+        latents = self._latents(images.to(self.device))
+        if not latents.isfinite().all():
+            raise ValueError("encode: the encoder produced values that are not finite")
+        return Tokens(self.quantizer.encode(latents), self.spec)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens, *, rng: torch.Generator | None = None) -> Tensor:
+        """Images (B, 3, H, W) float32 in [-1, 1] of tokens of this tokenizer's spec.
+
+        Raises:
+            SpecMismatch: If the tokens are another tokenizer's.
+        """
+        indices = tokens.require(self.spec).indices.to(self.device)
+        return self._images(self.quantizer.lookup(indices)).clamp(-1, 1)
+
+    def _latents(self, images: Tensor) -> Tensor:
+        """Encoder output as positions, (B, N, D)."""
+        if self.config.pixel_range == "unit":
+            images = (images + 1) / 2
+        latents = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        return to_positions(latents if self.quant_conv is None else self.quant_conv(latents))
+
+    def _images(self, quantized: Tensor) -> Tensor:
+        """Decoder output in [-1, 1] units, float32, not clamped."""
+        latents = to_grid(quantized, self.grid).to(self.decoder.conv_in.weight.dtype)
+        if self.post_quant_conv is not None:
+            latents = self.post_quant_conv(latents)
+        images = self.decoder(latents).float()
+        return images * 2 - 1 if self.config.pixel_range == "unit" else images
