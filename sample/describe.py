@@ -1,0 +1,56 @@
+"""What a path holds: a model folder, a token store, a token file or a run."""
+
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import CONFIG, WEIGHTS, CheckpointError, find_folder, load_tokenizer
+from ..tokenizers.token_store import TokenStore
+from ..tokenizers.tokens import load_tokens
+
+
+def describe(path: str) -> dict[str, Any]:
+    """Facts about whatever is at `path`; reading it whole proves that it is intact.
+
+    Args:
+        path: A folder or file, `bundled:NAME` or `hub:owner/name`.
+
+    Returns:
+        `kind` is `tokenizer`, `token store`, `tokens` or `run`; the rest depends on it.
+
+    Raises:
+        ValueError: If it is none of these, or damaged.
+    """
+    place = Path(path)
+    if (place / "store.json").is_file():
+        store = TokenStore(place)
+        return {
+            "kind": "token store",
+            "images": len(store),
+            "tokens": str(store.spec),
+            "bits_per_image": store.bits_per_image,
+            "bytes_per_image": store.spec.packed_bytes,
+            "classes": list(store.classes),
+            "data": store.header.source,
+            "tokenizer": store.header.tokenizer,
+            "fingerprint": store.fingerprint,
+            "shards": len(store.header.shards),
+        }
+    if place.is_file():
+        tokens = load_tokens(place)
+        return {
+            "kind": "tokens",
+            "images": len(tokens),
+            "tokens": str(tokens.spec),
+            "bits_per_image": tokens.bits_per_image,
+        }
+    if (place / "checkpoints").is_dir():
+        steps = sorted(int(p.name[5:]) for p in (place / "checkpoints").glob("step_*"))
+        models = sorted(p.parent.name for p in place.glob(f"*/{WEIGHTS}"))
+        return {"kind": "run", "checkpoints": steps, "models": models}
+    folder = find_folder(path)
+    if not (folder / CONFIG).is_file():
+        found = sorted(p.name for p in folder.iterdir())[:8]
+        raise CheckpointError(
+            f"{folder}: neither a model, a token store nor a run; it holds {found or 'nothing'}"
+        )
+    return load_tokenizer(path).card or {}

@@ -1,0 +1,183 @@
+"""Images to a token store, and a token store back to PNG files."""
+
+import json
+import time
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.image_source import ImageSource
+from ..data.images import image_grid, to_pil, to_uint8
+from ..data.loader import eval_batches
+from ..files import atomic_folder
+from ..tokenizers.base import Tokenizer
+from ..tokenizers.token_store import TokenStore, TokenStoreWriter
+from .metrics.image import psnr
+
+_GRID_IMAGES = 64
+
+
+@torch.no_grad()
+def encode_source(
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    out: Path,
+    *,
+    batch_size: int = 64,
+    flip: bool = False,
+    overwrite: bool = False,
+    name: str = "",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Write the tokens of every readable image of a source to a token store.
+
+    Args:
+        tokenizer: A loaded or saved tokenizer (it needs its fingerprint).
+        source: The images; resized and centre-cropped to the tokenizer's resolution.
+        out: Folder of the store.
+        batch_size: Images encoded at once.
+        flip: Add the mirror image of each, as augmentation 1.
+        overwrite: Replace a store that is already there.
+        name: What to call the tokenizer in the store, e.g. its path.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        `images`, `tokens`, `bits_per_image`, `bytes_per_image`, `images_per_second` and `broken`
+        (reason by image id) of what was written.
+
+    Raises:
+        DataError: If no image can be read.
+        SaveError: If the disk refuses; nothing is left behind.
+    """
+    broken: dict[str, str] = {}
+    writer = TokenStoreWriter(
+        out,
+        tokenizer.spec,
+        fingerprint=tokenizer.fingerprint or "",
+        tokenizer=name,
+        source=source.name,
+        resolution=tokenizer.resolution,
+        classes=source.classes,
+        overwrite=overwrite,
+    )
+    started = time.perf_counter()
+    with writer, tqdm(total=len(source), unit="image", disable=not progress) as bar:
+        for batch in eval_batches(source, tokenizer.resolution, batch_size, broken=broken):
+            views = [batch["images"], batch["images"].flip(3)] if flip else [batch["images"]]
+            for augmentation, images in enumerate(views):
+                images = images.to(tokenizer.device)
+                tokens = tokenizer.encode(images)
+                if not len(writer):
+                    probe, decoded = images[:4], tokenizer.decode(tokens[:4])
+                    values = psnr(probe, decoded)
+                    writer.add_probe(to_uint8(probe), list(range(len(probe))), values)
+                writer.add(
+                    tokens,
+                    batch["ids"],
+                    batch["labels"],
+                    [caption or None for caption in batch["captions"]],
+                    torch.full((len(images),), augmentation),
+                )
+            bar.update(len(batch["ids"]))
+        count = len(writer)
+    seconds = time.perf_counter() - started
+    return {
+        "store": str(out),
+        "images": count,
+        "tokens": str(tokenizer.spec),
+        "bits_per_image": TokenStore(out, verify=False).bits_per_image,
+        "bytes_per_image": tokenizer.spec.packed_bytes,
+        "images_per_second": count / seconds,
+        "broken": broken,
+    }
+
+
+def decode_store(
+    tokenizer: Tokenizer,
+    store: TokenStore,
+    out: Path,
+    *,
+    batch_size: int = 64,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Write every image of a token store as a PNG, plus `grid.png` and `images.jsonl`.
+
+    Args:
+        tokenizer: The one that made the store; another is refused.
+        store: The tokens.
+        out: Folder to make. Files are named after the image ids.
+        batch_size: Images decoded at once.
+        overwrite: Replace a folder that is already there.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        `folder`, `images`, `bits_per_image` and `images_per_second`.
+
+    Raises:
+        StoreError: If the store is another tokenizer's.
+        SaveError: If the disk refuses; nothing is left behind.
+    """
+    store.check_tokenizer(tokenizer)
+    ids, labels, captions = store.ids, store.labels.tolist(), store.captions
+    augmentation = store.augmentation.tolist()
+    started = time.perf_counter()
+    shown: list[Tensor] = []
+    records: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    with (
+        atomic_folder(out, overwrite=overwrite, flush=False) as folder,
+        tqdm(total=len(store), unit="image", disable=not progress) as bar,
+    ):
+        for start in range(0, len(store), batch_size):
+            images = tokenizer.decode(store[start : start + batch_size]).cpu()
+            for offset, image in enumerate(images):
+                row = start + offset
+                file = file_name(ids[row], augmentation[row], taken)
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                to_pil(image).save(folder / file)
+                record = {"file": file, "row": row, "id": ids[row], "label": labels[row]}
+                record |= {"caption": captions[row], "augmentation": augmentation[row]}
+                records.append(record | {"tokenizer": tokenizer.fingerprint})
+            shown += [*images[: max(0, _GRID_IMAGES - len(shown))]]
+            bar.update(len(images))
+        image_grid(shown, min(8, len(shown))).save(folder / "grid.png")
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        (folder / "images.jsonl").write_text("".join(lines), encoding="utf-8")
+    return {
+        "folder": str(out),
+        "images": len(store),
+        "bits_per_image": store.bits_per_image,
+        "images_per_second": len(store) / (time.perf_counter() - started),
+    }
+
+
+def file_name(image_id: str, augmentation: int, taken: set[str]) -> str:
+    """A PNG path for an image id that cannot leave its folder and was not given out before."""
+    parts = [p for p in PurePosixPath(image_id).parts if p not in ("/", "..", ".")]
+    stem = str(PurePosixPath(*parts).with_suffix("")) if parts else "image"
+    if augmentation:
+        stem += f"_aug{augmentation}"
+    name, number = f"{stem}.png", 1
+    while name in taken or name == "grid.png":
+        name, number = f"{stem}_{number}.png", number + 1
+    taken.add(name)
+    return name
+
+
+def grid_of_pairs(originals: Tensor, reconstructions: Tensor, *, columns: int = 8) -> Any:
+    """Rows of originals, each above the row of its reconstructions, as one picture.
+
+    Args:
+        originals: (B, 3, H, W) in [-1, 1].
+        reconstructions: The same shape and range.
+        columns: Images in a row.
+    """
+    columns, rows = min(columns, len(originals)), []
+    for first, second in zip(originals.split(columns), reconstructions.split(columns), strict=True):
+        blank = [torch.ones_like(first[0])] * (columns - len(first))
+        rows += [*first.clamp(-1, 1).cpu(), *blank, *second.clamp(-1, 1).cpu(), *blank]
+    return image_grid(rows, columns)

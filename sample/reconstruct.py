@@ -1,0 +1,121 @@
+"""How well a tokenizer reconstructs a data set: pixels, perception, distribution, codes."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..data.image_source import ImageSource
+from ..data.images import to_pil
+from ..data.loader import eval_batches
+from ..files import atomic_folder
+from ..tokenizers.base import Tokenizer
+from .encode import file_name, grid_of_pairs
+from .metrics.codes import CodeStatistics
+from .metrics.features import FeatureExtractor, available_features, build_features
+from .metrics.frechet import FrechetStatistics, frechet_distance, metric_name
+from .metrics.image import ReconstructionMeter
+from .metrics.perceptual import build_perceptual
+
+_GRID_IMAGES = 64
+
+
+def _statistics(extractor: FeatureExtractor) -> FrechetStatistics:
+    return FrechetStatistics(extractor.num_features, extractor_id=extractor.id)
+
+
+@torch.no_grad()
+def reconstruct_source(
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    *,
+    out: Path | None = None,
+    batch_size: int = 32,
+    limit: int | None = None,
+    perceptual: str = "auto",
+    features: str = "auto",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Encode and decode every readable image and measure what came back.
+
+    Args:
+        tokenizer: Any tokenizer.
+        source: The images; resized and centre-cropped to the tokenizer's resolution.
+        out: Folder for the reconstructions and a grid of pairs; None: nothing is written.
+        batch_size: Images at once.
+        limit: Largest number of images; None: all.
+        perceptual: Network of the perceptual distance, or `auto`: the best one present.
+        features: Network of the Fréchet distance, `none`, or `auto`: efflite0 if present.
+        overwrite: Replace a folder that is already there.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        Values by metric name. `psnr` is the mean over images in dB, `psnr_non_white` pooled over
+        the pixels that are not pure white; both after rounding to 8 bits. Perceptual and Fréchet
+        values carry the network and a hash of its weights in their name. Token statistics are
+        those of `CodeStatistics`. `images_per_second` covers encoding and decoding only.
+
+    Raises:
+        DataError: If no image can be read.
+        WeightsMissing: If a network asked for by name has no weights here.
+    """
+    device = tokenizer.device
+    distance = build_perceptual(perceptual).to(device)
+    if features == "auto":
+        features = "efflite0" if available_features()["efflite0"] else "random"
+    extractor = None if features == "none" else build_features(features).to(device)
+    meter, codes = ReconstructionMeter(), CodeStatistics(tokenizer.spec.codebook_sizes)
+    sides = [] if extractor is None else [_statistics(extractor), _statistics(extractor)]
+    broken: dict[str, str] = {}
+    total, count, seconds, bits = 0.0, 0, 0.0, 0.0
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    written: list[tuple[str, torch.Tensor]] = []
+    bar = tqdm(total=min(limit or len(source), len(source)), unit="image", disable=not progress)
+    with bar:
+        for batch in eval_batches(source, tokenizer.resolution, batch_size, limit, broken=broken):
+            images = batch["images"].to(device)
+            started = time.perf_counter()
+            tokens = tokenizer.encode(images)
+            decoded = tokenizer.decode(tokens)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds += time.perf_counter() - started
+            meter.update(images, decoded)
+            codes.update(tokens.indices, tokens.valid)
+            total += float(distance(images, decoded).double().sum())
+            bits += tokens.bits_per_image * len(images)
+            for side, pixels in zip(sides, (images, decoded), strict=False):
+                assert extractor is not None
+                side.update(extractor.pooled((pixels + 1) / 2))
+            count += len(images)
+            if out is not None:
+                written += zip(batch["ids"], decoded.cpu(), strict=True)
+                if sum(len(first) for first, _ in pairs) < _GRID_IMAGES:
+                    pairs.append((images.cpu(), decoded.cpu()))
+            bar.update(len(images))
+    result: dict[str, Any] = {
+        "data": source.name,
+        "split": source.split,
+        "num_images": count,
+        "resolution": tokenizer.resolution,
+        **{name: value for name, value in meter.compute().items() if name != "num_images"},
+        distance.id: total / count,
+    }
+    if extractor is not None and count > 1:
+        result[f"{metric_name(extractor)}#{extractor.weights_id}"] = frechet_distance(*sides)
+    result |= codes.compute()
+    result |= {"bits_per_image": bits / count, "images_per_second": count / seconds}
+    result |= {"fingerprint": tokenizer.fingerprint, "broken": broken}
+    if out is not None:
+        originals, decoded = (torch.cat(side)[:_GRID_IMAGES] for side in zip(*pairs, strict=True))
+        taken: set[str] = set()
+        with atomic_folder(out, overwrite=overwrite, flush=False) as folder:
+            for image_id, image in written:
+                file = folder / file_name(image_id, 0, taken)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                to_pil(image).save(file)
+            grid_of_pairs(originals, decoded).save(folder / "grid.png")
+    return result

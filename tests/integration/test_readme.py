@@ -1,0 +1,54 @@
+"""Every command and program of the README that does not train runs as printed."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tessella.sample.cli import main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what README commands name, so that nothing is written to the repository."""
+    shutil.copytree(ROOT / "docs" / "images", tmp_path / "docs" / "images")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_example_runs(checkout: Path) -> None:
+    (program,) = blocks("python")
+    exec(compile(program, "README.md", "exec"), {})
+    assert (checkout / "otter_decoded.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_commands_run_in_order(checkout: Path) -> None:
+    commands = [
+        shlex.split(line, comments=True)
+        for block in blocks("bash")
+        for line in block.splitlines()
+        if line.startswith("tessella ")
+    ]
+    commands = [words for words in commands if "--fetch" not in words]
+    assert len(commands) >= 4
+    for words in commands:
+        result = CliRunner().invoke(main, words[1:])
+        assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
+
+
+def test_every_path_in_the_readme_exists() -> None:
+    named = re.findall(r"\]\(([^)#:]+)\)|configs/tokenizer/\w+\.yaml", README)
+    for path in filter(None, named):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"configs/tokenizer/\w+\.yaml", README):
+        assert (ROOT / path).is_file(), path
