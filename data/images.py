@@ -176,7 +176,7 @@ def save_png(image: Image.Image | np.ndarray | Tensor, path: str | Path) -> None
 
 
 def image_grid(
-    images: Tensor | np.ndarray | Sequence[Image.Image],
+    images: Tensor | np.ndarray | Sequence[Image.Image | Tensor],
     columns: int,
     labels: Sequence[str] | None = None,
 ) -> Image.Image:

@@ -155,7 +155,7 @@ def load_rgb(path: Path, size: int, background: int) -> Image.Image:
         img = opened.convert("RGBA")
     if img.size != (size, size):
         # resize with premultiplied alpha so that hidden colours do not bleed into the edges
-        img = img.convert("RGBa").resize((size, size), Image.LANCZOS).convert("RGBA")
+        img = img.convert("RGBa").resize((size, size), Image.Resampling.LANCZOS).convert("RGBA")
     base = Image.new("RGBA", img.size, (background,) * 3 + (255,))
     base.alpha_composite(img)
     return base.convert("RGB")
