@@ -164,9 +164,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * num_blocks
-        self.blocks = nn.ModuleList(
-            ResBlock(a, b, config) for a, b in pairwise(widths)
-        )
+        self.blocks = nn.ModuleList(ResBlock(a, b, config) for a, b in pairwise(widths))
         self.attention = nn.ModuleList(
             Attention(out_channels, config) for _ in range(num_blocks if attention else 0)
         )

@@ -22,10 +22,15 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from ..files import atomic_file
-from .packing import pack_bits, unpack_bits
-
-MAX_CODEBOOK_SIZE = 2**62
-"""Largest entry: indices are int64 and sums of two must not overflow."""
+from .packing import (
+    MAX_JOINT,
+    join_bits,
+    join_entries,
+    pack_bits,
+    split_bits,
+    split_joint,
+    unpack_bits,
+)
 
 
 class SpecMismatch(ValueError):
@@ -57,7 +62,7 @@ class TokenSpec:
         if not self.codebook_sizes:
             raise ValueError("codebook_sizes: expected at least one entry, found none")
         for size in self.codebook_sizes:
-            if not 2 <= size <= MAX_CODEBOOK_SIZE:
+            if not 2 <= size <= MAX_JOINT:
                 raise ValueError(f"codebook_sizes: expected 2 to 2**62 each, found {size}")
 
     @property
@@ -96,7 +101,7 @@ class TokenSpec:
 
         For power-of-two sizes both give the same bit string.
         """
-        if self.vocab_size <= MAX_CODEBOOK_SIZE:
+        if self.vocab_size <= MAX_JOINT:
             return ((self.vocab_size - 1).bit_length(),)
         return tuple((size - 1).bit_length() for size in self.codebook_sizes)
 
@@ -258,7 +263,7 @@ class Tokens:
             indices = join_bits(
                 self.bits(), [size.bit_length() - 1 for size in spec.codebook_sizes]
             )
-        elif spec.vocab_size <= MAX_CODEBOOK_SIZE:
+        elif spec.vocab_size <= MAX_JOINT:
             indices = split_joint(
                 join_entries(self.indices, self.spec.codebook_sizes), codebook_sizes
             )
@@ -380,49 +385,6 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
             )
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole token file ({error})") from None
-
-
-def join_entries(indices: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
-    """Joint index of each position, (..., G) -> (...), entry 0 least significant, int64 throughout.
-
-    Raises:
-        ValueError: If the joint vocabulary exceeds 2**62.
-    """
-    if math.prod(codebook_sizes) > MAX_CODEBOOK_SIZE:
-        raise ValueError(f"joint index: {math.prod(codebook_sizes)} values exceed 2**62; use bits")
-    joint, basis = torch.zeros_like(indices[..., 0]), 1
-    for g, size in enumerate(codebook_sizes):
-        joint = joint + indices[..., g] * basis
-        basis *= size
-    return joint
-
-
-def split_joint(joint: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
-    """Inverse of `join_entries`, (...) -> (..., G)."""
-    entries = []
-    for size in codebook_sizes:
-        entries.append(joint % size)
-        joint = joint // size
-    return torch.stack(entries, dim=-1)
-
-
-def split_bits(fields: Tensor, widths: Sequence[int]) -> Tensor:
-    """Fields (..., F) of the given bit widths as one bit string (..., sum of widths)."""
-    parts = []
-    for f, width in enumerate(widths):
-        shifts = torch.arange(width, device=fields.device)
-        parts.append((fields[..., f, None] >> shifts) & 1)
-    return torch.cat(parts, dim=-1)
-
-
-def join_bits(bits: Tensor, widths: Sequence[int]) -> Tensor:
-    """Bits (..., sum of widths) as fields (..., F) int64; inverse of `split_bits`."""
-    parts, start = [], 0
-    for width in widths:
-        shifts = torch.arange(width, device=bits.device)
-        parts.append((bits[..., start : start + width].long() << shifts).sum(-1))
-        start += width
-    return torch.stack(parts, dim=-1)
 
 
 def _flatten(tokens: Tokens) -> tuple[list[Any], TokenSpec]:

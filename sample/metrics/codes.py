@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ...tokenizers.packing import MAX_JOINT as MAX_INDEX
+from ...tokenizers.packing import join_entries
+
 MAX_JOINT = 2**14
 """Largest joint vocabulary with usage, entropy and perplexity."""
 MAX_ENTRY = 2**20
 """Largest codebook whose marginal histogram is kept; regroup tokens to bits beyond that."""
-MAX_INDEX = 2**62
-"""Largest joint vocabulary that fits an int64 index."""
 STUCK_BELOW, STUCK_ABOVE = 0.01, 0.99
 _COMPACT = 2**16
 
@@ -73,10 +74,12 @@ class CodeStatistics:
             counts = torch.bincount(flat.flatten(), minlength=len(self._marginals))
             self._marginals += counts.cpu()
         if self.vocabulary <= MAX_JOINT:
-            counts = torch.bincount(self._joint_index(codes), minlength=self.vocabulary)
+            counts = torch.bincount(
+                join_entries(codes, self.codebook_sizes), minlength=self.vocabulary
+            )
             self._joint += counts.cpu()
         elif self.vocabulary <= MAX_INDEX:
-            self._pending.append(self._joint_index(codes).unique().cpu())
+            self._pending.append(join_entries(codes, self.codebook_sizes).unique().cpu())
             if sum(map(len, self._pending)) > max(_COMPACT, len(self._distinct)):
                 self._compact()
         self.num_tokens += len(codes)
@@ -196,15 +199,6 @@ class CodeStatistics:
                     found = f"{low[g]}..{high[g]}"
                     raise ValueError(f"indices of codebook {g}: found {found}, size is {size}")
         return codes
-
-    def _joint_index(self, codes: Tensor) -> Tensor:
-        """One int64 per position; the first codebook is least significant."""
-        joint = codes[:, 0]
-        weight = self.codebook_sizes[0]
-        for g in range(1, codes.shape[1]):
-            joint = joint + codes[:, g] * weight
-            weight *= self.codebook_sizes[g]
-        return joint
 
     def _marginal(self, g: int) -> Tensor:
         return self._marginals[self._offsets[g] : self._offsets[g] + self._tracked[g]]

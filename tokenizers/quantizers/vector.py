@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 _CHUNK_ELEMENTS = 2**24
 """Largest distance table held at once, in floats (64 MiB)."""
