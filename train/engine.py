@@ -1,0 +1,224 @@
+"""What every training script does alike: processes, precision, seeds, rates, stopping."""
+
+import hashlib
+import os
+import signal
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..config import STRICT
+from ..tokenizers.distributed import num_processes
+from .schedules import LearningRateConfig, lr_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning rate.
+
+    Args:
+        lr: Learning rate over the run.
+        betas: Decay of the two moments.
+        eps: Added to the denominator.
+        weight_decay: Decoupled decay, on all parameters as in the published recipes.
+        clip_norm: Largest gradient norm, > 0.
+    """
+
+    __pydantic_config__ = STRICT
+    lr: LearningRateConfig
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Length, batches, precision and reporting of a run.
+
+    Args:
+        steps: Optimizer steps.
+        batch_size_per_device: Images per process and forward pass.
+        gradient_accumulation_steps: Forward passes per optimizer step.
+        mixed_precision: `auto` is bf16 where the hardware multiplies it natively, else fp32.
+        compile: Run the model through torch.compile.
+        seed: Of weights, data order, augmentation and everything else.
+        log_every: Steps between lines of log.jsonl.
+        preview_every: Steps between pictures.
+        evaluate_every: Steps between measurements on the validation split.
+        checkpoint_every: Steps between checkpoints.
+        keep_checkpoints: Newest checkpoints kept, at least 1.
+        trackers: accelerate trackers to log to as well, e.g. [tensorboard, wandb].
+    """
+
+    __pydantic_config__ = STRICT
+    steps: int
+    batch_size_per_device: int
+    gradient_accumulation_steps: int = 1
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    compile: bool = False
+    seed: int = 0
+    log_every: int = 50
+    preview_every: int = 500
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and name != "seed"
+                and value < 1
+            ):
+                raise ValueError(f"{name}: expected at least 1, found {value}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected at least 0, found {self.seed}")
+
+
+def build_accelerator(run: RunConfig, folder: Path) -> Accelerator:
+    """The accelerator of a run; `mixed_precision: auto` must have been resolved.
+
+    Raises:
+        ValueError: If a launcher started several processes that would not know of each other.
+    """
+    accelerator = Accelerator(
+        # Without this, processes started side by side on a CPU machine form no group.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=run.mixed_precision,
+        gradient_accumulation_steps=run.gradient_accumulation_steps,
+        log_with=list(run.trackers) or None,
+        project_dir=folder,
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"{launched} processes were launched, but this one runs alone; see docs/training.md, "
+            "Processes, for the commands that start several"
+        )
+    return accelerator
+
+
+def native_precision() -> Literal["no", "bf16"]:
+    """bf16 where the machine multiplies it natively (CUDA sm_80 up, AVX512-BF16, AMX)."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bf16" if native else "no"
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's global generators from (seed, step, rank).
+
+    Everything random in a step then depends on nothing before it, and a resumed run needs no
+    generator state.
+    """
+    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig
+) -> torch.optim.AdamW:
+    """AdamW whose rate is set by `set_lr` before every step."""
+    return torch.optim.AdamW(
+        list(parameters),
+        lr=config.lr.peak,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def set_lr(
+    optimizer: torch.optim.Optimizer, config: LearningRateConfig, step: int, steps: int
+) -> float:
+    """Set and return the learning rate of `step`; the rate depends on nothing else."""
+    rate = lr_at(step, steps, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+class StopSignal:
+    """Ctrl-C (or SIGTERM) asks the run to stop after the step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _receive(self, number: int, frame: types.FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def agreed(self, device: torch.device) -> bool:
+        """True on every process once any of them was asked to stop (a collective)."""
+        if num_processes() == 1:
+            return self.requested
+        flag = torch.tensor(int(self.requested), device=device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        self.requested = bool(flag.item())
+        return self.requested
+
+
+class LossWindow:
+    """Sums of named scalars since the last report; read back as means over steps and processes."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add one step's scalars; nothing leaves the device.
+
+        A scalar that some steps lack (a loss that has just begun, the gradient norm under
+        accumulation) is averaged over the steps that have it.
+        """
+        for name, value in values.items():
+            value = value.detach().double()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over the window and the processes (a collective); starts a new window."""
+        if not self.sums:
+            return {}
+        names = sorted(self.sums)
+        total = torch.stack([self.sums[name].cpu() / self.counts[name] for name in names]).float()
+        total = accelerator.reduce(total.to(accelerator.device), "mean").cpu().double()
+        means = dict(zip(names, total.tolist(), strict=True))
+        self.sums, self.counts = {}, {}
+        return means
+
+    def state_dict(self) -> dict[str, object]:
+        """For the checkpoint."""
+        return {"sums": {n: v.item() for n, v in self.sums.items()}, "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, object], device: torch.device) -> None:
+        """From the checkpoint."""
+        sums: dict[str, float] = state["sums"]  # type: ignore[assignment]
+        self.sums = {
+            n: torch.tensor(v, dtype=torch.float64, device=device) for n, v in sums.items()
+        }
+        self.counts = dict(state["counts"])  # type: ignore[call-overload]

@@ -1,0 +1,111 @@
+"""Alarms: what goes wrong in tokenizer training, seen early and said plainly.
+
+Measured over the window between two log lines, on the training tokens of every process.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..sample.metrics.codes import CodeStatistics
+from ..tokenizers.base import check_range
+from ..tokenizers.tokens import TokenSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """One thing that looks wrong.
+
+    Args:
+        what: What was seen, with the number.
+        advice: What to try.
+    """
+
+    what: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.what}; try: {self.advice}"
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss became NaN or infinite; the run stops, nothing is masked."""
+
+
+class CodeWindow:
+    """Token statistics since the last report; indices stay on the device until then."""
+
+    def __init__(self, spec: TokenSpec) -> None:
+        self.statistics = CodeStatistics(spec.codebook_sizes)
+        self._pending: list[Tensor] = []
+
+    def add(self, indices: Tensor) -> None:
+        """Remember one batch of indices (B, N, G)."""
+        self._pending.append(indices.detach())
+
+    def flush(self) -> CodeStatistics:
+        """Count what is pending."""
+        for indices in self._pending:
+            self.statistics.update(indices)
+        self._pending.clear()
+        return self.statistics
+
+    def reset(self) -> None:
+        """Start a new window."""
+        self.flush().reset()
+
+
+def check_first_batch(images: Tensor) -> None:
+    """Refuse a data source whose pixels are not in [-1, 1].
+
+    Raises:
+        ValueError: With the range found.
+    """
+    low, high = images.float().aminmax()
+    check_range(low.item(), high.item())
+
+
+def code_alarms(codes: dict[str, float], vocab_size: int) -> list[Alarm]:
+    """Alarms about the use of the codes, from `CodeStatistics.compute`.
+
+    Low usage is called out only where the window had at least four tokens a code.
+    """
+    alarms = []
+    stuck = codes.get("num_stuck_bits", 0)
+    if stuck:
+        alarms.append(
+            Alarm(
+                what=f"{stuck:.0f} bits hardly ever change (mean below 0.01 or above 0.99)",
+                advice="a higher entropy weight, a longer entropy_boost, a lower learning rate",
+            )
+        )
+    usage = codes.get("codebook_usage", 1.0)
+    if usage < 0.1 and codes["num_tokens"] >= 4 * vocab_size:
+        alarms.append(
+            Alarm(
+                what=f"only {usage:.1%} of the codes were used",
+                advice="an EMA codebook with revival, normalize: true, narrower codes, or bits",
+            )
+        )
+    return alarms
+
+
+def loss_alarms(losses: dict[str, float]) -> list[Alarm]:
+    """Alarms about losses and gradient norms, from the means of a window."""
+    alarms = []
+    if losses.get("discriminator", 1.0) < 0.02:
+        alarms.append(
+            Alarm(
+                what=f"the discriminator has won (its loss is {losses['discriminator']:.3g})",
+                advice="a lower discriminator rate, a LeCam weight, a later adversarial start",
+            )
+        )
+    for name in ("grad_norm", "discriminator_grad_norm"):
+        if losses.get(name, 0.0) > 1000:
+            alarms.append(
+                Alarm(
+                    what=f"{name} is {losses[name]:.3g} before clipping",
+                    advice="a lower learning rate or a longer warm-up",
+                )
+            )
+    return alarms

@@ -1,0 +1,82 @@
+"""Image-space losses: reconstruction, adversarial, LeCam, and the adaptive adversarial weight.
+
+All are unweighted scalars. Images are (B, 3, H, W) in [-1, 1]; reconstruction losses are measured
+in [0, 1] pixel units, as published recipes count them.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu, softplus
+
+from ..tokenizers.distributed import mean_over_processes
+
+GANLoss = Literal["hinge", "non_saturating"]
+
+
+def reconstruction_loss(
+    reconstructions: Tensor, images: Tensor, kind: Literal["mse", "l1"]
+) -> Tensor:
+    """Mean squared or absolute difference per channel value, with pixels scaled to [0, 1]."""
+    difference = (reconstructions - images) / 2
+    return difference.square().mean() if kind == "mse" else difference.abs().mean()
+
+
+def generator_loss(fake_logits: Tensor, kind: GANLoss) -> Tensor:
+    """What the autoencoder minimises: -mean D(fake), or mean softplus(-D(fake))."""
+    return -fake_logits.mean() if kind == "hinge" else softplus(-fake_logits).mean()
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: GANLoss) -> Tensor:
+    """What the discriminator minimises, the mean of its real and fake half."""
+    if kind == "hinge":
+        return (relu(1 - real_logits).mean() + relu(1 + fake_logits).mean()) / 2
+    return (softplus(-real_logits).mean() + softplus(fake_logits).mean()) / 2
+
+
+class LeCam(nn.Module):
+    """LeCam regularisation of the discriminator (arXiv:2104.03310) by running mean logits.
+
+    Args:
+        decay: Of the running means, in [0, 1). They start at 0.
+    """
+
+    real: Tensor
+    fake: Tensor
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real", torch.zeros(()))
+        self.register_buffer("fake", torch.zeros(()))
+
+    def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """relu(m_real - ema_fake)**2 + relu(ema_real - m_fake)**2; then the means move.
+
+        Batch means run over all processes.
+        """
+        real = mean_over_processes(real_logits.float().mean())
+        fake = mean_over_processes(fake_logits.float().mean())
+        loss = relu(real - self.fake).square() + relu(self.real - fake).square()
+        with torch.no_grad():
+            self.real.lerp_(real.detach(), 1 - self.decay)
+            self.fake.lerp_(fake.detach(), 1 - self.decay)
+        return loss
+
+
+def adaptive_weight(
+    image_loss: Tensor, adversarial: Tensor, last_layer: Tensor, maximum: float
+) -> Tensor:
+    """Ratio of the two losses' gradient norms at the last decoder layer, without gradient.
+
+    |d image_loss| / (|d adversarial| + 1e-4), clamped to [0, maximum]: then both pull equally
+    hard. The gradients are averaged over processes first.
+
+    Source: arXiv:2012.09841, eq. 7.
+    """
+    norms = []
+    for loss in (image_loss, adversarial):
+        (gradient,) = torch.autograd.grad(loss, last_layer, retain_graph=True)
+        norms.append(mean_over_processes(gradient.detach()).float().norm())
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, maximum)

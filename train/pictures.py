@@ -1,0 +1,68 @@
+"""What a run leaves for the eye: curves of the log and grids of reconstructions."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..data.images import save_png
+from ..files import atomic_file
+from ..sample.encode import grid_of_pairs
+
+CURVES_HINT = "curves.png needs matplotlib: pip install 'tessella[report]'"
+
+
+def draw_curves(records: list[dict[str, Any]], path: Path, panels: dict[str, list[str]]) -> bool:
+    """Draw series of a log over the steps, one panel a title.
+
+    Args:
+        records: Lines of log.jsonl.
+        path: PNG to write.
+        panels: Title to names of the series in it; series without values are left out.
+
+    Returns:
+        False if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    series = {}
+    for names in panels.values():
+        for name in names:
+            points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+            if points:
+                series[name] = points
+    shown = {title: [n for n in names if n in series] for title, names in panels.items()}
+    shown = {title: names for title, names in shown.items() if names}
+    if not shown:
+        return True
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for position, (title, names) in enumerate(shown.items(), 1):
+        axes = figure.add_subplot(rows, columns, position)
+        for name in names:
+            axes.plot(*zip(*series[name], strict=True), label=name, linewidth=1.2)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        if len(names) > 1 or names[0] != title:
+            axes.legend(fontsize=8)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    return True
+
+
+def draw_reconstructions(originals: Tensor, reconstructions: Tensor, path: Path) -> None:
+    """Rows of originals, each above the row of its reconstructions, as one PNG.
+
+    Args:
+        originals: (B, 3, H, W) in [-1, 1].
+        reconstructions: The same shape and range.
+        path: PNG to write.
+    """
+    save_png(grid_of_pairs(originals, reconstructions), path)
