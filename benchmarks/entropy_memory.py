@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tessella.tokenizers.quantizers.entropy import batch_entropy, sample_entropy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from tessella.tokenizers.quantizers.entropy import batch_entropy, sample_entropy
 
 TEMPERATURE = 0.01
 """Of the soft assignments, as in every published LFQ."""

@@ -22,6 +22,9 @@ from typing import Any, Literal
 import click
 import torch
 from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
 from tessella.config import ConfigError, load_config
 from tessella.data.image_source import DataError
 from tessella.data.loader import ImageDataset, make_loader
@@ -29,8 +32,6 @@ from tessella.data.sources import open_source
 from tessella.files import atomic_file
 from tessella.train.engine import build_accelerator, seed_step
 from tessella.train.tokenizer import DEFAULT_CONFIG, TokenizerRun, TrainTokenizerConfig, resolve
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 Precision = Literal["no", "bf16"]
 Layout = Literal["channels_last", "contiguous"]

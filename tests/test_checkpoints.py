@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from tessella import checkpoints
 from tessella.checkpoints import CheckpointError, fingerprint, load_tokenizer, save_tokenizer
 from tessella.config import ConfigError, build_config, read_yaml, to_dict

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
+
 from tessella.config import (
     STRICT,
     ConfigError,

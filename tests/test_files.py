@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tessella.files import SaveError, atomic_file, atomic_folder, sha256_file
 
 

@@ -10,10 +10,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import tessella
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import tessella
 from tessella.checkpoints import save_tokenizer
 from tessella.config import build_config, read_yaml
 from tessella.tokenizers.build import TokenizerConfig, build_tokenizer

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import click
+
 from tessella.checkpoints import load_tokenizer
 from tessella.data.images import save_png
 from tessella.data.loader import eval_batches

@@ -3,6 +3,7 @@
 Measured over the window between two log lines, on the training tokens of every process.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -109,3 +110,17 @@ def loss_alarms(losses: dict[str, float]) -> list[Alarm]:
                 )
             )
     return alarms
+
+
+def check_finite(record: dict[str, float], ids: Sequence[str]) -> None:
+    """Stop the run on NaN or infinity.
+
+    Raises:
+        NonFiniteLoss: With the step, the values concerned and the images of the last batch.
+    """
+    bad = [name for name, value in record.items() if value != value or abs(value) == float("inf")]
+    if bad:
+        raise NonFiniteLoss(
+            f"{', '.join(bad)} not finite at step {record['step']}; last batch: {', '.join(ids)}. "
+            "Resume from the last checkpoint with a lower learning rate, or train in fp32."
+        )

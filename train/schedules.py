@@ -13,7 +13,7 @@ class LearningRateConfig:
 
     Args:
         peak: Highest value, > 0.
-        schedule: `constant`, or `cosine` from the peak towards `final_share` of it at the end of the run.
+        schedule: `constant`, or `cosine` from the peak to `final_share` of it where the run ends.
         warmup_steps: Optimizer steps of linear rise from 0, at least 0.
         final_share: Last value over the peak, in [0, 1].
     """

@@ -1,70 +1,44 @@
 """Train a tokenizer on images.
 
-    accelerate launch train/tokenizer.py [--config FILE] [--out FOLDER] [--resume] [key.sub=value ...]
+    accelerate launch train/tokenizer.py [--config FILE] [--out FOLDER] [--resume] [KEY=VALUE ...]
 
 Without arguments: the default bit tokenizer on the bundled emoji, sized for a CPU. One YAML is one
-run. The run folder fills with config.yaml, log.jsonl, curves.png, previews/*.png and checkpoints/;
-in the end `tokenizer/` holds the averaged weights for `tessella.load_tokenizer`. Ctrl-C finishes
-the step and saves; --resume continues exactly where it stopped.
+run (`recipe.py` has its fields); key.sub=value overrides. The run folder fills with config.yaml,
+log.jsonl, curves.png, previews/*.png and checkpoints/; in the end `tokenizer/` holds the averaged
+weights for `tessella.load_tokenizer`. Ctrl-C finishes the step and saves; --resume continues
+exactly where it stopped.
 """
 
-import dataclasses
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
-import tessella
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from tqdm import tqdm
+
+import tessella
 from tessella.checkpoints import save_tokenizer
-from tessella.config import STRICT, ConfigError, load_config, to_dict
+from tessella.config import load_config, to_dict
 from tessella.data.loader import ImageDataset, eval_batches, make_loader
 from tessella.data.sources import ImageSource, open_source
-from tessella.data.transforms import AugmentConfig
 from tessella.files import SaveError
-from tessella.sample.metrics.features import available_features
 from tessella.sample.metrics.image import ReconstructionMeter
-from tessella.sample.metrics.perceptual import PerceptualDistance, build_perceptual
-from tessella.tokenizers.base import Tokenizer, TokenizerOutput
-from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
-from tessella.train.discriminator import DiscriminatorConfig, build_discriminator
-from tessella.train.ema import EMA
-from tessella.train.engine import (
-    LossWindow,
-    OptimizerConfig,
-    RunConfig,
-    StopSignal,
-    build_accelerator,
-    build_optimizer,
-    native_precision,
-    seed_step,
-    set_lr,
-)
+from tessella.sample.metrics.perceptual import PerceptualDistance
+from tessella.tokenizers.base import Tokenizer
+from tessella.train.engine import StopSignal, build_accelerator, seed_step
 from tessella.train.health import (
-    CodeWindow,
     NonFiniteLoss,
+    check_finite,
     check_first_batch,
     code_alarms,
     loss_alarms,
 )
-from tessella.train.losses import (
-    GANLoss,
-    LeCam,
-    adaptive_weight,
-    discriminator_loss,
-    generator_loss,
-    reconstruction_loss,
-)
 from tessella.train.pictures import CURVES_HINT, draw_curves, draw_reconstructions
+from tessella.train.recipe import TrainTokenizerConfig, resolve
 from tessella.train.run_folder import RunFolder
-from tessella.train.schedules import BoostConfig, boost_at
-from torch import Tensor, nn
-from tqdm import tqdm
+from tessella.train.tokenizer_run import TokenizerRun
 
 DEFAULT_CONFIG = Path(tessella.__file__).parent / "configs" / "tokenizer" / "bits_emoji_64.yaml"
 
@@ -79,219 +53,6 @@ PANELS = {
     "adversarial": ["adversarial", "discriminator", "real_logits", "fake_logits"],
     "images/s": ["images_per_second"],
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What to train on.
-
-    Args:
-        source: `bundled:emoji`, a folder, tars, or `hf:owner/name`; its split `train`.
-        val_source: Where the split `val` comes from; None: the same source.
-        augment: Random augmentation of the training images.
-        num_workers: Reader processes per training process; 0 is best for small cached sets.
-    """
-
-    __pydantic_config__ = STRICT
-    source: str = "bundled:emoji"
-    val_source: str | None = None
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    num_workers: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Forms of the image losses; their weights are `loss_weights`.
-
-    Args:
-        reconstruction: Squared or absolute differences, in [0, 1] pixel units.
-        perceptual: Feature networks in order of preference; the first whose weights are on this
-            machine is used, and the resolved config names it alone. Empty: no perceptual loss.
-        entropy_boost: Extra weight of the entropy loss at the start.
-    """
-
-    __pydantic_config__ = STRICT
-    reconstruction: Literal["mse", "l1"] = "mse"
-    perceptual: tuple[str, ...] = ()
-    entropy_boost: BoostConfig = field(default_factory=BoostConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdversarialConfig:
-    """The discriminator and when it matters.
-
-    Args:
-        discriminator: Its network.
-        optimizer: Its optimizer; the rate warms up from the step at which it starts to train.
-        loss: Form of both adversarial losses.
-        start_step: First step with the adversarial term in the tokenizer's loss.
-        lead_steps: Steps that the discriminator trains alone before that.
-        ramp_steps: Steps over which the term rises linearly to its weight; 0: at once.
-        adaptive: Multiply the term by the ratio of gradient norms at the last decoder layer.
-        adaptive_max: Largest such ratio.
-        lecam_decay: Of LeCam's running logits; used if `loss_weights` has `lecam`.
-    """
-
-    __pydantic_config__ = STRICT
-    discriminator: DiscriminatorConfig
-    optimizer: OptimizerConfig
-    loss: GANLoss = "hinge"
-    start_step: int = 0
-    lead_steps: int = 0
-    ramp_steps: int = 0
-    adaptive: bool = False
-    adaptive_max: float = 1e4
-    lecam_decay: float = 0.999
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.lead_steps <= self.start_step:
-            raise ValueError(
-                f"lead_steps: expected 0 to start_step {self.start_step}, found {self.lead_steps}"
-            )
-
-    @property
-    def first_step(self) -> int:
-        """First step of the discriminator's own training."""
-        return self.start_step - self.lead_steps
-
-    def share_at(self, step: int) -> float:
-        """Share of the adversarial weight at `step`, 0 before the start."""
-        if step < self.start_step:
-            return 0.0
-        return min(1.0, (step - self.start_step + 1) / self.ramp_steps) if self.ramp_steps else 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainTokenizerConfig:
-    """One run of this script.
-
-    Args:
-        tokenizer: What to train.
-        data: What to train on.
-        losses: Forms of the image losses.
-        loss_weights: Weight of every loss by name. Every loss that the run produces needs one, and
-            every weight must meet its loss.
-        optimizer: Of the tokenizer.
-        adversarial: The discriminator; None: no adversarial training.
-        ema_decay: Highest decay of the weight average that is evaluated and saved.
-        run: Length, batches, precision and reporting.
-    """
-
-    __pydantic_config__ = STRICT
-    tokenizer: TokenizerConfig
-    data: DataConfig = field(default_factory=DataConfig)
-    losses: LossConfig = field(default_factory=LossConfig)
-    loss_weights: dict[str, float]
-    optimizer: OptimizerConfig
-    adversarial: AdversarialConfig | None = None
-    ema_decay: float = 0.999
-    run: RunConfig
-
-
-def check_weights(config: TrainTokenizerConfig, tokenizer_losses: Sequence[str]) -> None:
-    """Refuse a weight without a loss and a loss without a weight.
-
-    Raises:
-        ConfigError: Naming both kinds.
-    """
-    emitted = {"reconstruction", *tokenizer_losses}
-    emitted |= {"perceptual"} if config.losses.perceptual else set()
-    optional = set()
-    if config.adversarial is not None:
-        emitted, optional = emitted | {"adversarial"}, {"lecam"}
-    given = set(config.loss_weights)
-    idle, unweighted = sorted(given - emitted - optional), sorted(emitted - given)
-    if idle or unweighted:
-        raise ConfigError(
-            f"loss_weights: weights without a loss: {', '.join(idle) or 'none'}; "
-            f"losses without a weight: {', '.join(unweighted) or 'none'}"
-        )
-
-
-def resolve(config: TrainTokenizerConfig) -> TrainTokenizerConfig:
-    """Replace what depends on the machine (precision, feature network) by what it is here."""
-    run = config.run
-    if run.mixed_precision == "auto":
-        run = dataclasses.replace(run, mixed_precision=native_precision())
-    losses = config.losses
-    if len(losses.perceptual) > 1:
-        found = available_features()
-        chosen = next(
-            (name for name in losses.perceptual if found.get(name)), losses.perceptual[-1]
-        )
-        losses = dataclasses.replace(losses, perceptual=(chosen,))
-    return dataclasses.replace(config, run=run, losses=losses)
-
-
-class Objective:
-    """The losses of one step, from a tokenizer's output to two weighted sums."""
-
-    def __init__(self, config: TrainTokenizerConfig, device: torch.device) -> None:
-        self.config, self.weights = config, config.loss_weights
-        self.perceptual: PerceptualDistance | None = None
-        if config.losses.perceptual:
-            self.perceptual = build_perceptual(config.losses.perceptual[0]).to(device)
-        self.lecam: LeCam | None = None
-        if config.adversarial is not None and "lecam" in self.weights:
-            self.lecam = LeCam(config.adversarial.lecam_decay).to(device)
-
-    def for_tokenizer(
-        self,
-        output: TokenizerOutput,
-        images: Tensor,
-        step: int,
-        discriminator: nn.Module | None,
-        last_layer: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum to minimise, and every unweighted loss by name."""
-        kind = self.config.losses.reconstruction
-        losses = {"reconstruction": reconstruction_loss(output.images, images, kind)}
-        if self.perceptual is not None:
-            losses["perceptual"] = self.perceptual(output.images, images).mean()
-        image_loss = sum_weighted(losses, self.weights)
-        losses |= output.losses
-        weights = dict(self.weights)
-        if "entropy" in weights:
-            weights["entropy"] *= boost_at(step, self.config.losses.entropy_boost)
-        total = image_loss + sum_weighted(output.losses, weights)
-        adversarial = self.config.adversarial
-        if adversarial is not None and discriminator is not None and step >= adversarial.start_step:
-            losses["adversarial"] = generator_loss(
-                discriminator(output.images).float(), adversarial.loss
-            )
-            factor: Tensor | float = weights["adversarial"] * adversarial.share_at(step)
-            if adversarial.adaptive:
-                losses["adaptive_weight"] = adaptive_weight(
-                    image_loss, losses["adversarial"], last_layer, adversarial.adaptive_max
-                )
-                factor = factor * losses["adaptive_weight"]
-            total = total + factor * losses["adversarial"]
-        return total, losses
-
-    def for_discriminator(
-        self, real_logits: Tensor, fake_logits: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's weighted sum, and its losses by name."""
-        assert self.config.adversarial is not None
-        real_logits, fake_logits = real_logits.float(), fake_logits.float()
-        loss = discriminator_loss(real_logits, fake_logits, self.config.adversarial.loss)
-        losses = {
-            "discriminator": loss,
-            "real_logits": real_logits.mean(),
-            "fake_logits": fake_logits.mean(),
-        }
-        if self.lecam is not None:
-            losses["lecam"] = self.lecam(real_logits, fake_logits)
-            loss = loss + self.weights["lecam"] * losses["lecam"]
-        return loss, losses
-
-
-def sum_weighted(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """Sum of losses times their weights."""
-    total = torch.zeros(())
-    for name, loss in losses.items():
-        total = total + weights[name] * loss
-    return total
 
 
 @torch.no_grad()
@@ -315,143 +76,6 @@ def evaluate(
     if perceptual is not None:
         result[perceptual.id] = distance / count
     return result
-
-
-class TokenizerRun:
-    """Everything that a run holds and a checkpoint must bring back."""
-
-    def __init__(self, config: TrainTokenizerConfig, accelerator: Accelerator) -> None:
-        self.config, self.accelerator = config, accelerator
-        seed_step(config.run.seed, -1, 0)  # the same weights on every process
-        self.tokenizer = build_tokenizer(config.tokenizer).to(accelerator.device)
-        check_weights(config, self.tokenizer.loss_names)
-        self.discriminator: nn.Module | None = None
-        if config.adversarial is not None:
-            discriminator = build_discriminator(config.adversarial.discriminator)
-            self.discriminator = discriminator.to(accelerator.device)
-        self.ema = EMA(self.tokenizer, config.ema_decay)
-        self.objective = Objective(config, accelerator.device)
-        self.step = 0
-        self.codes = CodeWindow(self.tokenizer.spec)
-        self.window = LossWindow()
-        self.optimizer = build_optimizer(self.tokenizer.parameters(), config.optimizer)
-        # The prepared modules run every forward pass with gradients: only they synchronise.
-        self.model, self.prepared_optimizer = accelerator.prepare(self.tokenizer, self.optimizer)
-        if config.adversarial is not None and self.discriminator is not None:
-            self.d_optimizer = build_optimizer(
-                self.discriminator.parameters(), config.adversarial.optimizer
-            )
-            self.d_model, self.prepared_d_optimizer = accelerator.prepare(
-                self.discriminator, self.d_optimizer
-            )
-        if config.run.compile:
-            self.tokenizer.compile()
-
-    def modules(self) -> dict[str, nn.Module]:
-        """Every module with state, by the name of its file in a checkpoint."""
-        modules: dict[str, nn.Module] = {"tokenizer": self.tokenizer, "ema": self.ema.module}
-        if self.discriminator is not None:
-            modules["discriminator"] = self.discriminator
-        if self.objective.lecam is not None:
-            modules["lecam"] = self.objective.lecam
-        return modules
-
-    def save(self, folder: RunFolder, ids: Sequence[str]) -> None:
-        """Write a checkpoint (a collective: counters of all processes are gathered).
-
-        Raises:
-            NonFiniteLoss: If a loss since the last log line was not finite, on any process; such
-                weights would push the last good checkpoint out.
-            SaveError: If the disk refuses.
-        """
-        codes = gather_object([self.codes.flush().state_dict()])
-        windows = gather_object([self.window.state_dict()])
-        for window in windows:
-            check_finite({"step": self.step, **window["sums"]}, ids)
-        state: dict[str, Any] = {
-            "optimizer": self.optimizer.state_dict(),
-            "ema_updates": self.ema.num_updates,
-            "codes": codes,
-            "windows": windows,
-        }
-        if self.discriminator is not None:
-            state["d_optimizer"] = self.d_optimizer.state_dict()
-        weights = {name: module.state_dict() for name, module in self.modules().items()}
-        folder.save_checkpoint(self.step, weights, state, keep=self.config.run.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
-
-    def load(self, weights: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Take over a checkpoint."""
-        for name, module in self.modules().items():
-            module.load_state_dict(weights[name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.discriminator is not None:
-            self.d_optimizer.load_state_dict(state["d_optimizer"])
-        self.ema.num_updates, self.step = state["ema_updates"], state["step"]
-        rank = self.accelerator.process_index
-        if len(state["codes"]) == self.accelerator.num_processes:
-            self.codes.statistics.load_state_dict(state["codes"][rank])
-            self.window.load_state_dict(state["windows"][rank], self.accelerator.device)
-
-    def train_batch(self, images: Tensor) -> None:
-        """Forward and backward of both networks on one batch; they step when gradients are due."""
-        accelerator, config, adversarial = self.accelerator, self.config, self.config.adversarial
-        models = [self.model] if self.discriminator is None else [self.model, self.d_model]
-        with accelerator.accumulate(*models):
-            set_lr(self.optimizer, config.optimizer.lr, self.step, config.run.steps)
-            if self.discriminator is not None:
-                self.discriminator.requires_grad_(False)
-            output = self.model(images)
-            with accelerator.autocast():
-                # The frozen discriminator runs bare: there is no gradient of its to synchronise.
-                total, losses = self.objective.for_tokenizer(
-                    output, images, self.step, self.discriminator, self.tokenizer.last_layer
-                )
-            accelerator.backward(total)
-            if accelerator.sync_gradients:
-                losses["grad_norm"] = torch.as_tensor(
-                    accelerator.clip_grad_norm_(
-                        self.tokenizer.parameters(), config.optimizer.clip_norm
-                    )
-                )
-            self.prepared_optimizer.step()
-            self.prepared_optimizer.zero_grad()
-            if adversarial is not None and self.discriminator is not None:
-                self.discriminator.requires_grad_(True)
-                if self.step >= adversarial.first_step:
-                    losses |= self._train_discriminator(images, output.images.detach())
-        self.window.add({"loss": total, **losses})
-        self.codes.add(output.tokens.indices)
-
-    def _train_discriminator(self, images: Tensor, fakes: Tensor) -> dict[str, Tensor]:
-        adversarial, accelerator = self.config.adversarial, self.accelerator
-        assert adversarial is not None and self.discriminator is not None
-        since = self.step - adversarial.first_step
-        steps = self.config.run.steps - adversarial.first_step
-        set_lr(self.d_optimizer, adversarial.optimizer.lr, since, steps)
-        logits = self.d_model(torch.cat([images, fakes.to(images.dtype)]))
-        loss, losses = self.objective.for_discriminator(*logits.chunk(2))
-        accelerator.backward(loss)
-        if accelerator.sync_gradients:
-            losses["discriminator_grad_norm"] = torch.as_tensor(
-                accelerator.clip_grad_norm_(
-                    self.discriminator.parameters(), adversarial.optimizer.clip_norm
-                )
-            )
-        self.prepared_d_optimizer.step()
-        self.prepared_d_optimizer.zero_grad()
-        return losses
-
-    def report(self) -> dict[str, float]:
-        """Means of the window over steps and processes, and the token statistics (a collective)."""
-        means = self.window.means(self.accelerator)
-        merged = CodeWindow(self.tokenizer.spec).statistics
-        for state in gather_object([self.codes.flush().state_dict()]):
-            other = CodeWindow(self.tokenizer.spec).statistics
-            other.load_state_dict(state)
-            merged.merge(other)
-        self.codes.reset()
-        return means | merged.compute()
 
 
 def train(
@@ -504,8 +128,9 @@ def train(
     bar = tqdm(
         total=run.steps, initial=state.step, unit="step", disable=not main, dynamic_ncols=True
     )
-    started, first_step = time.perf_counter(), state.step
-    clock, clock_step, measured = started, state.step, {}
+    first_step, measured = state.step, {}
+    started = time.perf_counter() - state.seconds
+    clock, clock_step = time.perf_counter(), state.step
     with StopSignal() as stop, bar:
         for number, batch in enumerate(loader, state.step * accumulation):
             if number % accumulation == 0:
@@ -554,6 +179,7 @@ def train(
                 folder.log({"step": state.step, **measured})
                 accelerator.log(measured, step=state.step)
                 say(main, f"step {state.step}: " + format_numbers(measured))
+            state.seconds = time.perf_counter() - started
             if state.step % run.checkpoint_every == 0 or last or stopping:
                 state.save(folder, batch["ids"])
             clock += time.perf_counter() - pause  # pictures and checkpoints are not training speed
@@ -564,7 +190,13 @@ def train(
         folder.log({"step": state.step, "broken": name, "reason": reason})
     accelerator.end_training()
     if state.step < run.steps:
-        say(main, f"stopped and saved at step {state.step}; continue with: {command} --resume")
+        again = f"as {accelerator.num_processes} processes again, " * (
+            accelerator.num_processes > 1
+        )
+        say(
+            main,
+            f"stopped and saved at step {state.step}; {again}continue with: {command} --resume",
+        )
         return None
     if main:
         draw_curves(folder.read_log(), out / "curves.png", PANELS)
@@ -578,27 +210,13 @@ def train(
             "processes": accelerator.num_processes,
             "precision": run.mixed_precision,
             "perceptual_features": features,
-            "seconds": round(time.perf_counter() - started),
+            "seconds": round(state.seconds),
             "versions": {"tessella": tessella.__version__, "torch": torch.__version__},
             "validation": {"source": val_source.name, "split": "val", **measured},
         }
         facts = save_tokenizer(state.ema.module, out / "tokenizer", card=card, overwrite=True)
         say(main, f"wrote {out / 'tokenizer'} (fingerprint {facts['fingerprint']})")
     return measured
-
-
-def check_finite(record: dict[str, float], ids: Sequence[str]) -> None:
-    """Stop the run on NaN or infinity.
-
-    Raises:
-        NonFiniteLoss: With the step, the values concerned and the images of the last batch.
-    """
-    bad = [name for name, value in record.items() if value != value or abs(value) == float("inf")]
-    if bad:
-        raise NonFiniteLoss(
-            f"{', '.join(bad)} not finite at step {record['step']}; last batch: {', '.join(ids)}. "
-            "Resume from the last checkpoint with a lower learning rate, or train in fp32."
-        )
 
 
 def flat_config(config: TrainTokenizerConfig) -> dict[str, Any]:

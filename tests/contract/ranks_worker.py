@@ -11,13 +11,14 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import Tensor, nn
+
 from tessella.tokenizers.base import Quantizer
 from tessella.tokenizers.quantizers.bsq import BSQ, BSQConfig
 from tessella.tokenizers.quantizers.ema_vq import EMAVQ, EMAVQConfig
 from tessella.tokenizers.quantizers.lfq import LFQ, LFQConfig
 from tessella.tokenizers.quantizers.vq import VQ, VQConfig
 from tessella.train.losses import LeCam, adaptive_weight
-from torch import Tensor, nn
 
 BATCH, TOKENS, WIDTH, STEPS = 4, 16, 6, 3
 

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor
+
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
 from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
@@ -15,7 +17,6 @@ from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.quantizers.vq import VQConfig
 from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
 from tessella.tokenizers.vqgan import VQGANConfig
-from torch import Tensor
 
 RESOLUTION = 16
 

@@ -4,6 +4,7 @@ import time
 import numpy as np
 import pytest
 import torch
+
 from tessella.data.loader import ImageDataset, StepSampler, eval_batches, make_loader
 from tessella.data.sources import DataError, open_source
 from tessella.data.transforms import AugmentConfig

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from tessella.data import prepare as prepare_module
 from tessella.data.prepare import RECIPES, prepare
 from tessella.data.providers import CIFAR_CLASSES

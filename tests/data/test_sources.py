@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+
 from tessella.data.loader import eval_batches
 from tessella.data.sources import BrokenImage, DataError, open_source
 

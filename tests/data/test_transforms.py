@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+
 from tessella.data.transforms import AugmentConfig, augment, resize_center_crop
 
 

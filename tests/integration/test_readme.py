@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from tessella.sample.cli import main
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 import torch
-from tessella.sample.metrics.codes import CodeStatistics
 from torch import Tensor
+
+from tessella.sample.metrics.codes import CodeStatistics
 
 
 def draw(sizes: tuple[int, ...], batch: int = 4, num_tokens: int = 16, seed: int = 0) -> Tensor:

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from tessella.sample.metrics.efficientnet_lite import weight_shapes
 from tessella.sample.metrics.extractor import FeatureExtractor
 from tessella.sample.metrics.features import FEATURE_NAMES, available_features, build_features

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from tessella.sample.metrics.features import build_features
 from tessella.sample.metrics.frechet import (
     FrechetStatistics,
@@ -11,7 +13,6 @@ from tessella.sample.metrics.frechet import (
     metric_name,
     require_fid,
 )
-from torch import Tensor
 
 
 def features(count: int, size: int, seed: int) -> Tensor:

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from tessella.sample.metrics.image import ReconstructionMeter, psnr, psnr_non_white, to_uint8
 from torch import Tensor
+
+from tessella.sample.metrics.image import ReconstructionMeter, psnr, psnr_non_white, to_uint8
 
 
 def pair(batch: int, size: int = 24) -> tuple[Tensor, Tensor]:

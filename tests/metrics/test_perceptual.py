@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from tessella.sample.metrics.features import FEATURE_NAMES, available_features, build_features
 from tessella.sample.metrics.perceptual import (
     FeatureDistance,
@@ -10,7 +12,6 @@ from tessella.sample.metrics.perceptual import (
     build_perceptual,
 )
 from tessella.sample.metrics.weights import PROVIDERS
-from torch import Tensor
 
 CONSTANT_TOLERANCE = 1e-3  # that of the reference implementation's own printed values
 LPIPS_CONSTANTS = [

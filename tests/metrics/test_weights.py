@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from tessella.sample.metrics import weights
 from tessella.sample.metrics.features import build_features
 from tessella.sample.metrics.perceptual import build_perceptual

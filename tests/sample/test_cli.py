@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+
 from tessella.checkpoints import load_tokenizer, save_tokenizer
 from tessella.data.images import to_tensor
 from tessella.sample.cli import main

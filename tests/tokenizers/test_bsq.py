@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tessella.tokenizers.quantizers.bsq import BSQ, BSQConfig
 from torch import Tensor
+
+from tessella.tokenizers.quantizers.bsq import BSQ, BSQConfig
 
 
 def random_latents(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from tessella.tokenizers.quantizers.ema_vq import EMAVQ, EMAVQConfig
 from torch import Tensor
+
+from tessella.tokenizers.quantizers.ema_vq import EMAVQ, EMAVQConfig
 
 SIZE, DIM = 8, 4
 

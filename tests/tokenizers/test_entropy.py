@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
 from tessella.tokenizers.quantizers.entropy import (
     batch_entropy,
     binary_entropy,
@@ -15,7 +17,6 @@ from tessella.tokenizers.quantizers.entropy import (
     outcome_table,
     sample_entropy,
 )
-from torch import Tensor
 
 RELATIVE = 1e-6
 """float32 sums of a few thousand terms against float64."""

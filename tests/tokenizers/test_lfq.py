@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
 from tessella.tokenizers.quantizers.lfq import LFQ, LFQConfig
 from tessella.tokenizers.tokens import Tokens, TokenSpec
-from torch import Tensor
 
 TEMPERATURE = 0.01
 

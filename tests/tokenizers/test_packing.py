@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tessella.tokenizers.packing import pack_bits, unpack_bits
 
 LENGTHS = (1, 7, 8, 9, 18, 31, 32, 36, 62, 63, 64, 128)

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
+
 from tessella.data.images import to_uint8
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.token_store import StoreError, TokenStore, TokenStoreWriter
 from tessella.tokenizers.token_store_writer import MAX_PROBES
 from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec, load_tokens
-from torch.utils.data import DataLoader, Dataset
 
 SPEC = TokenSpec((2, 3), (2,) * 5)
 ORDERED = TokenSpec((4,), (1000,), ordered=True)

@@ -10,6 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch.utils import _pytree
+from torch.utils.data import DataLoader, Dataset
+
 from tessella.tokenizers.tokens import (
     SpecMismatch,
     Tokens,
@@ -18,8 +21,6 @@ from tessella.tokenizers.tokens import (
     load_tokens,
     split_joint,
 )
-from torch.utils import _pytree
-from torch.utils.data import DataLoader, Dataset
 
 BINARY = TokenSpec((2, 3), (2,) * 5)
 ORDERED = TokenSpec((4,), (10,), ordered=True)

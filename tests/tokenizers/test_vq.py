@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from tessella.tokenizers.quantizers import vector
 from tessella.tokenizers.quantizers.vector import nearest_codes, rotation_trick, squared_distances
 from tessella.tokenizers.quantizers.vq import VQ, VQConfig
-from torch import Tensor
 
 
 def random_vectors(*shape: int, seed: int = 0) -> Tensor:

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.conv_autoencoder import (
@@ -23,7 +25,6 @@ from tessella.tokenizers.quantizers.fsq import FSQConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.quantizers.vq import VQConfig
 from tessella.tokenizers.vqgan import VQGANConfig
-from torch import Tensor, nn
 
 LEGACY = ConvAutoencoderConfig(shortcut="legacy")
 MASKGIT = ConvAutoencoderConfig(shortcut="legacy", downsample="avg_pool")

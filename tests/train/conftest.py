@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tessella
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
+
+import tessella
 from tessella.train.run_folder import read_log
 from tessella.train.tokenizer import main
-from torch import Tensor
 
 ROOT = Path(tessella.__file__).parent
 DEBUG = ROOT / "configs" / "tokenizer" / "debug.yaml"

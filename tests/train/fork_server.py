@@ -21,10 +21,11 @@ from typing import Any, NoReturn
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401  what a run imports on its way
 import scipy.signal  # noqa: F401
-import tessella.train.tokenizer as script
 import torch
 import torch._dynamo
 import torchmetrics  # noqa: F401
+
+import tessella.train.tokenizer as script
 
 
 def signal_at(name: str, step: int) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tessella.train.tokenizer as script_module
 from click.testing import Result
+
+import tessella.train.tokenizer as script_module
 from tessella.config import ConfigError, load_config
 from tessella.files import SaveError
+from tessella.train.recipe import TrainTokenizerConfig
 from tessella.train.run_folder import RunFolder
-from tessella.train.tokenizer import TrainTokenizerConfig
 
 Command = Callable[..., Result]
 

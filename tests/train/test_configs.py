@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-import tessella
 import torch
+
+import tessella
 from tessella.config import build_config, load_config, parse_yaml, to_yaml
 from tessella.sample.metrics.features import FEATURE_NAMES
 from tessella.tokenizers.build import build_tokenizer
 from tessella.train.discriminator import build_discriminator
-from tessella.train.tokenizer import TrainTokenizerConfig, check_weights
+from tessella.train.recipe import TrainTokenizerConfig, check_weights
 
 FOLDER = Path(tessella.__file__).parent / "configs" / "tokenizer"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))

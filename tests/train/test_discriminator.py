@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from tessella.train.discriminator import (
     BlurDiscriminatorConfig,
     BlurDownsample,
     PatchDiscriminatorConfig,
     build_discriminator,
 )
-from torch import Tensor, nn
 
 
 def random_images(*shape: int) -> Tensor:

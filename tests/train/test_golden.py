@@ -38,9 +38,10 @@ def test_losses_are_the_golden_ones(debug_run: Any) -> None:
 def regenerate() -> None:
     """Run debug.yaml with one thread and write its losses to the golden file."""
     import torch
+
     from tessella.config import load_config
+    from tessella.train.recipe import TrainTokenizerConfig, train
     from tessella.train.run_folder import read_log
-    from tessella.train.tokenizer import TrainTokenizerConfig, train
 
     torch.set_num_threads(1)
     path = Path(__file__).parents[2] / "configs" / "tokenizer" / "debug.yaml"

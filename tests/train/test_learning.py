@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from tessella import load_tokenizer
 from tessella.data.loader import eval_batches
 from tessella.data.sources import open_source
-from torch import Tensor
 
 STEPS = 100
 

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from tessella.train.losses import (
     LeCam,
     adaptive_weight,
@@ -11,7 +13,6 @@ from tessella.train.losses import (
     generator_loss,
     reconstruction_loss,
 )
-from torch import nn
 
 LOGITS = torch.tensor([-2.0, 0.0, 0.5, 3.0])
 

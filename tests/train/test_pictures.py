@@ -13,6 +13,7 @@ import torchmetrics  # noqa: F401  imports matplotlib where it is installed, so 
 from click.testing import Result
 from PIL import Image
 from safetensors.torch import load_file
+
 from tessella import load_tokenizer
 from tessella.train.pictures import CURVES_HINT, draw_curves, draw_reconstructions
 

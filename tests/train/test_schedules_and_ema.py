@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import nn
+
 from tessella.tokenizers.quantizers.ema_vq import EMAVQ, EMAVQConfig
 from tessella.train.ema import EMA
 from tessella.train.schedules import (
@@ -11,7 +13,6 @@ from tessella.train.schedules import (
     ema_decay_at,
     lr_at,
 )
-from torch import nn
 
 
 def test_warmup_rises_linearly_to_the_peak() -> None:

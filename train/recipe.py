@@ -1,0 +1,157 @@
+"""What one tokenizer training run is: the dataclasses behind `configs/tokenizer/*.yaml`."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..config import STRICT, ConfigError
+from ..data.transforms import AugmentConfig
+from ..sample.metrics.features import available_features
+from ..tokenizers.build import TokenizerConfig
+from .discriminator import DiscriminatorConfig
+from .engine import OptimizerConfig, RunConfig, native_precision
+from .losses import GANLoss
+from .schedules import BoostConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to train on.
+
+    Args:
+        source: `bundled:emoji`, a folder, tars, or `hf:owner/name`; its split `train`.
+        val_source: Where the split `val` comes from; None: the same source.
+        augment: Random augmentation of the training images.
+        num_workers: Reader processes per training process; 0 is best for small cached sets.
+    """
+
+    __pydantic_config__ = STRICT
+    source: str = "bundled:emoji"
+    val_source: str | None = None
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    num_workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Forms of the image losses; their weights are `loss_weights`.
+
+    Args:
+        reconstruction: Squared or absolute differences, in [0, 1] pixel units.
+        perceptual: Feature networks in order of preference; the first whose weights are on this
+            machine is used, and the resolved config names it alone. Empty: no perceptual loss.
+        entropy_boost: Extra weight of the entropy loss at the start.
+    """
+
+    __pydantic_config__ = STRICT
+    reconstruction: Literal["mse", "l1"] = "mse"
+    perceptual: tuple[str, ...] = ()
+    entropy_boost: BoostConfig = field(default_factory=BoostConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig:
+    """The discriminator and when it matters.
+
+    Args:
+        discriminator: Its network.
+        optimizer: Its optimizer; the rate warms up from the step at which it starts to train.
+        loss: Form of both adversarial losses.
+        start_step: First step with the adversarial term in the tokenizer's loss.
+        lead_steps: Steps that the discriminator trains alone before that.
+        ramp_steps: Steps over which the term rises linearly to its weight; 0: at once.
+        adaptive: Multiply the term by the ratio of gradient norms at the last decoder layer.
+        adaptive_max: Largest such ratio.
+        lecam_decay: Of LeCam's running logits; used if `loss_weights` has `lecam`.
+    """
+
+    __pydantic_config__ = STRICT
+    discriminator: DiscriminatorConfig
+    optimizer: OptimizerConfig
+    loss: GANLoss = "hinge"
+    start_step: int = 0
+    lead_steps: int = 0
+    ramp_steps: int = 0
+    adaptive: bool = False
+    adaptive_max: float = 1e4
+    lecam_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lead_steps <= self.start_step:
+            raise ValueError(
+                f"lead_steps: expected 0 to start_step {self.start_step}, found {self.lead_steps}"
+            )
+
+    @property
+    def first_step(self) -> int:
+        """First step of the discriminator's own training."""
+        return self.start_step - self.lead_steps
+
+    def share_at(self, step: int) -> float:
+        """Share of the adversarial weight at `step`, 0 before the start."""
+        if step < self.start_step:
+            return 0.0
+        return min(1.0, (step - self.start_step + 1) / self.ramp_steps) if self.ramp_steps else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTokenizerConfig:
+    """One run of `train/tokenizer.py`.
+
+    Args:
+        tokenizer: What to train.
+        data: What to train on.
+        losses: Forms of the image losses.
+        loss_weights: Weight of every loss by name. Every loss that the run produces needs one, and
+            every weight must meet its loss.
+        optimizer: Of the tokenizer.
+        adversarial: The discriminator; None: no adversarial training.
+        ema_decay: Highest decay of the weight average that is evaluated and saved.
+        run: Length, batches, precision and reporting.
+    """
+
+    __pydantic_config__ = STRICT
+    tokenizer: TokenizerConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    loss_weights: dict[str, float]
+    optimizer: OptimizerConfig
+    adversarial: AdversarialConfig | None = None
+    ema_decay: float = 0.999
+    run: RunConfig
+
+
+def check_weights(config: TrainTokenizerConfig, tokenizer_losses: Sequence[str]) -> None:
+    """Refuse a weight without a loss and a loss without a weight.
+
+    Raises:
+        ConfigError: Naming both kinds.
+    """
+    emitted = {"reconstruction", *tokenizer_losses}
+    emitted |= {"perceptual"} if config.losses.perceptual else set()
+    optional = set()
+    if config.adversarial is not None:
+        emitted, optional = emitted | {"adversarial"}, {"lecam"}
+    given = set(config.loss_weights)
+    idle, unweighted = sorted(given - emitted - optional), sorted(emitted - given)
+    if idle or unweighted:
+        raise ConfigError(
+            f"loss_weights: weights without a loss: {', '.join(idle) or 'none'}; "
+            f"losses without a weight: {', '.join(unweighted) or 'none'}"
+        )
+
+
+def resolve(config: TrainTokenizerConfig) -> TrainTokenizerConfig:
+    """Replace what depends on the machine (precision, feature network) by what it is here."""
+    run = config.run
+    if run.mixed_precision == "auto":
+        run = dataclasses.replace(run, mixed_precision=native_precision())
+    losses = config.losses
+    if len(losses.perceptual) > 1:
+        found = available_features()
+        chosen = next(
+            (name for name in losses.perceptual if found.get(name)), losses.perceptual[-1]
+        )
+        losses = dataclasses.replace(losses, perceptual=(chosen,))
+    return dataclasses.replace(config, run=run, losses=losses)

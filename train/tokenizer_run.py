@@ -1,0 +1,166 @@
+"""The state of a tokenizer training run, networks to counters, and one step of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from ..tokenizers.build import build_tokenizer
+from .discriminator import build_discriminator
+from .ema import EMA
+from .engine import LossWindow, build_optimizer, seed_step, set_lr
+from .health import CodeWindow, check_finite
+from .objective import Objective
+from .recipe import TrainTokenizerConfig, check_weights
+from .run_folder import RunError, RunFolder
+
+
+class TokenizerRun:
+    """Everything that a run holds and a checkpoint must bring back."""
+
+    def __init__(self, config: TrainTokenizerConfig, accelerator: Accelerator) -> None:
+        self.config, self.accelerator = config, accelerator
+        seed_step(config.run.seed, -1, 0)  # the same weights on every process
+        self.tokenizer = build_tokenizer(config.tokenizer).to(accelerator.device)
+        check_weights(config, self.tokenizer.loss_names)
+        self.discriminator: nn.Module | None = None
+        if config.adversarial is not None:
+            discriminator = build_discriminator(config.adversarial.discriminator)
+            self.discriminator = discriminator.to(accelerator.device)
+        self.ema = EMA(self.tokenizer, config.ema_decay)
+        self.objective = Objective(config, accelerator.device)
+        self.step, self.seconds = 0, 0.0
+        self.codes = CodeWindow(self.tokenizer.spec)
+        self.window = LossWindow()
+        self.optimizer = build_optimizer(self.tokenizer.parameters(), config.optimizer)
+        # The prepared modules run every forward pass with gradients: only they synchronise.
+        self.model, self.prepared_optimizer = accelerator.prepare(self.tokenizer, self.optimizer)
+        if config.adversarial is not None and self.discriminator is not None:
+            self.d_optimizer = build_optimizer(
+                self.discriminator.parameters(), config.adversarial.optimizer
+            )
+            self.d_model, self.prepared_d_optimizer = accelerator.prepare(
+                self.discriminator, self.d_optimizer
+            )
+        if config.run.compile:
+            self.tokenizer.compile()
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module with state, by the name of its file in a checkpoint."""
+        modules: dict[str, nn.Module] = {"tokenizer": self.tokenizer, "ema": self.ema.module}
+        if self.discriminator is not None:
+            modules["discriminator"] = self.discriminator
+        if self.objective.lecam is not None:
+            modules["lecam"] = self.objective.lecam
+        return modules
+
+    def save(self, folder: RunFolder, ids: Sequence[str]) -> None:
+        """Write a checkpoint (a collective: counters of all processes are gathered).
+
+        Raises:
+            NonFiniteLoss: If a loss since the last log line was not finite, on any process; such
+                weights would push the last good checkpoint out.
+            SaveError: If the disk refuses.
+        """
+        codes = gather_object([self.codes.flush().state_dict()])
+        windows = gather_object([self.window.state_dict()])
+        for window in windows:
+            check_finite({"step": self.step, **window["sums"]}, ids)
+        state: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(),
+            "ema_updates": self.ema.num_updates,
+            "seconds": self.seconds,
+            "codes": codes,
+            "windows": windows,
+        }
+        if self.discriminator is not None:
+            state["d_optimizer"] = self.d_optimizer.state_dict()
+        weights = {name: module.state_dict() for name, module in self.modules().items()}
+        folder.save_checkpoint(self.step, weights, state, keep=self.config.run.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, weights: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        """Take over a checkpoint.
+
+        Raises:
+            RunError: If it is of another number of processes, which would change the batch.
+        """
+        processes = len(state["codes"])
+        if processes != self.accelerator.num_processes:
+            raise RunError(
+                f"the checkpoint is of {processes} processes, this run has "
+                f"{self.accelerator.num_processes}; launch {processes} to resume"
+            )
+        for name, module in self.modules().items():
+            module.load_state_dict(weights[name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.discriminator is not None:
+            self.d_optimizer.load_state_dict(state["d_optimizer"])
+        self.ema.num_updates, self.step = state["ema_updates"], state["step"]
+        rank = self.accelerator.process_index
+        self.codes.statistics.load_state_dict(state["codes"][rank])
+        self.window.load_state_dict(state["windows"][rank], self.accelerator.device)
+        self.seconds = state["seconds"]
+
+    def train_batch(self, images: Tensor) -> None:
+        """Forward and backward of both networks on one batch; they step when gradients are due."""
+        accelerator, config, adversarial = self.accelerator, self.config, self.config.adversarial
+        models = [self.model] if self.discriminator is None else [self.model, self.d_model]
+        with accelerator.accumulate(*models):
+            set_lr(self.optimizer, config.optimizer.lr, self.step, config.run.steps)
+            if self.discriminator is not None:
+                self.discriminator.requires_grad_(False)
+            output = self.model(images)
+            with accelerator.autocast():
+                # The frozen discriminator runs bare: there is no gradient of its to synchronise.
+                total, losses = self.objective.for_tokenizer(
+                    output, images, self.step, self.discriminator, self.tokenizer.last_layer
+                )
+            accelerator.backward(total)
+            if accelerator.sync_gradients:
+                losses["grad_norm"] = torch.as_tensor(
+                    accelerator.clip_grad_norm_(
+                        self.tokenizer.parameters(), config.optimizer.clip_norm
+                    )
+                )
+            self.prepared_optimizer.step()
+            self.prepared_optimizer.zero_grad()
+            if adversarial is not None and self.discriminator is not None:
+                self.discriminator.requires_grad_(True)
+                if self.step >= adversarial.first_step:
+                    losses |= self._train_discriminator(images, output.images.detach())
+        self.window.add({"loss": total, **losses})
+        self.codes.add(output.tokens.indices)
+
+    def _train_discriminator(self, images: Tensor, fakes: Tensor) -> dict[str, Tensor]:
+        adversarial, accelerator = self.config.adversarial, self.accelerator
+        assert adversarial is not None and self.discriminator is not None
+        since = self.step - adversarial.first_step
+        steps = self.config.run.steps - adversarial.first_step
+        set_lr(self.d_optimizer, adversarial.optimizer.lr, since, steps)
+        logits = self.d_model(torch.cat([images, fakes.to(images.dtype)]))
+        loss, losses = self.objective.for_discriminator(*logits.chunk(2))
+        accelerator.backward(loss)
+        if accelerator.sync_gradients:
+            losses["discriminator_grad_norm"] = torch.as_tensor(
+                accelerator.clip_grad_norm_(
+                    self.discriminator.parameters(), adversarial.optimizer.clip_norm
+                )
+            )
+        self.prepared_d_optimizer.step()
+        self.prepared_d_optimizer.zero_grad()
+        return losses
+
+    def report(self) -> dict[str, float]:
+        """Means of the window over steps and processes, and the token statistics (a collective)."""
+        means = self.window.means(self.accelerator)
+        merged = CodeWindow(self.tokenizer.spec).statistics
+        for state in gather_object([self.codes.flush().state_dict()]):
+            other = CodeWindow(self.tokenizer.spec).statistics
+            other.load_state_dict(state)
+            merged.merge(other)
+        self.codes.reset()
+        return means | merged.compute()
