@@ -107,7 +107,8 @@ def test_interrupted_run_saves_says_how_to_go_on_and_resumes(
     stop = {processes - 1: ("SIGINT", 13)}
     stopped = script(out, *arguments, processes=processes, signals=stop)
     assert stopped.statuses == [130] * processes, stopped.output
-    assert "stopped and saved at step 14; continue with: " in stopped.output
+    assert "stopped and saved at step 14; " in stopped.output
+    assert ("as 2 processes again" in stopped.output) == (processes == 2)
     hint = stopped.output.split("continue with: ")[1].splitlines()[0]
     assert hint.startswith("accelerate launch train/tokenizer.py --config ")
     assert f"--out {out}" in hint and hint.endswith(" --resume")
