@@ -141,13 +141,13 @@ def test_damaged_tars(make_tar, make_members, tmp_path):
     path = make_tar("cut.tar", make_members(8))
     blob = path.read_bytes()
     path.write_bytes(blob[:5000])
-    with pytest.raises(DataError, match=r"cut\.tar: truncated tar.* of 5000 \(\d files\)"):
+    with pytest.raises(DataError, match=r"cut\.tar: truncated .* of 5000 \(\d files\)"):
         open_source(path)
     path.write_bytes(blob[: 512 + 1024 + 512 + 512])  # exactly between two members
     with pytest.raises(DataError, match="end-of-archive"):
         open_source(path)
     path.write_bytes(b"hello" * 1000)
-    with pytest.raises(DataError, match="not a tar header"):
+    with pytest.raises(DataError, match="not a tar, or cut off in its first file"):
         open_source(path)
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
         tar.add(__file__)
