@@ -91,9 +91,9 @@ class CodeStatistics:
             Always: `num_tokens` (positions). Joint vocabulary <= 2^14: `codebook_usage` (fraction
             of codes seen, in [0, 1]), `entropy_bits` (of the joint histogram), `perplexity`
             (2^entropy, the effective number of codes). Up to 2^62: `num_distinct` joint codes. If
-            every codebook is <= 2^20: `entry_entropy_min_bits` and `entry_entropy_mean_bits` over
-            the G marginals. With binary codebooks: `bit_mean_min`, `bit_mean_max` and
-            `num_stuck_bits` (mean below 0.01 or above 0.99).
+            every codebook is <= 2^20: `entry_entropy_min_bits`, `entry_entropy_mean_bits`,
+            `entry_usage_min` and `entry_usage_mean` over the G marginals. With binary codebooks:
+            `bit_mean_min`, `bit_mean_max` and `num_stuck_bits` (mean below 0.01 or above 0.99).
 
         Raises:
             ValueError: If nothing was counted.
@@ -115,6 +115,11 @@ class CodeStatistics:
             entropies = [_entropy_bits(self._marginal(g)) for g in range(len(self._tracked))]
             result["entry_entropy_min_bits"] = min(entropies)
             result["entry_entropy_mean_bits"] = sum(entropies) / len(entropies)
+            usages = [
+                float((self._marginal(g) > 0).double().mean()) for g in range(len(self._tracked))
+            ]
+            result["entry_usage_min"] = min(usages)
+            result["entry_usage_mean"] = sum(usages) / len(usages)
         means = self.bit_means()
         if len(means):
             result["bit_mean_min"] = float(means.min())

@@ -29,7 +29,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_python_example_runs(checkout: Path) -> None:
     (program,) = blocks("python")
     exec(compile(program, "README.md", "exec"), {})
-    assert (checkout / "otter_decoded.png").is_file()
+    assert (checkout / "duck_decoded.png").is_file()
 
 
 @pytest.mark.slow

@@ -11,10 +11,12 @@ from PIL import Image
 from tessella.checkpoints import load_tokenizer, save_tokenizer
 from tessella.data.images import to_tensor
 from tessella.sample.cli import main
+from tessella.sample.reconstruct import readable_groups
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.token_store import TokenStore
+from tessella.tokenizers.tokens import TokenSpec
 from tessella.tokenizers.vqgan import VQGANConfig
 
 
@@ -96,6 +98,22 @@ def test_reconstruct_measures_what_it_writes(model: Path, tmp_path: Path) -> Non
     assert named == ["features@random", "FD@random"]
     assert not any(key.lower().startswith("fid") for key in measured)
     assert len(list((tmp_path / "pictures").rglob("*.png"))) == 11
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [
+        ((2,) * 24, (256,) * 3),
+        ((2,) * 18, (64,) * 3),
+        ((2,) * 15, (256, 128)),
+        ((2,) * 14, None),
+        ((2**18,), None),
+    ],
+)
+def test_long_bit_tokens_are_measured_in_groups(
+    sizes: tuple[int, ...], groups: tuple[int, ...] | None
+) -> None:
+    assert readable_groups(TokenSpec((2, 2), sizes)) == groups
 
 
 def test_info_tells_models_stores_and_tokens_apart(
