@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 
 from ..config import STRICT
@@ -89,8 +90,16 @@ def build_accelerator(run: RunConfig, folder: Path) -> Accelerator:
     """The accelerator of a run; `mixed_precision: auto` must have been resolved.
 
     Raises:
-        ValueError: If a launcher started several processes that would not know of each other.
+        ValueError: If a tracker is not installed, or a launcher started several processes that
+            would not know of each other.
     """
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    missing = [name for name in run.trackers if name not in installed]
+    if missing:
+        raise ValueError(
+            f"run.trackers: {', '.join(missing)} not installed or unknown to accelerate; "
+            f"there are: {', '.join(installed) or 'none'}"
+        )
     accelerator = Accelerator(
         # Without this, processes started side by side on a CPU machine form no group.
         cpu=not torch.accelerator.is_available(),

@@ -24,6 +24,7 @@ REFUSED = {
     "unknown key": (["run.stepz=3"], ["run.stepz: unknown key", "did you mean 'steps'?"]),
     "wrong type": (["run.steps=many"], ["run.steps", "integer", "'many'"]),
     "bool for int": (["run.steps=true"], ["run.steps", "integer", "True"]),
+    "missing tracker": (["run.trackers=[wand]"], ["run.trackers: wand not installed"]),
     "zero steps": (["run.steps=0"], ["steps: expected at least 1, found 0"]),
     "not an override": (["steps"], ["override 'steps': expected key=value"]),
     "weight without loss": (
