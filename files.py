@@ -68,8 +68,10 @@ def atomic_folder(
         try:
             yield temporary
             for file in temporary.rglob("*"):
-                if flush and file.is_file():
-                    _flush(file)
+                if file.is_file():
+                    file.chmod(0o666 & ~_umask())  # safetensors makes files private
+                    if flush:
+                        _flush(file)
             temporary.chmod(0o777 & ~_umask())
             if overwrite and path.exists():
                 _swap(temporary, path)

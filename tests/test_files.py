@@ -195,3 +195,12 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
         assert "File too large" in message
         assert message.endswith("nothing was left behind")
         assert not left
+
+
+def test_folders_are_as_readable_as_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "private").write_text("x")
+        (folder / "private").chmod(0o600)
+    mode = (tmp_path / "folder" / "private").stat().st_mode
+    assert mode == (tmp_path / "plain").stat().st_mode
