@@ -29,7 +29,9 @@ test: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@# The repository is the package, so the type checker must find it under that name.
+	ln -sfn "$(CURDIR)" $(VENV)/tessella
+	cd $(VENV) && bin/mypy --config-file "$(CURDIR)/pyproject.toml" -p tessella
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
