@@ -48,7 +48,7 @@ def _index(path: Path, size: int, _mtime: int) -> dict[str, Member]:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (info := tar.next()) is not None:
-                tar.members = []  # tarfile would keep every header
+                tar.members = []  # type: ignore[attr-defined]  # it would keep every header
                 if info.offset_data + info.size > size:
                     raise tarfile.ReadError(f"file {len(members)} is cut off")
                 end = info.offset_data + info.size
