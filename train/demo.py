@@ -49,7 +49,12 @@ def main(out: Path, steps: int, overrides: tuple[str, ...]) -> None:
     )
     decode_store(tokenizer, TokenStore(out / "store"), out / "decoded", progress=False)
     measured = reconstruct_source(
-        tokenizer, open_source("bundled:emoji", "val"), out=out / "reconstructions", progress=False
+        tokenizer,
+        open_source("bundled:emoji", "val"),
+        out=out / "reconstructions",
+        perceptual="random",
+        features="none",
+        progress=False,
     )
     click.echo(
         f"""
