@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Threads that wait for each other should sleep, not spin: other processes need the cores.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: setup demo test check clean
 
