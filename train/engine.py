@@ -50,6 +50,8 @@ class RunConfig:
         gradient_accumulation_steps: Forward passes per optimizer step.
         mixed_precision: `auto` is bf16 where the hardware multiplies it natively, else fp32.
         compile: Run the model through torch.compile.
+        cpu_threads: Threads of each process on a CPU; None: its share of the cores (accelerate's
+            launcher would leave it one).
         seed: Of weights, data order, augmentation and everything else.
         log_every: Steps between lines of log.jsonl.
         preview_every: Steps between pictures.
@@ -65,6 +67,7 @@ class RunConfig:
     gradient_accumulation_steps: int = 1
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     compile: bool = False
+    cpu_threads: int | None = None
     seed: int = 0
     log_every: int = 50
     preview_every: int = 500
@@ -114,6 +117,9 @@ def build_accelerator(run: RunConfig, folder: Path) -> Accelerator:
             f"{launched} processes were launched, but this one runs alone; see docs/training.md, "
             "Processes, for the commands that start several"
         )
+    if accelerator.device.type == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(run.cpu_threads or max(1, (cores or 1) // launched))
     return accelerator
 
 

@@ -23,6 +23,7 @@ from ..files import SaveError, atomic_file, atomic_folder, sha256_file
 
 _FREE_TO_CHANGE = {
     "data.num_workers",
+    "run.cpu_threads",
     "run.steps",
     "run.log_every",
     "run.preview_every",
