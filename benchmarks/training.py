@@ -224,19 +224,15 @@ def report(result: dict[str, Any], name: str) -> str:
 @click.option("--out", type=click.Path(path_type=Path), help="Write the result as JSON.")
 @click.option("--rounds", type=click.IntRange(min=1), default=15, help="Timed steps per variant.")
 @click.option("--profiled", type=click.IntRange(min=1), default=4, help="Steps under the profiler.")
-@click.option("--threads", type=click.IntRange(min=1), help="Torch threads [torch's default].")
 @click.argument("overrides", nargs=-1)
 def main(
     config: Path,
     out: Path | None,
     rounds: int,
     profiled: int,
-    threads: int | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Measure the training of a config; OVERRIDES are key.sub=value."""
-    if threads is not None:
-        torch.set_num_threads(threads)
     try:
         loaded = resolve(load_config(TrainTokenizerConfig, config, overrides))
         result = measure(loaded, rounds, profiled)

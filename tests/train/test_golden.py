@@ -40,10 +40,10 @@ def regenerate() -> None:
     import torch
 
     from tessella.config import load_config
-    from tessella.train.recipe import TrainTokenizerConfig, train
+    from tessella.train.recipe import TrainTokenizerConfig
     from tessella.train.run_folder import read_log
+    from tessella.train.tokenizer import train
 
-    torch.set_num_threads(1)
     path = Path(__file__).parents[2] / "configs" / "tokenizer" / "debug.yaml"
     config = load_config(TrainTokenizerConfig, path, ["run.log_every=1"])
     with tempfile.TemporaryDirectory() as folder:
