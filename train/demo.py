@@ -25,7 +25,7 @@ TRAIN = Path(__file__).parent / "tokenizer.py"
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"))
-@click.option("--steps", type=click.IntRange(min=1), default=600, help="Training steps.")
+@click.option("--steps", type=click.IntRange(min=1), default=800, help="Training steps.")
 @click.argument("overrides", nargs=-1)
 def main(out: Path, steps: int, overrides: tuple[str, ...]) -> None:
     """Train, encode, decode; OVERRIDES go to the training as key.sub=value."""
