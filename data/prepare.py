@@ -5,6 +5,7 @@ name and renamed at the end, so a folder with a `dataset.json` is complete.
 """
 
 import collections
+import contextlib
 import difflib
 import hashlib
 import io
@@ -12,6 +13,7 @@ import json
 import os
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,8 +115,7 @@ def prepare(
         raise DataError(f"data set {name!r}: unknown, available: {', '.join(RECIPES)}{hint}")
     recipe, out = RECIPES[name], Path(out)
     source = None if source is None else Path(source).expanduser()
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=out) as folder:
+    with _folder(out), tempfile.TemporaryDirectory(prefix=".prepare-", dir=out) as folder:
         scratch = Path(folder)
         samples = recipe.read(source, scratch, fetch=fetch)
         splits = {
@@ -134,6 +135,17 @@ def prepare(
         for file in [*(f"{split}.tar" for split in splits), "README.md", "dataset.json"]:
             os.replace(scratch / file, out / file)
     return record
+
+
+@contextlib.contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """`out`, made if need be and taken away again if nothing came into it."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if not any(out.iterdir()):
+            out.rmdir()
 
 
 def _write_split(scratch: Path, split: str, recipe: Recipe, samples: Samples) -> dict[str, Any]:
