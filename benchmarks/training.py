@@ -22,7 +22,7 @@ from typing import Any, Literal
 import click
 import torch
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from tessella.config import ConfigError, load_config
@@ -42,6 +42,7 @@ VARIANTS: tuple[tuple[Precision, Layout], ...] = (
     ("bf16", "contiguous"),
 )
 NAMES = {"no": "fp32", "bf16": "bf16"}
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 class Step:
@@ -57,13 +58,8 @@ class Step:
         adversarial = config.adversarial
         if adversarial is not None:
             self.run.step = adversarial.start_step + adversarial.ramp_steps
-        if layout == "contiguous":
-            for module in (self.run.tokenizer, self.run.discriminator):
-                if module is not None:
-                    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-            for module in (*self.run.modules().values(), self.run.objective.perceptual):
-                if module is not None:
-                    _feed_contiguous(module)
+        for module in filter(None, (self.run.tokenizer, self.run.discriminator)):
+            module.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
 
     def __call__(self, images: Tensor) -> None:
         """Train on one batch; always the same step number, so that rates and weights stay."""
@@ -72,17 +68,6 @@ class Step:
         self.run.train_batch(images)
         self.run.ema.update(self.run.tokenizer)
         self.run.codes.reset()
-
-
-def _feed_contiguous(module: nn.Module) -> None:
-    """Make every layer read contiguous images, whatever layout the networks ask for."""
-
-    def contiguous(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
-
-    for layer in module.modules():
-        if not list(layer.children()):
-            layer.register_forward_pre_hook(contiguous)
 
 
 def batches(config: TrainTokenizerConfig, resolution: int, count: int) -> Iterator[dict[str, Any]]:
@@ -160,10 +145,7 @@ def measure(config: TrainTokenizerConfig, rounds: int, profiled: int) -> dict[st
     images = [batch["images"].to(device) for batch in batches(config, resolution, min(rounds, 8))]
     seconds = time_steps(steps, images, rounds)
     speeds = {name: size / statistics.median(values) for name, values in seconds.items()}
-    shares = {
-        step.name: operator_shares(step, (images * profiled)[:profiled])
-        for step in (steps[0], steps[2])
-    }
+    shares = {step.name: operator_shares(step, (images * profiled)[:profiled]) for step in steps}
     loader = time_loader(config, resolution, max(4, rounds))
     return {
         "machine": {

@@ -250,5 +250,5 @@ def to_grid(positions: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """The module with convolution weights in channels-last memory, the fast layout everywhere."""
+    """The module with convolution weights in channels-last memory; activations follow them."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

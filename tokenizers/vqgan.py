@@ -111,7 +111,7 @@ class VQGAN(Tokenizer):
         """Encoder output as positions, (B, N, D)."""
         if self.config.pixel_range == "unit":
             images = (images + 1) / 2
-        latents = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        latents = self.encoder(images)
         return to_positions(latents if self.quant_conv is None else self.quant_conv(latents))
 
     def _images(self, quantized: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images.contiguous(memory_format=torch.channels_last))
+        return self.layers(images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class BlurDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images.contiguous(memory_format=torch.channels_last))
+        return self.layers(images)
 
 
 DiscriminatorConfig = Annotated[

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..tokenizers.build import build_tokenizer
 from .discriminator import build_discriminator
 from .ema import EMA
-from .engine import LossWindow, build_optimizer, seed_step, set_lr
+from .engine import LossWindow, build_optimizer, memory_layout, seed_step, set_lr
 from .health import CodeWindow, check_finite
 from .objective import Objective
 from .recipe import TrainTokenizerConfig, check_weights
@@ -30,6 +30,9 @@ class TokenizerRun:
         if config.adversarial is not None:
             discriminator = build_discriminator(config.adversarial.discriminator)
             self.discriminator = discriminator.to(accelerator.device)
+        layout = memory_layout(accelerator.device, config.run.mixed_precision)
+        for module in filter(None, (self.tokenizer, self.discriminator)):
+            module.to(memory_format=layout)  # type: ignore[call-overload]
         self.ema = EMA(self.tokenizer, config.ema_decay)
         self.objective = Objective(config, accelerator.device)
         self.step, self.seconds = 0, 0.0
