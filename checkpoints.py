@@ -124,7 +124,7 @@ def load_tokenizer(
         )
     tokenizer.load_state_dict(state)
     found = fingerprint(stored_config, state)
-    if found != card.get("fingerprint", found):
+    if found != card["fingerprint"]:
         raise CheckpointError(
             f"{folder}: config or weights were changed or damaged; "
             f"fingerprint {found}, the card says {card['fingerprint']}"
@@ -140,6 +140,8 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
         CheckpointError: If there is none; lists the bundled names or suggests a near one.
     """
     name = os.fspath(path)
+    if not name:
+        raise CheckpointError("no path given; expected a folder, bundled:NAME or hub:owner/name")
     if name.startswith("bundled:"):
         names = sorted(p.name for p in _BUNDLED.iterdir()) if _BUNDLED.is_dir() else []
         wanted = name.removeprefix("bundled:")
@@ -162,6 +164,10 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config of a model folder as plain values."""
+    if (folder / "checkpoints").is_dir():
+        models = sorted(str(p.parent) for p in folder.glob(f"*/{WEIGHTS}"))
+        hint = f"the model is in {', '.join(models)}" if models else "it holds no finished model"
+        raise CheckpointError(f"{folder}: a training run, not a model folder; {hint}")
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: {CONFIG} is missing; this is not a model folder")
     return read_yaml(folder / CONFIG)
@@ -176,8 +182,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: {CARD} is missing; the folder is incomplete") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(card, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(card).__name__}")
+    if not isinstance(card, dict) or "fingerprint" not in card:
+        raise CheckpointError(f"{path}: expected a JSON object with the model's fingerprint")
     return card
 
 

@@ -98,6 +98,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 
     A mapping given as value replaces the old one whole when its `type` differs, and is merged into
     it otherwise, so `tokenizer.quantizer="{type: bsq, bits: 12}"` switches the quantizer cleanly.
+    `null` removes the key, so that its default applies.
     """
     result = copy.deepcopy(data)
     for override in overrides:
@@ -112,7 +113,10 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         value, old = parse_yaml(text, name=f"override {override!r}"), node.get(keys[-1])
         if isinstance(value, dict) and isinstance(old, dict):
             value = value if value.get("type", old.get("type")) != old.get("type") else old | value
-        node[keys[-1]] = value
+        if value is None:
+            node.pop(keys[-1], None)
+        else:
+            node[keys[-1]] = value
     return result
 
 

@@ -78,10 +78,11 @@ def tokenizer_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _device(name: str | None) -> torch.device:
+    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        return torch.empty(0, device=chosen).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {chosen}: {str(error).splitlines()[0]}") from None
 
 
 @click.group()

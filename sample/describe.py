@@ -3,7 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import CONFIG, WEIGHTS, CheckpointError, find_folder, load_tokenizer
+from ..checkpoints import (
+    CONFIG,
+    WEIGHTS,
+    CheckpointError,
+    find_folder,
+    load_tokenizer,
+    read_card,
+)
 from ..tokenizers.token_store import TokenStore
 from ..tokenizers.tokens import load_tokens
 
@@ -20,7 +27,7 @@ def describe(path: str) -> dict[str, Any]:
     Raises:
         ValueError: If it is none of these, or damaged.
     """
-    place = Path(path)
+    place = Path(path or "no path given")
     if (place / "store.json").is_file():
         store = TokenStore(place)
         return {
@@ -44,8 +51,8 @@ def describe(path: str) -> dict[str, Any]:
             "bits_per_image": tokens.bits_per_image,
         }
     if (place / "checkpoints").is_dir():
-        steps = sorted(int(p.name[5:]) for p in (place / "checkpoints").glob("step_*"))
-        models = sorted(p.parent.name for p in place.glob(f"*/{WEIGHTS}"))
+        steps = sorted(p.name for p in (place / "checkpoints").glob("step_*"))
+        models = {p.parent.name: read_card(p.parent) for p in place.glob(f"*/{WEIGHTS}")}
         return {"kind": "run", "checkpoints": steps, "models": models}
     folder = find_folder(path)
     if not (folder / CONFIG).is_file():

@@ -35,7 +35,8 @@ def encode_source(
     """Write the tokens of every readable image of a source to a token store.
 
     Args:
-        tokenizer: A loaded or saved tokenizer (it needs its fingerprint).
+        tokenizer: As loaded from its folder: the store carries that folder's fingerprint, so
+            weights changed since must be saved and loaded first.
         source: The images; resized and centre-cropped to the tokenizer's resolution.
         out: Folder of the store.
         batch_size: Images encoded at once.

@@ -1,5 +1,6 @@
 """How well a tokenizer reconstructs a data set: pixels, perception, distribution, codes."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,13 @@ def reconstruct_source(
     broken: dict[str, str] = {}
     total, count, seconds, bits = 0.0, 0, 0.0, 0.0
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-    written: list[tuple[str, torch.Tensor]] = []
-    bar = tqdm(total=min(limit or len(source), len(source)), unit="image", disable=not progress)
-    with bar:
+    taken: set[str] = set()
+    with contextlib.ExitStack() as stack:
+        folder: Path | None = None
+        if out is not None:
+            folder = stack.enter_context(atomic_folder(out, overwrite=overwrite, flush=False))
+        total_images = min(limit or len(source), len(source))
+        bar = stack.enter_context(tqdm(total=total_images, unit="image", disable=not progress))
         for batch in eval_batches(source, tokenizer.resolution, batch_size, limit, broken=broken):
             images = batch["images"].to(device)
             started = time.perf_counter()
@@ -107,11 +112,18 @@ def reconstruct_source(
                 assert extractor is not None
                 side.update(extractor.pooled((pixels + 1) / 2))
             count += len(images)
-            if out is not None:
-                written += zip(batch["ids"], decoded.cpu(), strict=True)
-                if sum(len(first) for first, _ in pairs) < _GRID_IMAGES:
-                    pairs.append((images.cpu(), decoded.cpu()))
             bar.update(len(images))
+            if folder is None:
+                continue
+            for image_id, image in zip(batch["ids"], decoded.cpu(), strict=True):
+                file = folder / file_name(image_id, 0, taken)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                to_pil(image).save(file)
+            if sum(len(first) for first, _ in pairs) < _GRID_IMAGES:
+                pairs.append((images.cpu(), decoded.cpu()))
+        if folder is not None:
+            originals, shown = (torch.cat(side)[:_GRID_IMAGES] for side in zip(*pairs, strict=True))
+            grid_of_pairs(originals, shown).save(folder / "grid.png")
     result: dict[str, Any] = {
         "data": source.name,
         "split": source.split,
@@ -129,13 +141,4 @@ def reconstruct_source(
         result |= {name.replace("entry", "group"): seen[name] for name in seen if "entry" in name}
     result |= {"bits_per_image": bits / count, "images_per_second": count / seconds}
     result |= {"fingerprint": tokenizer.fingerprint, "broken": broken}
-    if out is not None:
-        originals, decoded = (torch.cat(side)[:_GRID_IMAGES] for side in zip(*pairs, strict=True))
-        taken: set[str] = set()
-        with atomic_folder(out, overwrite=overwrite, flush=False) as folder:
-            for image_id, image in written:
-                file = folder / file_name(image_id, 0, taken)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                to_pil(image).save(file)
-            grid_of_pairs(originals, decoded).save(folder / "grid.png")
     return result

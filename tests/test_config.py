@@ -222,3 +222,10 @@ def test_configs_are_frozen_and_union_builds_alone() -> None:
     with pytest.raises(AttributeError):
         config.bits = 7
     assert TypeAdapter(QuantizerConfig).json_schema()["discriminator"]["propertyName"] == "type"
+
+
+def test_null_removes_a_key_so_that_its_default_applies() -> None:
+    data = {"loss_weights": {"reconstruction": 1.0, "entropy": 0.1}, "ema_decay": 0.5}
+    changed = apply_overrides(data, ["loss_weights.entropy=null", "ema_decay=null"])
+    assert changed == {"loss_weights": {"reconstruction": 1.0}}
+    assert apply_overrides(data, ["adversarial=null"]) == data

@@ -61,6 +61,10 @@ class ConvAutoencoderConfig:
         for name in ("base_channels", "num_res_blocks", "norm_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.num_res_blocks_decoder is not None and self.num_res_blocks_decoder < 1:
+            raise ValueError(
+                f"num_res_blocks_decoder: expected at least 1, found {self.num_res_blocks_decoder}"
+            )
         for width in self.widths:
             if width % self.norm_groups:
                 raise ValueError(

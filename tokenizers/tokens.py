@@ -383,7 +383,7 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
             return Tokens.unpack(
                 file.get_tensor("packed"), TokenSpec(**json.loads(header)), lengths
             )
-    except SafetensorError as error:
+    except (SafetensorError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not a whole token file ({error})") from None
 
 

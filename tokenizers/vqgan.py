@@ -92,7 +92,7 @@ class VQGAN(Tokenizer):
             ValueError: If size, type or range is wrong, or the network's output is not finite.
         """
         self.check_images(images)
-        latents = self._latents(images.to(self.device))
+        latents = self._latents(images.to(self.device, self.encoder.conv_in.weight.dtype))
         if not latents.isfinite().all():
             raise ValueError("encode: the encoder produced values that are not finite")
         return Tokens(self.quantizer.encode(latents), self.spec)
@@ -103,8 +103,12 @@ class VQGAN(Tokenizer):
 
         Raises:
             SpecMismatch: If the tokens are another tokenizer's.
+            ValueError: If a code is out of range; checked for tokens on the CPU only, where that
+                waits for nothing.
         """
-        indices = tokens.require(self.spec).indices.to(self.device)
+        if tokens.require(self.spec).device.type == "cpu":
+            tokens.validate()
+        indices = tokens.indices.to(self.device)
         return self._images(self.quantizer.lookup(indices)).clamp(-1, 1)
 
     def _latents(self, images: Tensor) -> Tensor:

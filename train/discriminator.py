@@ -61,8 +61,9 @@ class PatchDiscriminator(nn.Module):
             elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
+    def forward(self, *batches: Tensor) -> Tensor:
+        """Logits of each batch by itself, concatenated: batch statistics must not mix them."""
+        return torch.cat([self.layers(images) for images in batches])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +133,9 @@ class BlurDiscriminator(nn.Module):
         ]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
+    def forward(self, *batches: Tensor) -> Tensor:
+        """Logits of each batch, concatenated."""
+        return torch.cat([self.layers(images) for images in batches])
 
 
 DiscriminatorConfig = Annotated[

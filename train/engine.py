@@ -39,6 +39,16 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm: must be > 0, found {self.clip_norm}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: expected 0 to below 1 each, found {list(self.betas)}")
+        if not (self.eps > 0 and self.weight_decay >= 0):
+            raise ValueError(
+                f"expected eps > 0 and weight_decay >= 0, found {self.eps} and {self.weight_decay}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -105,7 +115,7 @@ def build_accelerator(run: RunConfig, folder: Path) -> Accelerator:
         )
     accelerator = Accelerator(
         # Without this, processes started side by side on a CPU machine form no group.
-        cpu=not torch.accelerator.is_available(),
+        cpu=not torch.cuda.is_available(),
         mixed_precision=run.mixed_precision,
         gradient_accumulation_steps=run.gradient_accumulation_steps,
         log_with=list(run.trackers) or None,

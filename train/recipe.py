@@ -82,6 +82,11 @@ class AdversarialConfig:
             raise ValueError(
                 f"lead_steps: expected 0 to start_step {self.start_step}, found {self.lead_steps}"
             )
+        if self.ramp_steps < 0 or self.adaptive_max < 0 or not 0 <= self.lecam_decay < 1:
+            raise ValueError(
+                "expected ramp_steps >= 0, adaptive_max >= 0 and 0 <= lecam_decay < 1, found "
+                f"{self.ramp_steps}, {self.adaptive_max} and {self.lecam_decay}"
+            )
 
     @property
     def first_step(self) -> int:
@@ -121,6 +126,13 @@ class TrainTokenizerConfig:
     ema_decay: float = 0.999
     run: RunConfig
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected 0 to below 1, found {self.ema_decay}")
+        for name, weight in self.loss_weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"loss_weights.{name}: must be >= 0, found {weight}")
+
 
 def check_weights(config: TrainTokenizerConfig, tokenizer_losses: Sequence[str]) -> None:
     """Refuse a weight without a loss and a loss without a weight.
@@ -138,7 +150,8 @@ def check_weights(config: TrainTokenizerConfig, tokenizer_losses: Sequence[str])
     if idle or unweighted:
         raise ConfigError(
             f"loss_weights: weights without a loss: {', '.join(idle) or 'none'}; "
-            f"losses without a weight: {', '.join(unweighted) or 'none'}"
+            f"losses without a weight: {', '.join(unweighted) or 'none'}. "
+            "Set one with loss_weights.NAME=VALUE, remove one with loss_weights.NAME=null"
         )
 
 

@@ -7,8 +7,10 @@ checkpoints/step_N/    weights, optimizers and counters; the newest few
 tokenizer/ ...         the finished model
 """
 
+import fcntl
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -69,9 +71,21 @@ class RunFolder:
         self._config = config
 
     def begin(self) -> None:
-        """Write the config; only after every process has opened the folder, or it refuses some."""
+        """Take the folder and write the config; after every process has opened it, not before.
+
+        Raises:
+            RunError: If another run is writing there, e.g. one that is still saving after Ctrl-C.
+        """
         if not self.writes:
             return
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until the process ends
+        except OSError:
+            raise RunError(
+                f"{self.path}: another process is writing to this run; wait until it has ended"
+            ) from None
         with atomic_file(self.path / "config.yaml") as temporary:
             temporary.write_text(to_yaml(self._config), encoding="utf-8")
 

@@ -9,6 +9,7 @@ weights for `tessella.load_tokenizer`. Ctrl-C finishes the step and saves; --res
 exactly where it stopped.
 """
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -94,6 +95,7 @@ def train(
     # What can be refused is refused here: before anything is written, and on every process.
     for images in (dataset.sample(0)["images"], preview):
         check_first_batch(images)
+    state.rehearse(preview)
     folder = RunFolder(out, config, resume=resume, writes=main)
     accelerator.wait_for_everyone()
     folder.begin()
@@ -188,7 +190,10 @@ def train(
     for name, reason in dataset.broken.items():
         say(main, f"skipped broken image {name}: {reason}")
         folder.log({"step": state.step, "broken": name, "reason": reason})
-    accelerator.end_training()
+    # Not `end_training`: it also tears the process group down, and a rank that leaves while another
+    # is still in its last collective can leave that one waiting. The group ends with the processes.
+    for tracker in accelerator.trackers:
+        tracker.finish()
     if state.step < run.steps:
         again = f"as {accelerator.num_processes} processes again, " * (
             accelerator.num_processes > 1
@@ -200,6 +205,8 @@ def train(
         return None
     if main:
         draw_curves(folder.read_log(), out / "curves.png", PANELS)
+        if not measured:  # resumed after its last step
+            measured = evaluate(state.ema.module, val_source, perceptual, run.batch_size_per_device)
         card = {
             "licence": "Apache-2.0",
             "data": {"source": source.name, "licence": source.licence, "images": len(source)},
@@ -243,10 +250,8 @@ def say(main: bool, text: str) -> None:
 def main(config_path: Path, out: Path | None, resume: bool, overrides: tuple[str, ...]) -> None:
     """Train a tokenizer; OVERRIDES are key.sub=value."""
     out = out or Path("runs") / config_path.stem
-    words = [*sys.argv[1:]]
-    command = " ".join(
-        ["accelerate launch train/tokenizer.py", *(w for w in words if w != "--resume")]
-    )
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    command = shlex.join(["accelerate", "launch", "train/tokenizer.py", *words])
     try:
         config = load_config(TrainTokenizerConfig, config_path, overrides)
         finished = train(config, out, resume=resume, command=command) is not None

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from ..config import ConfigError
 from ..tokenizers.build import build_tokenizer
 from .discriminator import build_discriminator
 from .ema import EMA
@@ -50,6 +51,26 @@ class TokenizerRun:
             )
         if config.run.compile:
             self.tokenizer.compile()
+
+    @torch.no_grad()
+    def rehearse(self, images: Tensor) -> None:
+        """Show two images to the networks that judge, before anything is written.
+
+        Raises:
+            ConfigError: If one of them cannot read images of this resolution.
+        """
+        images = images[:2].to(self.accelerator.device)
+        try:
+            if self.objective.perceptual is not None:
+                self.objective.perceptual(images, images)
+            if self.discriminator is not None:
+                self.discriminator.eval()(images)
+                self.discriminator.train()
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                "the perceptual network or the discriminator cannot read images of "
+                f"{self.tokenizer.resolution} pixels: {error}"
+            ) from None
 
     def modules(self) -> dict[str, nn.Module]:
         """Every module with state, by the name of its file in a checkpoint."""
@@ -144,7 +165,8 @@ class TokenizerRun:
         since = self.step - adversarial.first_step
         steps = self.config.run.steps - adversarial.first_step
         set_lr(self.d_optimizer, adversarial.optimizer.lr, since, steps)
-        logits = self.d_model(torch.cat([images, fakes.to(images.dtype)]))
+        # One call: under DDP every forward pass of a step must be the same one.
+        logits = self.d_model(images, fakes.to(images.dtype))
         loss, losses = self.objective.for_discriminator(*logits.chunk(2))
         accelerator.backward(loss)
         if accelerator.sync_gradients:

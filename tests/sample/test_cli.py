@@ -1,6 +1,7 @@
 """The command line as a person uses it: what it makes, what it says, what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,8 @@ def test_info_tells_models_stores_and_tokens_apart(
             "unknown",
         ),
         (["encode", "--tokenizer", "{model}", "--device", "moon", "x.png", "--out", "s"], "moon"),
+        (["encode", "--tokenizer", "{model}", "--device", "mps", "x.png", "--out", "s"], "mps"),
+        (["encode", "--tokenizer", "", "x.png", "--out", "s"], "no path given"),
     ],
 )
 def test_mistakes_get_one_clear_line(
@@ -195,3 +198,20 @@ def test_wrong_usage_exits_with_2(model: Path) -> None:
     run("encode", "--tokenizer", model, code=2)
     run("sing", code=2)
     run("data", "imagenet", "--out", "x", code=2)
+
+
+def test_a_run_is_not_a_model_but_names_it(model: Path, tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    shutil.copytree(model, run_folder / "tokenizer")
+    (run_folder / "checkpoints" / "step_foo").mkdir(parents=True)
+    words = ["encode", "--tokenizer", run_folder, "x.png", "--out", tmp_path / "store"]
+    assert f"the model is in {run_folder / 'tokenizer'}" in run(*words, code=1).stderr
+    facts = json.loads(run("info", run_folder, "--json").stdout)
+    assert facts["kind"] == "run"
+    assert facts["models"]["tokenizer"]["system"] == "vqgan"
+
+
+def test_an_existing_out_is_refused_before_any_work(model: Path, tmp_path: Path) -> None:
+    words = ["--data", "bundled:emoji", "--perceptual", "random", "--out", tmp_path]
+    result = run("reconstruct", "--tokenizer", model, *words, code=1)
+    assert "exists already" in result.stderr and "/154" not in result.stderr

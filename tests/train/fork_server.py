@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from typing import Any, NoReturn
 
 import matplotlib.backends.backend_agg
@@ -68,13 +69,25 @@ def run(job: dict[str, Any]) -> NoReturn:
         os._exit(status)
 
 
+def status_of(pid: int, seconds: float = 120.0) -> int:
+    """Exit status of a child; one that hangs is killed, so that a test fails instead of waiting."""
+    deadline = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGABRT)
+        time.sleep(0.01)
+
+
 def serve() -> None:
     """Answer jobs until stdin closes."""
     torch.set_num_threads(1)
     for line in sys.stdin:
         job = json.loads(line)
         if "wait" in job:
-            answer = {"status": os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1])}
+            answer = {"status": status_of(job["wait"])}
         else:
             answer = {"pid": os.fork()}
             if answer["pid"] == 0:

@@ -25,6 +25,14 @@ REFUSED = {
     "wrong type": (["run.steps=many"], ["run.steps", "integer", "'many'"]),
     "bool for int": (["run.steps=true"], ["run.steps", "integer", "True"]),
     "missing tracker": (["run.trackers=[wand]"], ["run.trackers: wand not installed"]),
+    "negative clip": (["optimizer.clip_norm=-1.0"], ["clip_norm: must be > 0, found -1.0"]),
+    "negative weight": (["loss_weights.entropy=-1.0"], ["loss_weights.entropy: must be >= 0"]),
+    "negative average": (["ema_decay=-3.0"], ["ema_decay: expected 0 to below 1"]),
+    "negative ramp": (["adversarial.ramp_steps=-4"], ["ramp_steps >= 0"]),
+    "small images": (
+        ["tokenizer.resolution=16", "adversarial.discriminator={type: patch}"],
+        ["the perceptual network or the discriminator cannot read images of 16 pixels"],
+    ),
     "zero steps": (["run.steps=0"], ["steps: expected at least 1, found 0"]),
     "not an override": (["steps"], ["override 'steps': expected key=value"]),
     "weight without loss": (

@@ -92,3 +92,14 @@ def test_impossible_configs_are_refused() -> None:
         BlurDiscriminatorConfig(base_channels=24)
     with pytest.raises(ValueError, match="found 64 and 0"):
         PatchDiscriminatorConfig(num_layers=0)
+
+
+def test_batches_of_one_call_keep_their_own_statistics() -> None:
+    """BatchNorm must see real and generated images apart, as in two calls."""
+    torch.manual_seed(0)
+    discriminator = build_discriminator(PatchDiscriminatorConfig(base_channels=8, num_layers=2))
+    images, fakes = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32) - 1
+    together = discriminator(images, fakes)
+    apart = torch.cat([discriminator(images), discriminator(fakes)])
+    torch.testing.assert_close(together, apart)
+    assert not torch.allclose(together, discriminator(torch.cat([images, fakes])), atol=1e-3)

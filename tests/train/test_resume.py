@@ -6,6 +6,8 @@ Log lines come every 4 steps, so the checkpoint of step 10 lies inside a window 
 counts that must survive.
 """
 
+import fcntl
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,9 +139,21 @@ def test_killed_before_the_first_checkpoint_starts_over(
 def test_a_finished_run_resumes_to_nothing(debug_run: Any, script: Any) -> None:
     """--resume on a finished run trains no step and leaves the same weights and log."""
     before, log = debug_run.weights(20), debug_run.records()
+    card = debug_run.out / "tokenizer" / "card.json"
+    measured = json.loads(card.read_text())["validation"]
     again = script(debug_run.out, "run.log_every=1", "--resume")
     assert again.statuses == [0], again.output
+    assert json.loads(card.read_text())["validation"] == measured and "psnr" in measured
     assert _differences(again.weights(20), before) == [] and again.records() == log
+
+
+def test_two_writers_of_one_run_are_refused(debug_run: Any, script: Any) -> None:
+    """A run still held by another process, e.g. one that is saving, is not resumed."""
+    with (debug_run.out / ".lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        second = script(debug_run.out, "run.log_every=1", "--resume")
+    assert second.statuses == [1]
+    assert "another process is writing to this run" in second.output
 
 
 def test_the_next_batch_is_the_one_that_would_have_come() -> None:
