@@ -110,6 +110,8 @@ def load_tokenizer(
     card = read_card(folder)
     if card.get("kind", "tokenizer") != "tokenizer":
         raise CheckpointError(f"{folder}: holds a {card['kind']}, not a tokenizer")
+    if "fingerprint" not in card:
+        raise CheckpointError(f"{folder / CARD}: has no fingerprint, so damage could not be seen")
     state = _read_weights(folder / WEIGHTS)
     with torch.random.fork_rng(devices=[]):  # loading must not disturb anybody's randomness
         tokenizer = build_tokenizer(config)
@@ -182,8 +184,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: {CARD} is missing; the folder is incomplete") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(card, dict) or "fingerprint" not in card:
-        raise CheckpointError(f"{path}: expected a JSON object with the model's fingerprint")
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(card).__name__}")
     return card
 
 
