@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from ..config import ConfigError
 from ..tokenizers.build import build_tokenizer
 from .discriminator import build_discriminator
 from .ema import EMA
-from .engine import LossWindow, build_optimizer, memory_layout, seed_step, set_lr
+from .engine import LossWindow, OptimizerConfig, build_optimizer, memory_layout, seed_step, set_lr
 from .health import CodeWindow, check_finite
 from .objective import Objective
 from .recipe import TrainTokenizerConfig, check_weights
@@ -143,15 +144,9 @@ class TokenizerRun:
                 total, losses = self.objective.for_tokenizer(
                     output, images, self.step, self.discriminator, self.tokenizer.last_layer
                 )
-            accelerator.backward(total)
-            if accelerator.sync_gradients:
-                losses["grad_norm"] = torch.as_tensor(
-                    accelerator.clip_grad_norm_(
-                        self.tokenizer.parameters(), config.optimizer.clip_norm
-                    )
-                )
-            self.prepared_optimizer.step()
-            self.prepared_optimizer.zero_grad()
+            norm = self._descend(total, self.tokenizer, self.prepared_optimizer, config.optimizer)
+            if norm is not None:
+                losses["grad_norm"] = norm
             if adversarial is not None and self.discriminator is not None:
                 self.discriminator.requires_grad_(True)
                 if self.step >= adversarial.first_step:
@@ -160,7 +155,7 @@ class TokenizerRun:
         self.codes.add(output.tokens.indices)
 
     def _train_discriminator(self, images: Tensor, fakes: Tensor) -> dict[str, Tensor]:
-        adversarial, accelerator = self.config.adversarial, self.accelerator
+        adversarial = self.config.adversarial
         assert adversarial is not None and self.discriminator is not None
         since = self.step - adversarial.first_step
         steps = self.config.run.steps - adversarial.first_step
@@ -168,16 +163,28 @@ class TokenizerRun:
         # One call: under DDP every forward pass of a step must be the same one.
         logits = self.d_model(images, fakes.to(images.dtype))
         loss, losses = self.objective.for_discriminator(*logits.chunk(2))
-        accelerator.backward(loss)
-        if accelerator.sync_gradients:
-            losses["discriminator_grad_norm"] = torch.as_tensor(
-                accelerator.clip_grad_norm_(
-                    self.discriminator.parameters(), adversarial.optimizer.clip_norm
-                )
-            )
-        self.prepared_d_optimizer.step()
-        self.prepared_d_optimizer.zero_grad()
+        optimizer, settings = self.prepared_d_optimizer, adversarial.optimizer
+        norm = self._descend(loss, self.discriminator, optimizer, settings)
+        if norm is not None:
+            losses["discriminator_grad_norm"] = norm
         return losses
+
+    def _descend(
+        self,
+        loss: Tensor,
+        module: nn.Module,
+        optimizer: AcceleratedOptimizer,
+        settings: OptimizerConfig,
+    ) -> Tensor | None:
+        """Backward, clip and step; the gradient norm before clipping, where gradients are due."""
+        self.accelerator.backward(loss)
+        norm = None
+        if self.accelerator.sync_gradients:
+            clipped = self.accelerator.clip_grad_norm_(module.parameters(), settings.clip_norm)
+            norm = torch.as_tensor(clipped)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
 
     def report(self) -> dict[str, float]:
         """Means of the window over steps and processes, and the token statistics (a collective)."""
