@@ -15,23 +15,33 @@ _PUBLIC = {
     "load_tokens": ".tokenizers.tokens",
     "TokenStore": ".tokenizers.token_store",
     "Tokenizer": ".tokenizers.base",
+    "Generator": ".generators.base",
+    "load_generator": ".checkpoints",
     "load_tokenizer": ".checkpoints",
+    "save_generator": ".checkpoints",
     "save_tokenizer": ".checkpoints",
+    "generate": ".sample.generate",
 }
 
 __all__ = [
+    "Generator",
     "TokenSpec",
     "TokenStore",
     "Tokenizer",
     "Tokens",
     "__version__",
+    "generate",
+    "load_generator",
     "load_tokenizer",
     "load_tokens",
+    "save_generator",
     "save_tokenizer",
 ]
 
 if TYPE_CHECKING:
-    from .checkpoints import load_tokenizer, save_tokenizer
+    from .checkpoints import load_generator, load_tokenizer, save_generator, save_tokenizer
+    from .generators.base import Generator
+    from .sample.generate import generate
     from .tokenizers.base import Tokenizer
     from .tokenizers.token_store import TokenStore
     from .tokenizers.tokens import Tokens, TokenSpec, load_tokens

@@ -9,17 +9,23 @@ import difflib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from .config import build_config, read_yaml, to_dict, to_yaml
+from .config import STRICT, build_config, read_yaml, to_dict, to_yaml
 from .files import atomic_folder
+from .generators.base import Generator
+from .generators.build import GeneratorConfig, build_generator
 from .tokenizers.base import Tokenizer
 from .tokenizers.build import TokenizerConfig, build_tokenizer
+from .tokenizers.tokens import TokenSpec
 
 CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "card.json"
 _BUNDLED = Path(__file__).parent / "assets" / "models"
@@ -27,6 +33,38 @@ _BUNDLED = Path(__file__).parent / "assets" / "models"
 
 class CheckpointError(ValueError):
     """A model folder that is missing, incomplete or damaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    """A token spec in a config file; see `TokenSpec`."""
+
+    __pydantic_config__ = STRICT
+    shape: tuple[int, ...]
+    codebook_sizes: tuple[int, ...]
+    ordered: bool = False
+
+    def spec(self) -> TokenSpec:
+        """The spec itself."""
+        return TokenSpec(self.shape, self.codebook_sizes, self.ordered)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorFileConfig:
+    """Content of a generator folder's `config.yaml`: all that rebuilds and decodes it.
+
+    Args:
+        generator: The generator's own config.
+        tokens: What it emits.
+        tokenizer: Fingerprint of the tokenizer that decodes them; None: of no folder.
+        classes: Names by label; empty if the data had none.
+    """
+
+    __pydantic_config__ = STRICT
+    generator: GeneratorConfig
+    tokens: TokensConfig
+    tokenizer: str | None = None
+    classes: tuple[str, ...] = ()
 
 
 def fingerprint(config: dict[str, Any], state: dict[str, torch.Tensor]) -> str:
@@ -66,13 +104,6 @@ def save_tokenizer(
         FileExistsError: If the folder exists and `overwrite` is False.
         SaveError: If the disk refuses.
     """
-    state = {
-        name: t.detach()
-        .cpu()
-        .to(dtype if dtype and t.is_floating_point() else t.dtype)
-        .contiguous()
-        for name, t in tokenizer.state_dict().items()
-    }
     facts = {
         "kind": "tokenizer",
         "system": tokenizer.config.type,
@@ -80,11 +111,80 @@ def save_tokenizer(
         "bits_per_image": tokenizer.spec.bits_per_image,
         "resolution": tokenizer.resolution,
         "parameters": tokenizer.num_parameters(),
-        "fingerprint": fingerprint(to_dict(tokenizer.config), state),
     }
+    return _save(tokenizer, path, tokenizer.config, facts, card, overwrite, dtype)
+
+
+def save_generator(
+    generator: Generator,
+    path: str | os.PathLike[str],
+    *,
+    tokenizer_path: str | os.PathLike[str] = "",
+    tokenizer_fingerprint: str | None = None,
+    card: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """Write a generator's folder, whole or not at all; returns the card written.
+
+    Args:
+        generator: A module of `build_generator`, with its `config`, `spec` and `classes`.
+        path: The folder to make.
+        tokenizer_path: Where its tokenizer is: a folder, `bundled:NAME` or `hub:owner/name`. A
+            folder is noted both as given and relative to the generator's own.
+        tokenizer_fingerprint: The tokenizer's fingerprint.
+        card: Further facts; what is computed here wins.
+        overwrite: Replace a folder that is already there.
+        dtype: Type of float weights in the file; None: as they are. Loading gives float32 again.
+
+    Raises:
+        FileExistsError: If the folder exists and `overwrite` is False.
+        SaveError: If the disk refuses.
+    """
+    spec, where = generator.spec, os.fspath(tokenizer_path)
+    config = GeneratorFileConfig(
+        generator=generator.config,
+        tokens=TokensConfig(
+            shape=spec.shape, codebook_sizes=spec.codebook_sizes, ordered=spec.ordered
+        ),
+        tokenizer=tokenizer_fingerprint,
+        classes=tuple(generator.classes),
+    )
+    facts = {
+        "kind": "generator",
+        "system": generator.config.type,
+        "tokens": str(spec),
+        "bits_per_image": spec.bits_per_image,
+        "num_classes": generator.num_classes,
+        "parameters": generator.num_parameters(),
+        "tokenizer": {"path": where, "fingerprint": tokenizer_fingerprint},
+    }
+    if where and not where.startswith(("bundled:", "hub:")):
+        facts["tokenizer"]["relative_path"] = os.path.relpath(where, path)
+    return _save(generator, path, config, facts, card, overwrite, dtype)
+
+
+def _save(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    config: Any,
+    facts: dict[str, Any],
+    card: dict[str, Any] | None,
+    overwrite: bool,
+    dtype: torch.dtype | None,
+) -> dict[str, Any]:
+    """Write config, weights and card of any model; the facts win over the card."""
+    state = {
+        name: t.detach()
+        .cpu()
+        .to(dtype if dtype and t.is_floating_point() else t.dtype)
+        .contiguous()
+        for name, t in module.state_dict().items()
+    }
+    facts = facts | {"fingerprint": fingerprint(to_dict(config), state)}
     facts |= {name: fact for name, fact in (card or {}).items() if name not in facts}
     with atomic_folder(path, overwrite=overwrite) as folder:
-        (folder / CONFIG).write_text(to_yaml(tokenizer.config), encoding="utf-8")
+        (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
         save_file(state, folder / WEIGHTS, {"fingerprint": facts["fingerprint"]})
         (folder / CARD).write_text(
             json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -105,17 +205,125 @@ def load_tokenizer(
             not fit the config; the message names the file.
     """
     folder = find_folder(path)
-    stored_config = read_config(folder)
-    config = build_config(TokenizerConfig, stored_config, name=str(folder / CONFIG))
-    card = read_card(folder)
-    if card.get("kind", "tokenizer") != "tokenizer":
-        raise CheckpointError(f"{folder}: holds a {card['kind']}, not a tokenizer")
-    if "fingerprint" not in card:
-        raise CheckpointError(f"{folder / CARD}: has no fingerprint, so damage could not be seen")
-    state = _read_weights(folder / WEIGHTS)
+    card = _card_of(folder, "tokenizer")
+    stored = read_config(folder)
+    config = build_config(TokenizerConfig, stored, name=str(folder / CONFIG))
     with torch.random.fork_rng(devices=[]):  # loading must not disturb anybody's randomness
         tokenizer = build_tokenizer(config)
-    expected = tokenizer.state_dict()
+    tokenizer.fingerprint, tokenizer.card = _fill(tokenizer, folder, stored, card), card
+    return tokenizer.eval().to(device)
+
+
+def load_generator(
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> Generator:
+    """A generator in eval mode with its tokenizer, from a folder, `bundled:NAME` or `hub:...`.
+
+    Args:
+        path: The generator's folder.
+        tokenizer: Its tokenizer, or where that is. None: the place named in the generator's card,
+            taken as it stands, relative to the folder, or any bundled tokenizer; the fingerprint
+            decides.
+        device: Where both go.
+
+    Returns:
+        The generator; `.tokenizer`, `.classes`, `.fingerprint` and `.card` are set.
+
+    Raises:
+        CheckpointError: If the folder is missing, damaged or does not fit its config, or its
+            tokenizer is missing or another one.
+    """
+    folder = find_folder(path)
+    generator, expected = _load_generator(folder)
+    if tokenizer is None:
+        named = (generator.card or {}).get("tokenizer", {})
+        tokenizer = _find_tokenizer(folder, expected, named)
+    elif not isinstance(tokenizer, Tokenizer):
+        tokenizer = load_tokenizer(tokenizer)
+    if expected is not None and tokenizer.fingerprint != expected:
+        raise CheckpointError(
+            f"{folder}: was trained on tokens of the tokenizer {expected}; "
+            f"this one is {tokenizer.fingerprint or 'of no folder'}"
+        )
+    generator.tokenizer = tokenizer.to(device)
+    return generator.to(device)
+
+
+def describe_model(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The card of a model folder, after reading all of it proved that it is intact.
+
+    Raises:
+        CheckpointError: If it is not, or is no model folder.
+    """
+    folder = find_folder(path)
+    card = read_card(folder)
+    if card.get("kind") == "generator":
+        _load_generator(folder)
+    else:
+        load_tokenizer(folder)
+    return card
+
+
+def _load_generator(folder: Path) -> tuple[Generator, str | None]:
+    """A generator without its tokenizer, and the fingerprint of that."""
+    card = _card_of(folder, "generator")
+    stored = read_config(folder)
+    config = build_config(GeneratorFileConfig, stored, name=str(folder / CONFIG))
+    with torch.random.fork_rng(devices=[]):
+        generator = build_generator(config.generator, config.tokens.spec())
+    generator.fingerprint, generator.card = _fill(generator, folder, stored, card), card
+    generator.classes = config.classes
+    return generator.eval(), config.tokenizer
+
+
+def _find_tokenizer(folder: Path, expected: str | None, named: dict[str, Any]) -> Tokenizer:
+    """The tokenizer with the expected fingerprint, from the places where it may be."""
+    hint = "give its folder (--tokenizer, or load_generator(tokenizer=...))"
+    if expected is None:
+        raise CheckpointError(f"{folder}: names no tokenizer; {hint}")
+    tried = []
+    for place in _places(folder, named):
+        try:
+            card = read_card(find_folder(place))
+        except CheckpointError:
+            tried.append(f"{place}: not there")
+            continue
+        if card.get("fingerprint") == expected:
+            return load_tokenizer(place)
+        tried.append(f"{place}: is {card.get('fingerprint')}")
+    raise CheckpointError(
+        f"{folder}: its tokenizer {expected} was not found ({'; '.join(tried)}); {hint}"
+    )
+
+
+def _places(folder: Path, named: dict[str, Any]) -> Iterator[str]:
+    if "relative_path" in named:
+        yield str(folder / named["relative_path"])
+    if named.get("path"):
+        yield named["path"]
+    for bundled in sorted(_BUNDLED.iterdir()) if _BUNDLED.is_dir() else []:
+        if read_card(bundled).get("kind", "tokenizer") == "tokenizer":
+            yield f"bundled:{bundled.name}"
+
+
+def _card_of(folder: Path, kind: str) -> dict[str, Any]:
+    """The card of a model folder, which must be of that kind and have a fingerprint."""
+    read_config(folder)  # says best what is wrong with a folder that is none
+    card = read_card(folder)
+    found = card.get("kind", "tokenizer")
+    if found != kind:
+        raise CheckpointError(f"{folder}: holds a {found}, not a {kind}")
+    if "fingerprint" not in card:
+        raise CheckpointError(f"{folder / CARD}: has no fingerprint, so damage could not be seen")
+    return card
+
+
+def _fill(module: nn.Module, folder: Path, stored: dict[str, Any], card: dict[str, Any]) -> str:
+    """Load a folder's weights into a module; the fingerprint, after comparing it with the card."""
+    state, expected = _read_weights(folder / WEIGHTS), module.state_dict()
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
     wrong = [n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape]
@@ -124,15 +332,14 @@ def load_tokenizer(
             f"{folder / WEIGHTS}: does not fit {CONFIG}; missing {missing or 'none'}, "
             f"unexpected {unexpected or 'none'}, other shape {sorted(wrong) or 'none'}"
         )
-    tokenizer.load_state_dict(state)
-    found = fingerprint(stored_config, state)
+    module.load_state_dict(state)
+    found = fingerprint(stored, state)
     if found != card["fingerprint"]:
         raise CheckpointError(
             f"{folder}: config or weights were changed or damaged; "
             f"fingerprint {found}, the card says {card['fingerprint']}"
         )
-    tokenizer.fingerprint, tokenizer.card = found, card
-    return tokenizer.eval().to(device)
+    return found
 
 
 def find_folder(path: str | os.PathLike[str]) -> Path:

@@ -1,14 +1,9 @@
 """The command `tessella`: it parses, loads, calls and prints; the work is done elsewhere."""
 
-import json
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import click
-import torch
 
 from .. import __version__
 from ..checkpoints import load_tokenizer
@@ -16,73 +11,10 @@ from ..data.path_source import open_paths
 from ..data.prepare import RECIPES, prepare
 from ..data.sources import open_source
 from ..tokenizers.token_store import TokenStore
+from .cli_shared import chosen_device, one_clear_error, show, tokenizer_option
 from .describe import describe
 from .encode import decode_store, encode_source
 from .reconstruct import reconstruct_source
-
-
-def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
-    """Mistakes of the user and refusals of the system as one line on stderr, exit code 1."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            raise click.ClickException(str(error)) from None
-        except KeyboardInterrupt:
-            raise click.ClickException("interrupted; nothing half-written was left") from None
-
-    return wrapped
-
-
-def show(result: dict[str, Any], *, as_json: bool) -> None:
-    """Print a result for a person or for a program; broken images go to stderr."""
-    for name, reason in result.get("broken", {}).items():
-        click.echo(f"skipped broken image {name}: {reason}", err=True)
-    if as_json:
-        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
-        return
-    _show_section(result, "")
-
-
-def _show_section(section: dict[str, Any], indent: str) -> None:
-    width = max((len(key) for key in section), default=0)
-    for key, value in section.items():
-        if isinstance(value, dict):
-            if value:
-                click.echo(f"{indent}{key}:")
-                _show_section(value, indent + "  ")
-            continue
-        text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        if isinstance(value, float):
-            text = f"{value:,.0f}" if value.is_integer() else f"{value:.5g}"
-        click.echo(f"{indent}{key:<{width}}  {text}")
-
-
-def tokenizer_option(command: Callable[..., None]) -> Callable[..., None]:
-    """--tokenizer, --device, --batch-size and --json, which most commands share."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout."),
-        click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
-        click.option("--device", help="Torch device [cuda if there is one, else cpu]."),
-        click.option(
-            "--tokenizer",
-            "tokenizer_path",
-            required=True,
-            help="Model folder, bundled:NAME or hub:owner/name.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def _device(name: str | None) -> torch.device:
-    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=chosen).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {chosen}: {str(error).splitlines()[0]}") from None
 
 
 @click.group()
@@ -111,7 +43,7 @@ def encode(
     overwrite: bool,
 ) -> None:
     """Encode IMAGES (files, a folder, tars, or a data source) to a token store."""
-    tokenizer = load_tokenizer(tokenizer_path, device=_device(device))
+    tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
     source = open_paths(images, split)
     result = encode_source(
         tokenizer,
@@ -141,7 +73,7 @@ def decode(
     overwrite: bool,
 ) -> None:
     """Decode a token STORE to PNG files, a grid and images.jsonl."""
-    tokenizer = load_tokenizer(tokenizer_path, device=_device(device))
+    tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
     result = decode_store(
         tokenizer, TokenStore(store), out, batch_size=batch_size, overwrite=overwrite
     )
@@ -172,7 +104,7 @@ def reconstruct(
     overwrite: bool,
 ) -> None:
     """Measure reconstructions of a data source, and write them if --out is given."""
-    tokenizer = load_tokenizer(tokenizer_path, device=_device(device))
+    tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
     result = reconstruct_source(
         tokenizer,
         open_source(data, split),

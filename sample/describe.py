@@ -7,8 +7,8 @@ from ..checkpoints import (
     CONFIG,
     WEIGHTS,
     CheckpointError,
+    describe_model,
     find_folder,
-    load_tokenizer,
     read_card,
 )
 from ..tokenizers.token_store import TokenStore
@@ -22,7 +22,8 @@ def describe(path: str) -> dict[str, Any]:
         path: A folder or file, `bundled:NAME` or `hub:owner/name`.
 
     Returns:
-        `kind` is `tokenizer`, `token store`, `tokens` or `run`; the rest depends on it.
+        `kind` is `tokenizer`, `generator`, `token store`, `tokens` or `run`; the rest depends
+        on it.
 
     Raises:
         ValueError: If it is none of these, or damaged.
@@ -60,4 +61,4 @@ def describe(path: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: neither a model, a token store nor a run; it holds {found or 'nothing'}"
         )
-    return load_tokenizer(path).card or {}
+    return describe_model(folder)

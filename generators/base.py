@@ -1,0 +1,88 @@
+"""The base class `Generator` and what its training step returns."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..tokenizers.base import Tokenizer
+from ..tokenizers.tokens import Tokens, TokenSpec
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratorOutput:
+    """One training step of a generator.
+
+    Args:
+        loss: What to minimise, a scalar.
+        metrics: Sum and count, (2,) float32, of everything worth watching, by name. Sums and
+            counts add up over steps and processes; a count may be 0.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Generator(nn.Module):
+    """A model of `Tokens`, given labels.
+
+    `forward` is the training step, always: only it synchronises gradients between processes.
+    Labels are (B,) int64 in [0, num_classes); -1 and `num_classes` both mean "no label".
+
+    Attributes:
+        config: The dataclass it was built from.
+        spec: The tokens that it learns and emits.
+        num_classes: Number of labels; 0: unconditional.
+        classes: Names by label, if the training data had any.
+        fingerprint: Hash of config and weights, once loaded from a folder.
+        card: What the folder says of the model, once loaded.
+    """
+
+    config: Any
+    spec: TokenSpec
+    num_classes: int
+    classes: tuple[str, ...] = ()
+    fingerprint: str | None = None
+    card: dict[str, Any] | None = None
+
+    def forward(
+        self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None
+    ) -> GeneratorOutput:
+        """The training step.
+
+        Args:
+            tokens: Of this generator's spec.
+            labels: (B,) int64, or None for none.
+            seeds: One per image, (B,) int64: everything drawn for an image (but dropout) depends
+                on its seed alone. None: drawn from torch's global generator.
+        """
+        raise NotImplementedError
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that decodes its tokens; not a part of the module (no weights, no `to`).
+
+        Raises:
+            RuntimeError: If none was attached; `load_generator` does that.
+        """
+        attached: list[Tokenizer] = self.__dict__.get("_tokenizer", [])
+        if not attached:
+            raise RuntimeError("this generator has no tokenizer: set generator.tokenizer to one")
+        return attached[0]
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        if tokenizer.spec != self.spec:
+            raise ValueError(
+                f"the generator emits {self.spec}, the tokenizer reads {tokenizer.spec}"
+            )
+        self.__dict__["_tokenizer"] = [tokenizer]  # a list, so that it is no submodule
+
+    def num_parameters(self) -> dict[str, int]:
+        """Parameters of each direct child, of loose parameters, and the `total`."""
+        counts = {
+            name: sum(p.numel() for p in child.parameters())
+            for name, child in self.named_children()
+        }
+        counts |= {name: p.numel() for name, p in self.named_parameters(recurse=False)}
+        return counts | {"total": sum(p.numel() for p in self.parameters())}

@@ -1,0 +1,325 @@
+"""Masked-token generators: MaskBit (arXiv:2409.16211) and MaskGIT (arXiv:2202.04200).
+
+A bidirectional transformer predicts hidden slots from visible ones. A slot is one of the G entries
+of a position after the tokens have been regrouped (`codebook_sizes`): MaskBit splits the bits of a
+position into groups, and each group is masked on its own. The two systems share trunk, corruption,
+loss and samplers and differ in how they read and score tokens:
+
+- MaskBit has no embedding table. A position enters as its bits, -1 or +1, those of hidden groups 0,
+  through one linear layer; the head is a linear layer of its own.
+- MaskGIT adds up one embedding per group (with one more row for "hidden"), and the logits are
+  products with the same embeddings plus a bias per position and entry.
+
+The class token stands last. Samplers are in `sample/masked.py`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import STRICT
+from ..tokenizers.packing import split_bits
+from ..tokenizers.tokens import Tokens, TokenSpec
+from .base import Generator, GeneratorOutput
+from .mask_schedules import MaskSchedule, masked_share
+from .noise import uniform
+from .transformer import LayerNorm, Transformer, TransformerConfig, initialise
+
+MAX_GROUP = 2**16
+"""Largest group a head is built for."""
+_JOINT = 2**14  # a MaskGIT position up to this size is read as one index by default
+_GROUP_BITS = 9  # MaskBit's published groups have 5 to 9 bits
+BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Edges of the mask-ratio buckets in which the masked loss is watched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedConfig:
+    """What MaskBit and MaskGIT have in common.
+
+    Args:
+        transformer: The trunk.
+        num_classes: Labels 0 to num_classes - 1; 0: unconditional; None: as many as the training
+            data has (the training script fills it in).
+        codebook_sizes: Sizes in which the code of a position is read and predicted, one per group;
+            their product is the tokenizer's. None: see the generator's own docstring.
+        mask_schedule: Masked share of an image, gamma(r) with r uniform.
+        mask_count: Hide each slot `independent`ly with that share as probability (published), or
+            `exact`ly round(share * slots) of them, at least 1 (1d-tokenizer).
+        unmasked_weight: Weight of visible slots in the loss, relative to 1 for hidden ones.
+        label_smoothing: Of the cross-entropy.
+        label_dropout: Share of labels hidden, so that guidance works.
+    """
+
+    __pydantic_config__ = STRICT
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    num_classes: int | None = None
+    codebook_sizes: tuple[int, ...] | None = None
+    mask_schedule: MaskSchedule = "arccos"
+    mask_count: Literal["independent", "exact"] = "independent"
+    unmasked_weight: float = 1.0
+    label_smoothing: float = 0.1
+    label_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.num_classes is not None and self.num_classes < 0:
+            raise ValueError(f"num_classes: expected at least 0, found {self.num_classes}")
+        for name in ("unmasked_weight", "label_smoothing", "label_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected 0 to 1, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskBitConfig(MaskedConfig):
+    """MaskBit; the defaults are the published training.
+
+    Without `codebook_sizes` the bits are split into the fewest equal groups, two or more, of at
+    most 9 bits: 2 x 5 for 10 bits, 2 x 9 for 18, 3 x 8 for 24.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["maskbit"] = "maskbit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskGITConfig(MaskedConfig):
+    """MaskGIT; by default the loss is of hidden slots only, the schedule the cosine, as published.
+
+    Without `codebook_sizes` a position is one index if it has at most 2**14 values, otherwise
+    it has the tokenizer's entries, or the groups of MaskBit if those are bits.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["maskgit"] = "maskgit"
+    mask_schedule: MaskSchedule = "cosine"
+    unmasked_weight: float = 0.0
+
+
+class BitInput(nn.Module):
+    """Bits as -1 and +1, hidden groups 0, through one linear layer."""
+
+    def __init__(self, codebook_sizes: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.widths = [size.bit_length() - 1 for size in codebook_sizes]
+        self.project = nn.Linear(sum(self.widths), width)
+
+    def forward(self, indices: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states (B, N, D) of indices and mask (B, N, G)."""
+        return self.project(self.signs(indices, mask).to(self.project.weight.dtype))
+
+    def signs(self, indices: Tensor, mask: Tensor) -> Tensor:
+        """(B, N, n) float32 in {-1, 0, 1}, bit i of the joint code at place i."""
+        signs = split_bits(indices, self.widths).float() * 2 - 1
+        hidden = torch.cat(
+            [mask[..., g : g + 1].expand(*mask.shape[:2], n) for g, n in enumerate(self.widths)], -1
+        )
+        return signs.masked_fill(hidden, 0)
+
+
+class IndexInput(nn.Module):
+    """Sum over groups of an embedding; the last row of each table stands for "hidden"."""
+
+    def __init__(self, codebook_sizes: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.sizes = tuple(codebook_sizes)
+        self.tables = nn.ModuleList(nn.Embedding(size + 1, width) for size in codebook_sizes)
+
+    def forward(self, indices: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states (B, N, D) of indices and mask (B, N, G)."""
+        rows = [
+            table(torch.where(mask[..., g], self.sizes[g], indices[..., g]))
+            for g, table in enumerate(self.tables)
+        ]
+        return torch.stack(rows).sum(0)
+
+
+class MaskedGenerator(Generator):
+    """MaskBit or MaskGIT, by the type of its config.
+
+    Args:
+        config: Settings; `num_classes` must be given.
+        spec: The tokenizer's tokens.
+
+    Raises:
+        ValueError: If this reading of the tokens is not possible, with the reason.
+    """
+
+    def __init__(self, config: MaskBitConfig | MaskGITConfig, spec: TokenSpec) -> None:
+        super().__init__()
+        if config.num_classes is None:
+            raise ValueError("num_classes: not given; 0 is unconditional")
+        self.config, self.spec, self.num_classes = config, spec, config.num_classes
+        self.codebook_sizes = read_sizes(config, spec)
+        self.masked_spec = TokenSpec(spec.shape, self.codebook_sizes, spec.ordered)
+        width, num_tokens = config.transformer.width, spec.num_tokens
+        tied = isinstance(config, MaskGITConfig)
+        self.input = (IndexInput if tied else BitInput)(self.codebook_sizes, width)
+        self.class_embedding = nn.Embedding(self.num_classes + 1, width)
+        self.position = nn.Parameter(torch.empty(1, num_tokens + 1, width))
+        self.input_norm = LayerNorm(width)
+        self.input_dropout = nn.Dropout(config.transformer.dropout)
+        self.trunk = Transformer(config.transformer)
+        self.dense = nn.Linear(width, width)
+        self.dense_norm = LayerNorm(width)
+        self.head: nn.Linear | None = None
+        self.biases = nn.ParameterList()
+        if tied:
+            self.biases.extend(torch.zeros(num_tokens, size) for size in self.codebook_sizes)
+        else:
+            self.head = nn.Linear(width, sum(self.codebook_sizes))
+        nn.init.normal_(self.position, std=0.02)
+        self.apply(initialise)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups G of a position."""
+        return len(self.codebook_sizes)
+
+    @property
+    def uniform_loss(self) -> float:
+        """Cross-entropy of knowing nothing, in nats: the mean of log K over the groups."""
+        return sum(math.log(size) for size in self.codebook_sizes) / self.num_groups
+
+    def predict(
+        self, indices: Tensor, mask: Tensor, labels: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """Logits of every slot, hidden or not.
+
+        Args:
+            indices: Codes in this generator's groups, (B, N, G) int64; hidden ones are ignored.
+            mask: True = hidden, (B, N, G) bool.
+            labels: (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
+            valid: True at real positions, (B, N) bool; None: all.
+
+        Returns:
+            (B, N, G, K) float32 with K the largest group; -inf beyond the size of a smaller group.
+        """
+        x = torch.cat([self.input(indices, mask), self.class_embedding(labels)[:, None]], 1)
+        x = self.input_dropout(self.input_norm(x + self.position))
+        if valid is not None:  # the class token is always real
+            valid = F.pad(valid, (0, 1), value=True)
+        x = self.trunk(x, valid)[:, :-1]
+        x = self.dense_norm(F.gelu(self.dense(x)))
+        if self.head is not None:
+            scores = list(self.head(x).float().split(list(self.codebook_sizes), -1))
+        else:
+            tables = [table.weight[:-1] for table in self.input.tables]  # type: ignore[union-attr]
+            pairs = zip(tables, self.biases, strict=True)
+            scores = [(F.linear(x, table) + bias).float() for table, bias in pairs]
+        widest = max(self.codebook_sizes)
+        scores = [F.pad(s, (0, widest - s.shape[-1]), value=-torch.inf) for s in scores]
+        return torch.stack(scores, 2)
+
+    def forward(
+        self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None
+    ) -> GeneratorOutput:
+        """Cross-entropy of the slots, hidden ones drawn per image; see `Generator.forward`.
+
+        Metrics, over hidden slots: `masked_loss` (nats, no smoothing), `masked_accuracy`, and
+        `masked_loss_LOW_HIGH` of the images whose masked share is in that bucket, in percent.
+
+        Source: arXiv:2409.16211 section 4 and its code: mean over all slots, label smoothing 0.1.
+        """
+        codes = tokens.require(self.spec, reader="this generator").regroup(self.codebook_sizes)
+        targets, device = codes.indices, tokens.device
+        if seeds is None:
+            seeds = torch.randint(2**62, (len(tokens),), device=device)
+        valid = tokens.valid if tokens.lengths is not None else None
+        real = torch.ones_like(targets, dtype=torch.bool)
+        if valid is not None:
+            real &= valid[..., None]
+        draws = uniform(seeds, 0, (2,))
+        share = masked_share(draws[:, 0], self.config.mask_schedule)
+        mask = self._hide(seeds, share, real)
+        labels = self.known_labels(labels, len(tokens), device)
+        dropped = draws[:, 1] < self.config.label_dropout
+        logits = self.predict(targets, mask, torch.where(dropped, self.num_classes, labels), valid)
+        smoothed, exact = self._cross_entropy(logits, targets)
+        hidden = mask.float()
+        weight = torch.where(mask, 1.0, self.config.unmasked_weight) * real
+        loss = (weight * smoothed).sum() / weight.sum().clamp(min=1e-9)
+        correct = (logits.detach().argmax(-1) == targets).float()
+        nats, count = (exact.detach() * hidden).sum((1, 2)), hidden.sum((1, 2))
+        metrics = {
+            "masked_loss": torch.stack([nats.sum(), count.sum()]),
+            "masked_accuracy": torch.stack([(correct * hidden).sum(), count.sum()]),
+        }
+        for low, high in pairwise(BUCKETS):
+            here = ((share >= low) & (share < high if high < 1 else share <= 1)).float()
+            metrics[bucket_name(low, high)] = torch.stack(
+                [(nats * here).sum(), (count * here).sum()]
+            )
+        return GeneratorOutput(loss, metrics)
+
+    def known_labels(self, labels: Tensor | None, batch: int, device: torch.device) -> Tensor:
+        """Labels with every "no label" as `num_classes`, (B,) int64, a new tensor."""
+        if labels is None or self.num_classes == 0:
+            return torch.full((batch,), self.num_classes, dtype=torch.int64, device=device)
+        return torch.where(labels < 0, self.num_classes, labels)
+
+    def _hide(self, seeds: Tensor, share: Tensor, real: Tensor) -> Tensor:
+        """The slots to predict, (B, N, G) bool, out of the real ones."""
+        noise = uniform(seeds, 1, real.shape[1:])
+        share = share[:, None, None]
+        if self.config.mask_count == "independent":
+            return (noise < share) & real
+        count = (share * real.sum((1, 2), keepdim=True)).round().clamp(min=1)
+        noise = noise.masked_fill(~real, 2.0).flatten(1)
+        rank = noise.argsort(dim=1, stable=True).argsort(dim=1, stable=True).view_as(real)
+        return (rank < count) & real
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of every slot in nats with and without label smoothing, both (B, N, G)."""
+        smoothed, exact = [], []
+        for g, size in enumerate(self.codebook_sizes):
+            log_p = logits[:, :, g, :size].log_softmax(-1)
+            nats = -log_p.gather(-1, targets[:, :, g, None])[..., 0]
+            exact.append(nats)
+            smoothed.append(nats.lerp(-log_p.mean(-1), self.config.label_smoothing))
+        return torch.stack(smoothed, -1), torch.stack(exact, -1)
+
+
+def bucket_name(low: float, high: float) -> str:
+    """Name of the masked loss of images whose masked share is in [low, high)."""
+    return f"masked_loss_{100 * low:.0f}_{100 * high:.0f}"
+
+
+def read_sizes(config: MaskBitConfig | MaskGITConfig, spec: TokenSpec) -> tuple[int, ...]:
+    """Sizes of the groups in which a masked generator reads tokens of `spec`.
+
+    Raises:
+        ValueError: If it cannot, with the reason and what to do.
+    """
+    bits = isinstance(config, MaskBitConfig)
+    if bits and not spec.is_binary:
+        raise ValueError(
+            f"MaskBit reads bits, and {spec} has sizes that are not powers of two; "
+            "use {type: maskgit}"
+        )
+    sizes = config.codebook_sizes
+    if sizes is None:
+        num_bits = spec.vocab_size.bit_length() - 1
+        if bits or (set(spec.codebook_sizes) == {2} and spec.vocab_size > _JOINT):
+            groups = range(min(2, num_bits), num_bits + 1)
+            count = next(g for g in groups if num_bits % g == 0 and num_bits // g <= _GROUP_BITS)
+            sizes = (2 ** (num_bits // count),) * count
+        else:
+            sizes = (spec.vocab_size,) if spec.vocab_size <= _JOINT else spec.codebook_sizes
+    wide = [size for size in sizes if size > MAX_GROUP]
+    if wide:
+        raise ValueError(
+            f"codebook_sizes: a head of {wide[0]} entries is too large (at most {MAX_GROUP}); "
+            f"split the {spec.bits_per_token:g} bits of {spec} with codebook_sizes: [A, B, ...]"
+        )
+    if bits and not TokenSpec(spec.shape, sizes).is_binary:
+        raise ValueError(f"codebook_sizes: MaskBit needs powers of two, found {list(sizes)}")
+    Tokens(torch.empty(0, spec.num_tokens, spec.num_codebooks, dtype=torch.int64), spec).regroup(
+        sizes
+    )
+    return sizes

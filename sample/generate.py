@@ -1,0 +1,193 @@
+"""Pictures' tokens from a generator: labels and seeds in, `Tokens` out, in batches."""
+
+import contextlib
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..generators.base import Generator
+from ..generators.masked import MaskedGenerator
+from ..tokenizers.tokens import Tokens
+from .masked import sample_masked
+from .sampling import SamplingConfig
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def generate(
+    generator: Generator,
+    labels: Sequence[int] | Tensor | None = None,
+    *,
+    seeds: Sequence[int] | Tensor | None = None,
+    num: int | None = None,
+    sampling: SamplingConfig | None = None,
+    known: Tokens | None = None,
+    mask: Tensor | None = None,
+    lengths: Sequence[int] | Tensor | None = None,
+    batch_size: int = 16,
+    precision: Precision = "auto",
+    compile: bool = False,
+    progress: bool = False,
+    **knobs: Any,
+) -> Tokens:
+    """Draw the tokens of one image per label.
+
+        generator = tessella.load_generator("bundled:maskbit-emoji-64")
+        tokens = tessella.generate(generator, [3, 7], num_steps=16, guidance=3.0, seeds=[0, 1])
+        images = generator.tokenizer.decode(tokens)
+
+    Args:
+        generator: As `load_generator` returns it.
+        labels: Class of each image, 0 to num_classes - 1, or -1 for none; None: no labels.
+        seeds: One per image; image i depends on seed i alone. None: 0, 1, 2, ...
+        num: Number of images where neither labels nor seeds say it.
+        sampling: Settings of the sampler; None: those in the generator's card, or the defaults.
+        known: Tokens to keep where `mask` is False, one image for all or one each.
+        mask: True at positions to draw anew, (N,), (1, N) or (B, N) bool; goes with `known`.
+        lengths: Valid positions of each image, for ordered tokens; None: all.
+        batch_size: Images at once.
+        precision: Of the network; `auto` is bf16 on CUDA and fp32 on a CPU.
+        compile: Run the network through torch.compile; batches are then filled up to `batch_size`
+            so that shapes never change.
+        progress: Show a progress bar on stderr.
+        knobs: Fields of `SamplingConfig` that replace those of `sampling`.
+
+    Returns:
+        Tokens of the generator's spec, on its device.
+
+    Raises:
+        ValueError: If an argument is out of range or does not fit the others, or the network's
+            predictions are not finite.
+        TypeError: If a knob is unknown.
+    """
+    if not isinstance(generator, MaskedGenerator):
+        raise TypeError(f"generate: no sampler for {type(generator).__name__}")
+    sampling = choose_sampling(generator, sampling, knobs)
+    counts = [len(given) for given in (labels, seeds) if given is not None]
+    count = counts[0] if counts else num
+    if count is None:
+        count = 1 if known is None else len(known)
+    if any(other != count for other in [*counts, count if num is None else num]):
+        raise ValueError(f"labels, seeds and num must agree, found {[*counts, num]}")
+    if count < 1 or batch_size < 1:
+        raise ValueError(
+            f"expected at least one image and batch_size 1, found {count=}, {batch_size=}"
+        )
+    device = next(generator.parameters()).device
+    all_labels = check_labels(generator, labels, count).to(device)
+    all_seeds = torch.as_tensor(range(count) if seeds is None else seeds, dtype=torch.int64)
+    known, mask = _broadcast(known, count), None if mask is None else _rows(mask, count)
+    all_lengths = None if lengths is None else torch.as_tensor(lengths, dtype=torch.int64)
+    predict: Callable[..., Tensor] = generator.predict
+    if compile:
+        predict = torch.compile(generator.predict, fullgraph=True, dynamic=False)
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    cast = torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+    done: list[Tokens] = []
+    with tqdm(total=count, unit="image", disable=not progress) as bar, cast:
+        for start in range(0, count, batch_size):
+            rows = torch.arange(start, min(start + batch_size, count))
+            real = len(rows)
+            if compile and real < batch_size:
+                rows = torch.cat([rows, rows[-1:].expand(batch_size - real)])
+            tokens = sample_masked(
+                generator,
+                all_labels[rows.to(device)],
+                all_seeds[rows].to(device),
+                sampling,
+                known=None if known is None else known[rows.to(known.device)],
+                mask=None if mask is None else mask[rows.to(mask.device)],
+                lengths=None if all_lengths is None else all_lengths[rows].to(device),
+                predict=predict,
+            )
+            done.append(tokens[:real])
+            bar.update(real)
+    return Tokens.cat(done)
+
+
+def choose_sampling(
+    generator: Generator, sampling: SamplingConfig | None, knobs: dict[str, Any]
+) -> SamplingConfig:
+    """The settings given, or the generator's own, with some fields replaced.
+
+    Raises:
+        TypeError: If a field does not exist; suggests a near one.
+    """
+    names = [field.name for field in dataclasses.fields(SamplingConfig)]
+    for name in knobs:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+            raise TypeError(f"generate: unknown argument {name!r}; {hint}")
+    if sampling is None:
+        stored = (generator.card or {}).get("sampling", {})
+        sampling = SamplingConfig(**{name: stored[name] for name in names if name in stored})
+    return dataclasses.replace(sampling, **knobs)
+
+
+def check_labels(generator: Generator, labels: Sequence[int] | Tensor | None, count: int) -> Tensor:
+    """Labels as (count,) int64 in [0, num_classes], `num_classes` for none.
+
+    Raises:
+        ValueError: If one is out of range, with the range and the class names.
+    """
+    if labels is None:
+        return torch.full((count,), generator.num_classes, dtype=torch.int64)
+    given = torch.as_tensor(labels).cpu()
+    if given.is_floating_point() or given.ndim != 1:
+        raise ValueError(f"labels: expected whole numbers, found {labels}")
+    given = given.long()
+    wrong = given[(given < -1) | (given >= generator.num_classes)].unique().tolist()
+    if wrong:
+        if not generator.num_classes:
+            raise ValueError(f"labels: this generator is unconditional, found {wrong}")
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(generator.classes[:20]))
+        raise ValueError(
+            f"labels: expected 0 to {generator.num_classes - 1}, or -1 for none, found {wrong}"
+            + (f"; classes: {names}" if names else "")
+        )
+    return torch.where(given < 0, generator.num_classes, given)
+
+
+def labels_of(generator: Generator, names: Sequence[str]) -> list[int]:
+    """Labels of class names, in their order.
+
+    Raises:
+        ValueError: If a name is unknown; suggests near ones.
+    """
+    classes = {name.casefold(): label for label, name in enumerate(generator.classes)}
+    if not classes:
+        raise ValueError("this generator has no class names; give labels instead")
+    labels = []
+    for name in names:
+        if name.strip().casefold() not in classes:
+            near = difflib.get_close_matches(
+                name.strip().casefold(), list(classes), n=3, cutoff=0.5
+            )
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(classes)}"
+            )
+            raise ValueError(f"class {name.strip()!r}: unknown; {hint}")
+        labels.append(classes[name.strip().casefold()])
+    return labels
+
+
+def _broadcast(known: Tokens | None, count: int) -> Tokens | None:
+    """One image for all, or one each."""
+    if known is None or len(known) == count:
+        return known
+    if len(known) != 1:
+        raise ValueError(f"known: expected 1 or {count} images, found {len(known)}")
+    return known[torch.zeros(count, dtype=torch.int64, device=known.device)]
+
+
+def _rows(mask: Tensor, count: int) -> Tensor:
+    mask = mask[None] if mask.ndim == 1 else mask
+    if mask.ndim != 2 or len(mask) not in (1, count):
+        raise ValueError(f"mask: expected (N,) or (1 or {count}, N), found {tuple(mask.shape)}")
+    return mask.expand(count, -1)
