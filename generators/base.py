@@ -78,6 +78,12 @@ class Generator(nn.Module):
             )
         self.__dict__["_tokenizer"] = [tokenizer]  # a list, so that it is no submodule
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "tokenizer":  # nn.Module would register it and never ask the property
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def num_parameters(self) -> dict[str, int]:
         """Parameters of each direct child, of loose parameters, and the `total`."""
         counts = {

@@ -11,6 +11,7 @@ from ..data.path_source import open_paths
 from ..data.prepare import RECIPES, prepare
 from ..data.sources import open_source
 from ..tokenizers.token_store import TokenStore
+from .cli_sample import edit, sample
 from .cli_shared import chosen_device, one_clear_error, show, tokenizer_option
 from .describe import describe
 from .encode import decode_store, encode_source
@@ -144,6 +145,10 @@ def data(name: str, out: Path, source: Path | None, fetch: bool, as_json: bool) 
     if fetch and source is None:
         click.echo(f"fetching {RECIPES[name].provider}", err=True)
     show(prepare(name, out, source=source, fetch=fetch), as_json=as_json)
+
+
+main.add_command(sample)
+main.add_command(edit)
 
 
 if __name__ == "__main__":

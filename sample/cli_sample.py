@@ -1,0 +1,208 @@
+"""`tessella sample` and `tessella edit`: pictures from a generator, and pictures edited by one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import torch
+
+from ..checkpoints import load_generator
+from ..data.images import save_png
+from ..generators.base import Generator
+from ..generators.mask_schedules import MaskSchedule
+from .cli_shared import chosen_device, one_clear_error, show
+from .edit import box_mask, read_masked_image, token_mask, variation_mask
+from .generate import choose_sampling, generate, labels_of
+from .guidance import GuidanceSchedule
+from .sample_folder import join_processes, sample_to_folder
+from .sampling import SamplingConfig, format_table, sampling_table
+
+
+def generator_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of every command that draws; the sampler's default to the generator's own."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout."),
+        click.option("--randomness", type=float, help="Gumbel noise on the order, in nats."),
+        click.option("--temperature", type=float, help="0 takes the likeliest entry."),
+        click.option("--guidance-power", type=float),
+        click.option("--guidance-schedule", type=click.Choice(get_args(GuidanceSchedule))),
+        click.option("--guidance", type=float, help="Guidance scale; 1 = off."),
+        click.option("--schedule", type=click.Choice(get_args(MaskSchedule))),
+        click.option("--num-steps", type=int, help="Sampling steps."),
+        click.option("--sampler", type=click.Choice(["confidence", "halton", "entropy"])),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto"),
+        click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True),
+        click.option("--device", help="Torch device [cuda if there is one, else cpu]."),
+        click.option("--tokenizer", "tokenizer_path", help="[the one that the generator names]"),
+        click.option(
+            "--generator",
+            "generator_path",
+            required=True,
+            help="Model folder, bundled:NAME or hub:owner/name.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+_KNOBS = (
+    "sampler",
+    "num_steps",
+    "schedule",
+    "guidance",
+    "guidance_schedule",
+    "guidance_power",
+    "temperature",
+    "randomness",
+)
+
+
+def _open(options: dict[str, Any]) -> tuple[Generator, SamplingConfig]:
+    """The generator, and its sampling settings with those of the command line."""
+    generator = load_generator(
+        options["generator_path"],
+        tokenizer=options["tokenizer_path"],
+        device=chosen_device(options["device"]),
+    )
+    knobs = {name: options[name] for name in _KNOBS if options[name] is not None}
+    return generator, choose_sampling(generator, None, knobs)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--labels {text!r}: expected numbers like 3,7") from None
+
+
+@click.command()
+@generator_options
+@click.option("--labels", help="Classes by number, e.g. 3,7; repeated until --num is reached.")
+@click.option("--classes", help="The same by name, e.g. 'face,animal'. [every class in turn]")
+@click.option("--num", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--compile", is_flag=True, help="Run the network through torch.compile.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--table", is_flag=True, help="Print what each step does, and stop.")
+@one_clear_error
+def sample(
+    labels: str | None,
+    classes: str | None,
+    num: int,
+    compile: bool,
+    out: Path | None,
+    overwrite: bool,
+    table: bool,
+    **options: Any,
+) -> None:
+    """Draw --num pictures; image i has seed --seed + i."""
+    if labels is not None and classes is not None:
+        raise ValueError("give --labels or --classes, not both")
+    if out is None and not table:
+        raise ValueError("--out: no folder given for the pictures")
+    processes = join_processes()
+    generator, sampling = _open(options)
+    if table:
+        slots = generator.spec.num_tokens * len(generator.codebook_sizes)  # type: ignore[arg-type]
+        click.echo(format_table(sampling_table(sampling, slots)))
+        return
+    if labels is not None:
+        wanted = _numbers(labels)
+    elif classes is not None:
+        wanted = labels_of(generator, classes.split(","))
+    else:
+        wanted = list(range(generator.num_classes)) or [-1]
+    assert out is not None
+    result = sample_to_folder(
+        generator,
+        out,
+        labels=[wanted[i % len(wanted)] for i in range(num)],
+        seeds=[options["seed"] + i for i in range(num)],
+        sampling=sampling,
+        batch_size=options["batch_size"],
+        precision=options["precision"],
+        compile=compile,
+        overwrite=overwrite,
+        name=options["generator_path"],
+        processes=processes,
+    )
+    if result:
+        show(result, as_json=options["as_json"])
+
+
+@click.command()
+@generator_options
+@click.option("--image", type=click.Path(path_type=Path), required=True, help="Picture to edit.")
+@click.option("--mask", "mask_path", type=click.Path(path_type=Path), help="Light = draw anew.")
+@click.option("--box", help="LEFT,TOP,RIGHT,BOTTOM in pixels of the tokenizer's resolution.")
+@click.option("--outside", is_flag=True, help="Draw anew what --box leaves out: outpainting.")
+@click.option("--variation", type=float, help="Share of random positions to draw anew.")
+@click.option("--label", type=int, help="Class of the result [none].")
+@click.option("--class", "class_", help="The same by name.")
+@click.option("--num", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--paste", is_flag=True, help="Keep the picture's own pixels outside the mask.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG to write.")
+@one_clear_error
+def edit(
+    image: Path,
+    mask_path: Path | None,
+    box: str | None,
+    outside: bool,
+    variation: float | None,
+    label: int | None,
+    class_: str | None,
+    num: int,
+    paste: bool,
+    out: Path,
+    **options: Any,
+) -> None:
+    """Draw parts of --image anew; with --num, NAME-0.png, NAME-1.png and so on."""
+    if sum(given is not None for given in (mask_path, box, variation)) != 1:
+        raise ValueError("give one of --mask, --box and --variation: what to draw anew")
+    if label is not None and class_ is not None:
+        raise ValueError("give --label or --class, not both")
+    generator, sampling = _open(options)
+    tokenizer, spec = generator.tokenizer, generator.spec
+    pixels, mask = read_masked_image(image, mask_path, tokenizer.resolution)
+    seeds = torch.arange(options["seed"], options["seed"] + num)
+    if box is not None:
+        corners = _numbers(box)
+        if len(corners) != 4:
+            raise ValueError(f"--box {box!r}: expected LEFT,TOP,RIGHT,BOTTOM")
+        left, top, right, bottom = corners
+        mask = box_mask((left, top, right, bottom), tokenizer.resolution, outside=outside)
+    if variation is not None:
+        hidden = variation_mask(seeds, spec, variation)
+    else:
+        assert mask is not None
+        hidden = token_mask(mask, spec)[None].expand(num, -1)
+    chosen = labels_of(generator, [class_])[0] if class_ is not None else label
+    known = tokenizer.encode(pixels[None].to(tokenizer.device))
+    tokens = generate(
+        generator,
+        None if chosen is None else [chosen] * num,
+        seeds=seeds,
+        sampling=sampling,
+        known=known,
+        mask=hidden,
+        batch_size=options["batch_size"],
+        precision=options["precision"],
+    )
+    pictures = tokenizer.decode(tokens).cpu()
+    if paste and mask is not None:
+        pictures = torch.where(mask, pictures, pixels)
+    files = [out] if num == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(num)]
+    for file, picture in zip(files, pictures, strict=True):
+        save_png(picture, file)
+    kept = ~hidden.to(tokens.device)
+    same = (tokens.indices == known.indices).all(-1)
+    result = {
+        "files": [str(file) for file in files],
+        "positions": spec.num_tokens,
+        "drawn_anew": int(hidden.sum(1).float().mean().round()),
+        "known_unchanged": bool(same[kept].all()),
+        "label": chosen,
+    }
+    show(result, as_json=options["as_json"])

@@ -1,0 +1,173 @@
+"""Samples as files: PNGs, a labelled grid, the tokens, and one JSON line an image.
+
+Several processes share the work when they were launched together; every image depends on its own
+seed, so their number changes nothing.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
+
+from ..data.images import image_grid, read_image, to_pil
+from ..files import atomic_folder
+from ..generators.base import Generator
+from ..tokenizers.tokens import Tokens
+from .generate import Precision, check_labels, choose_sampling, generate
+from .sampling import SamplingConfig
+
+_GRID_IMAGES = 64
+
+
+def join_processes() -> PartialState | None:
+    """The group of processes this one was launched with; None if it was started alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def sample_to_folder(
+    generator: Generator,
+    out: Path,
+    *,
+    labels: list[int],
+    seeds: list[int],
+    sampling: SamplingConfig | None = None,
+    batch_size: int = 16,
+    precision: Precision = "auto",
+    compile: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    name: str = "",
+    processes: PartialState | None = None,
+) -> dict[str, Any]:
+    """Draw, decode and write one picture per label and seed.
+
+    Args:
+        generator: As `load_generator` returns it.
+        out: Folder to make: `000000.png` and so on, `grid.png` (the first 64), `images.jsonl`,
+            `tokens.safetensors`.
+        labels: Class of each image, -1 for none.
+        seeds: Seed of each image.
+        sampling: Settings; None: the generator's own.
+        batch_size: Images at once, per process.
+        precision: As of `generate`.
+        compile: As of `generate`.
+        overwrite: Replace a folder that is already there.
+        progress: Show a progress bar on stderr.
+        name: What to call the generator in the files, e.g. its path.
+        processes: The processes that share the work, of `join_processes`.
+
+    Returns:
+        On the main process what was written and how fast; empty on the others.
+
+    Raises:
+        ValueError: As of `generate`.
+        SaveError: If the disk refuses; nothing is left behind.
+    """
+    sampling = choose_sampling(generator, sampling, {})
+    check_labels(generator, labels, len(labels))
+    if out.exists() and not overwrite:  # every process says so, and none waits for another
+        raise FileExistsError(f"{out} exists already; choose another name or ask to overwrite it")
+    rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
+    share = -(-len(labels) // world)
+    own = range(rank * share, min((rank + 1) * share, len(labels)))
+    tokenizer, packed = generator.tokenizer, []
+    started = time.perf_counter()
+    with (
+        _shared_folder(out, processes, overwrite) as folder,
+        tqdm(total=len(own), unit="image", disable=not progress or rank > 0) as bar,
+    ):
+        for start in range(own.start, own.stop, batch_size):
+            rows = range(start, min(start + batch_size, own.stop))
+            tokens = generate(
+                generator,
+                [labels[i] for i in rows],
+                seeds=[seeds[i] for i in rows],
+                sampling=sampling,
+                batch_size=batch_size,
+                precision=precision,
+                compile=compile,
+            )
+            for i, image in zip(rows, tokenizer.decode(tokens).cpu(), strict=True):
+                to_pil(image).save(folder / file_of(i))
+            packed.append(tokens.pack().cpu())
+            bar.update(len(rows))
+        seconds = time.perf_counter() - started
+        parts = [packed] if processes is None else gather_object([packed])
+        if rank == 0:
+            everything = torch.cat([rows for part in parts for rows in part])
+            Tokens.unpack(everything, generator.spec).save(folder / "tokens.safetensors")
+            _describe(folder, generator, labels, seeds, sampling, name)
+    if rank > 0:
+        return {}
+    return {
+        "folder": str(out),
+        "images": len(labels),
+        "bits_per_image": generator.spec.bits_per_image,
+        "images_per_second": len(labels) / seconds,
+        "sampling": dataclasses.asdict(sampling),
+    }
+
+
+def file_of(number: int) -> str:
+    """Name of the picture of an image number."""
+    return f"{number:06d}.png"
+
+
+def class_name(generator: Generator, label: int) -> str:
+    """What to write under a picture of that label."""
+    if not 0 <= label < generator.num_classes:
+        return "any"
+    return generator.classes[label] if generator.classes else str(label)
+
+
+def _describe(
+    folder: Path,
+    generator: Generator,
+    labels: list[int],
+    seeds: list[int],
+    sampling: SamplingConfig,
+    name: str,
+) -> None:
+    """Grid and JSON lines of a folder whose pictures are all there."""
+    shown = range(min(len(labels), _GRID_IMAGES))
+    names = [class_name(generator, label) for label in labels]
+    pictures = [read_image(folder / file_of(i)) for i in shown]
+    image_grid(pictures, min(8, len(shown)), [names[i] for i in shown]).save(folder / "grid.png")
+    facts = {
+        "generator": name,
+        "fingerprint": generator.fingerprint,
+        "tokenizer": generator.tokenizer.fingerprint,
+        "sampling": dataclasses.asdict(sampling),
+    }
+    with (folder / "images.jsonl").open("w", encoding="utf-8") as lines:
+        for i, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
+            record = {"file": file_of(i), "seed": seed, "label": label, "class": names[i], **facts}
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def _shared_folder(out: Path, processes: PartialState | None, overwrite: bool) -> Iterator[Path]:
+    """The unfinished folder of the main process, for all; it gets its name when all are done."""
+    with contextlib.ExitStack() as stack:
+        place = [""]
+        if processes is None or processes.is_main_process:
+            writing = atomic_folder(out, overwrite=overwrite, flush=False)
+            place[0] = str(stack.enter_context(writing))
+        if processes is not None:
+            broadcast_object_list(place)
+        yield Path(place[0])
+        if processes is not None:
+            processes.wait_for_everyone()
+    if processes is not None:
+        processes.wait_for_everyone()
