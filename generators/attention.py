@@ -1,6 +1,6 @@
-"""The one attention function of the generators: SDPA, or xformers where it is asked for.
+"""The one attention function of the generators: SDPA, plain matrix products, or xformers.
 
-Queries, keys and values are (B, N, heads, dim), which both backends take without a copy.
+Queries, keys and values are (B, N, heads, dim), which every backend takes without a copy.
 """
 
 import importlib.util
@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-AttentionBackend = Literal["auto", "sdpa", "xformers"]
+AttentionBackend = Literal["auto", "sdpa", "plain", "xformers"]
+
+_SHORT = 128
+"""Longest sequence for which `auto` takes `plain` on a CPU, where torch's fused attention is slow on
+short ones, backward and in bf16 above all: `benchmarks/attention.py`."""
 
 
 def attention(
@@ -30,8 +34,9 @@ def attention(
         v: Values, the same shape.
         valid: True at positions that may be attended to, (B, N) bool; None: all.
         dropout: Probability of dropping an attention weight.
-        backend: `sdpa` is torch's scaled_dot_product_attention, `xformers` its memory-efficient
-            attention; `auto` is `sdpa`.
+        backend: `sdpa` is torch's scaled_dot_product_attention, `plain` two matrix products around
+            a softmax, `xformers` its memory-efficient attention; `auto` is `plain` for short
+            sequences on a CPU and `sdpa` otherwise.
 
     Returns:
         (B, N, heads, dim).
@@ -49,16 +54,24 @@ def attention(
             bias = bias[:, None, None, :].expand(-1, q.shape[2], q.shape[1], -1)
         return memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout)
     mask = None if valid is None else valid[:, None, None, :]
+    plain = backend == "plain" or (
+        backend == "auto" and q.device.type == "cpu" and q.shape[1] <= _SHORT
+    )
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout).transpose(1, 2)
+    if not plain:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout).transpose(1, 2)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = F.dropout(scores.softmax(-1, torch.float32).to(v.dtype), dropout)
+    return (weights @ v).transpose(1, 2)
 
 
-def check_backend(backend: AttentionBackend) -> str:
-    """The backend that will run, by name.
+def check_backend(backend: AttentionBackend) -> None:
+    """Refuse a backend that is not installed; nothing falls back silently.
 
     Raises:
-        RuntimeError: If it is not installed; nothing falls back silently.
+        RuntimeError: With the command that installs it.
     """
     if backend == "xformers" and importlib.util.find_spec("xformers") is None:
         raise RuntimeError("attention: xformers is not installed; pip install 'tessella[xformers]'")
-    return "sdpa" if backend == "auto" else backend

@@ -207,7 +207,7 @@ class MaskedGenerator(Generator):
         x = self.trunk(x, valid)[:, :-1]
         x = self.dense_norm(F.gelu(self.dense(x)))
         if self.head is not None:
-            scores = list(self.head(x).float().split(list(self.codebook_sizes), -1))
+            scores = self.head(x).float().split(list(self.codebook_sizes), -1)
         else:
             tables = [table.weight[:-1] for table in self.input.tables]  # type: ignore[union-attr]
             pairs = zip(tables, self.biases, strict=True)
@@ -276,13 +276,15 @@ class MaskedGenerator(Generator):
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of every slot in nats with and without label smoothing, both (B, N, G)."""
-        smoothed, exact = [], []
-        for g, size in enumerate(self.codebook_sizes):
-            log_p = logits[:, :, g, :size].log_softmax(-1)
-            nats = -log_p.gather(-1, targets[:, :, g, None])[..., 0]
-            exact.append(nats)
-            smoothed.append(nats.lerp(-log_p.mean(-1), self.config.label_smoothing))
-        return torch.stack(smoothed, -1), torch.stack(exact, -1)
+        log_p = logits.log_softmax(-1)
+        exact = -log_p.gather(-1, targets[..., None])[..., 0]
+        if min(self.codebook_sizes) == max(self.codebook_sizes):
+            mean = log_p.mean(-1)
+        else:  # the places beyond a smaller group hold -inf
+            sizes = torch.tensor(self.codebook_sizes, device=logits.device)
+            real = torch.arange(logits.shape[-1], device=logits.device) < sizes[:, None]
+            mean = log_p.where(real, 0).sum(-1) / sizes
+        return exact.lerp(-mean, self.config.label_smoothing), exact
 
 
 def bucket_name(low: float, high: float) -> str:

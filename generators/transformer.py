@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import STRICT
-from .attention import AttentionBackend, attention
+from .attention import AttentionBackend, attention, check_backend
 
 NORM_EPS = 1e-12
 
@@ -27,7 +27,8 @@ class TransformerConfig:
         num_layers: Blocks.
         num_heads: Attention heads.
         mlp_ratio: Width of the hidden layer of the MLP over D.
-        dropout: After attention, inside attention, after the MLP and after the embedding.
+        dropout: After attention, after the MLP and after the embedding.
+        attention_dropout: Of the attention weights; None: as `dropout` (published).
         norm: LayerNorm after each residual sum (`post`, published) or before each branch (`pre`).
         attention: Backend of `attention`.
     """
@@ -38,6 +39,7 @@ class TransformerConfig:
     num_heads: int = 16
     mlp_ratio: int = 4
     dropout: float = 0.1
+    attention_dropout: float | None = None
     norm: Literal["post", "pre"] = "post"
     attention: AttentionBackend = "auto"
 
@@ -47,8 +49,10 @@ class TransformerConfig:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if self.width % self.num_heads:
             raise ValueError(f"num_heads: {self.num_heads} does not divide the width {self.width}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected 0 to below 1, found {self.dropout}")
+        for name in ("dropout", "attention_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name}: expected 0 to below 1, found {value}")
 
 
 class LayerNorm(nn.LayerNorm):
@@ -91,7 +95,8 @@ class Block(nn.Module):
     def _attend(self, x: Tensor, valid: Tensor | None) -> Tensor:
         config = self.config
         q, k, v = self.qkv(x).unflatten(-1, (3, config.num_heads, -1)).unbind(2)
-        dropout = config.dropout if self.training else 0.0
+        dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
+        dropout = dropout if self.training else 0.0
         mixed = attention(q, k, v, valid=valid, dropout=dropout, backend=config.attention)
         return self.out(mixed.flatten(2))
 
@@ -104,6 +109,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
+        check_backend(config.attention)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm_out = LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
 
