@@ -9,6 +9,7 @@ import os
 
 from .efficientnet_lite import EfficientNetLite0
 from .extractor import FeatureExtractor
+from .inception_fid import InceptionFid
 from .lpips_trunks import AlexFeatures, VggFeatures
 from .random_features import RandomFeatures
 from .weights import WeightsError, WeightsMissing, available_features, convert_weights, load_weights
@@ -23,15 +24,15 @@ __all__ = [
     "convert_weights",
 ]
 
-FEATURE_NAMES = ("lpips_vgg", "lpips_alex", "efflite0", "random")
-LATER_NAMES = ("inception_fid", "resnet50")
+FEATURE_NAMES = ("lpips_vgg", "lpips_alex", "efflite0", "inception_fid", "random")
+LATER_NAMES = ("resnet50",)
 
 
 def build_features(name: str, *, path: str | os.PathLike[str] | None = None) -> FeatureExtractor:
     """The feature network of that name, frozen, on the CPU.
 
     Args:
-        name: `lpips_vgg`, `lpips_alex`, `efflite0` or `random`.
+        name: `lpips_vgg`, `lpips_alex`, `efflite0`, `inception_fid` or `random`.
         path: Weight file that wins over cache and installed packages; not for `random`.
 
     Raises:
@@ -46,6 +47,8 @@ def build_features(name: str, *, path: str | os.PathLike[str] | None = None) -> 
             return AlexFeatures(load_weights(name, path)).eval()
         case "efflite0":
             return EfficientNetLite0(load_weights(name, path)).eval()
+        case "inception_fid":
+            return InceptionFid(load_weights(name, path)).eval()
         case "random":
             if path is not None:
                 raise ValueError(f"random features have no weight file, found path {str(path)!r}")

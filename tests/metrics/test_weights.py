@@ -1,6 +1,8 @@
 """Where weights come from, and every way in which that can go wrong."""
 
+import io
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,12 @@ from safetensors.torch import load_file, save_file
 from tessella.sample.metrics import weights
 from tessella.sample.metrics.features import build_features
 from tessella.sample.metrics.perceptual import build_perceptual
-from tessella.sample.metrics.provider_files import ForeignFile, read_efflite0, read_lpips
+from tessella.sample.metrics.provider_files import (
+    ForeignFile,
+    read_efflite0,
+    read_inception_fid,
+    read_lpips,
+)
 from tessella.sample.metrics.weights import (
     PROVIDERS,
     WeightsError,
@@ -93,6 +100,45 @@ def test_unpickler_allows_arrays_only() -> None:
         read_lpips(b"\x80\x04garbage")
     with pytest.raises(ForeignFile, match="unexpected entry Extra_0/kernel"):
         read_lpips(pickle.dumps({"Extra_0": {"kernel": np.zeros(1, np.float32)}}))
+
+
+def archive(pickled: bytes) -> bytes:
+    """A zip file like TorchScript's, with this pickle and one storage of two floats."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("net/data.pkl", pickled)
+        file.writestr("net/data/0", np.array([1, 2], "<f4").tobytes())
+    return buffer.getvalue()
+
+
+def script_pickle(field: str, *, stride: int = 1, count: int = 2) -> bytes:
+    """The pickle of a TorchScript module `Net` whose attribute `conv` has one tensor."""
+    storage = f"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI{count}\ntQ"
+    rebuilt = f"ctorch._utils\n_rebuild_tensor_v2\n({storage}I0\n(I2\nt(I{stride}\ntI00\nNtR"
+    new = "c__torch__.net\nNet\n)\x81"
+    text = f"\x80\x02{new}}}Vconv\n{new}}}V{field}\n{rebuilt}sbsb."
+    return text.encode("latin-1")
+
+
+def test_script_archive_gives_tensors_and_runs_nothing() -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (eval, ("1",))
+
+    tensors = read_inception_fid(archive(script_pickle("var")))
+    assert list(tensors) == ["convs.0.variance"]
+    assert tensors["convs.0.variance"].tolist() == [1.0, 2.0]
+    with pytest.raises(ForeignFile, match=r"builtins\.eval, which is not allowed"):
+        read_inception_fid(archive(pickle.dumps(Malicious())))
+    with pytest.raises(ForeignFile, match=r"unexpected tensor conv\.gamma"):
+        read_inception_fid(archive(script_pickle("gamma")))
+    with pytest.raises(ForeignFile, match="contiguous tensor"):
+        read_inception_fid(archive(script_pickle("var", stride=3)))
+    with pytest.raises(ForeignFile, match="unexpected storage"):
+        read_inception_fid(archive(script_pickle("var", count=3)))
+    for damaged in (b"garbage", archive(b"")[:40], archive(b"\x80\x02garbage")):
+        with pytest.raises(ForeignFile, match="not a readable TorchScript archive"):
+            read_inception_fid(damaged)
 
 
 def test_state_dict_keys_are_never_ignored(tmp_path: Path) -> None:

@@ -1,0 +1,268 @@
+"""Who resembles whom: the real images nearest to samples, by pixels and by features.
+
+A generator that copies its training set gets a small Fréchet distance too; here it shows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.image_source import ImageSource
+from ..data.images import image_grid, to_pil, to_uint8
+from ..data.loader import eval_batches
+from ..data.transforms import resize_center_crop
+from .metrics.features import FeatureExtractor
+from .quality import check_samples, chosen_extractor, pooled_features
+
+_CELL_SIDE = 128  # pixels of the picture's cells, at least; labels need them
+_COLUMNS = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Neighbours:
+    """The nearest real image of each query.
+
+    Attributes:
+        indices: Of the images in their source, int64, shape (B,); the first one of several equals.
+        mirrored: Whether its mirror image is the nearer one, bool, shape (B,).
+        distances: To it, float64, shape (B,).
+    """
+
+    indices: Tensor
+    mirrored: Tensor
+    distances: Tensor
+
+    def __getitem__(self, rows: slice) -> "Neighbours":
+        return Neighbours(
+            indices=self.indices[rows],
+            mirrored=self.mirrored[rows],
+            distances=self.distances[rows],
+        )
+
+    def summary(self) -> dict[str, float]:
+        """`min` and `median` (the lower of two middle ones) of the distances."""
+        return {"min": float(self.distances.min()), "median": float(self.distances.median())}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NearestImages:
+    """Samples and the real images nearest to them.
+
+    Attributes:
+        by_features: Nearest by 1 - cosine of the features, in [0, 2].
+        by_pixels: Nearest by the root mean square difference of 8-bit pixels, in [0, 255].
+        features_id: Network and hash of its weights.
+        source: Where the real images are.
+        validation_by_features: The same for real validation images, or None.
+        validation_by_pixels: The same.
+        picture: Rows of samples, their nearest by features and their nearest by pixels.
+        broken: Reason by id of each real image skipped.
+    """
+
+    by_features: Neighbours
+    by_pixels: Neighbours
+    features_id: str
+    source: ImageSource
+    validation_by_features: Neighbours | None
+    validation_by_pixels: Neighbours | None
+    picture: Image.Image
+    broken: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the picture, for JSON.
+
+        Returns:
+            Minimum and median of the distances of samples and, for comparison, of validation
+            images, which cannot have been copied; then the neighbours of each sample.
+        """
+        result: dict[str, Any] = {
+            "data": self.source.name,
+            "split": self.source.split,
+            "features": self.features_id,
+            "num_samples": len(self.by_pixels.indices),
+            "samples": {
+                "feature_distance": self.by_features.summary(),
+                "pixel_distance": self.by_pixels.summary(),
+            },
+        }
+        if self.validation_by_features is not None and self.validation_by_pixels is not None:
+            result["validation"] = {
+                "num_images": len(self.validation_by_pixels.indices),
+                "feature_distance": self.validation_by_features.summary(),
+                "pixel_distance": self.validation_by_pixels.summary(),
+            }
+        columns = {"by_features": self.by_features, "by_pixels": self.by_pixels}
+        result["nearest"] = [
+            {
+                name: {
+                    "id": self.source.id_of(int(found.indices[row])),
+                    "index": int(found.indices[row]),
+                    "mirrored": bool(found.mirrored[row]),
+                    "distance": float(found.distances[row]),
+                }
+                for name, found in columns.items()
+            }
+            for row in range(len(self.by_pixels.indices))
+        ]
+        return result | {"broken": self.broken}
+
+
+def nearest_training_images(
+    samples: Tensor,
+    source: ImageSource,
+    resolution: int,
+    *,
+    features: str | FeatureExtractor = "auto",
+    validation: ImageSource | None = None,
+    max_validation: int = 512,
+    num_shown: int = 8,
+    batch_size: int = 32,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> NearestImages:
+    """The real image nearest to each sample, by pixels and by features, mirror images included.
+
+    A generator that copies has samples much nearer than any validation image is: compare the
+    two medians. Pixel distances are exact (integers before the root); all samples and validation
+    images are held in memory as float64.
+
+    Args:
+        samples: Shape (B, 3, resolution, resolution), float in [-1, 1]; rounded to 8 bits.
+        source: The real images, usually the training split.
+        resolution: Side of the images in pixels.
+        features: As for `build_reference`.
+        validation: Real images that were not trained on, for comparison; None: no comparison.
+        max_validation: Largest number of these, the first ones of the split.
+        num_shown: Samples in the picture, the first ones.
+        batch_size: Images at once.
+        device: Where network and search run.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        ValueError: If there are no samples, their shape is wrong, or values are not finite.
+        DataError: If no image of a source can be read.
+        WeightsMissing: If a network asked for by name has no weights here.
+    """
+    pixels = check_samples(samples, resolution).cpu()
+    if not len(pixels) or num_shown < 1:
+        found = f"{len(pixels)} samples, num_shown={num_shown}"
+        raise ValueError(f"expected at least 1 sample to search for and to show, found {found}")
+    extractor = chosen_extractor(features).to(device)
+    broken: dict[str, str] = {}
+    queries = [pixels]
+    if validation is not None:
+        real = eval_batches(validation, resolution, batch_size, max_validation, broken=broken)
+        queries += [to_uint8(batch["images"]) for batch in real]
+    by_features, by_pixels = _search(
+        torch.cat(queries), source, resolution, extractor, batch_size, broken, progress
+    )
+    count = len(pixels)
+    shown = slice(num_shown)
+    return NearestImages(
+        by_features=by_features[:count],
+        by_pixels=by_pixels[:count],
+        features_id=extractor.id,
+        source=source,
+        validation_by_features=None if validation is None else by_features[count:],
+        validation_by_pixels=None if validation is None else by_pixels[count:],
+        picture=_picture(pixels[shown], source, by_features[shown], by_pixels[shown]),
+        broken=broken,
+    )
+
+
+def _unit_features(extractor: FeatureExtractor, pixels: Tensor, batch_size: int) -> Tensor:
+    return torch.nn.functional.normalize(pooled_features(extractor, pixels, batch_size).double())
+
+
+class _Nearest:
+    """Running minimum over batches of candidates; of equals, the first one stays."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.distances = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
+        self.places = torch.zeros(count, dtype=torch.int64, device=device)
+
+    def update(self, distances: Tensor, start: int) -> None:
+        """Take (B, C) distances to the candidates start .. start + C - 1."""
+        best = distances.argmin(1)
+        values = distances.gather(1, best[:, None])[:, 0]
+        better = values < self.distances
+        self.distances = torch.where(better, values, self.distances)
+        self.places = torch.where(better, best + start, self.places)
+
+    def neighbours(self, numbers: list[int]) -> Neighbours:
+        """Candidate 2 i is the image numbers[i], candidate 2 i + 1 its mirror image."""
+        places = self.places.cpu()
+        return Neighbours(
+            indices=torch.tensor(numbers)[places // 2],
+            mirrored=places % 2 == 1,
+            distances=self.distances.cpu(),
+        )
+
+
+def _search(
+    queries: Tensor,
+    source: ImageSource,
+    resolution: int,
+    extractor: FeatureExtractor,
+    batch_size: int,
+    broken: dict[str, str],
+    progress: bool,
+) -> tuple[Neighbours, Neighbours]:
+    """Nearest of all images and mirror images of a source, by features and by pixels."""
+    device = next(extractor.buffers()).device
+    query_features = _unit_features(extractor, queries, batch_size)
+    query_pixels = queries.to(device).flatten(1).double()
+    query_squares = query_pixels.square().sum(1, keepdim=True)
+    by_features, by_pixels = (_Nearest(len(queries), device) for _ in range(2))
+    numbers: list[int] = []
+    with tqdm(total=len(source), unit="image", disable=not progress) as bar:
+        for batch in eval_batches(source, resolution, batch_size, broken=broken):
+            views = to_uint8(batch["images"])
+            views = torch.stack([views, views.flip(3)], 1).flatten(0, 1)  # image, mirror, image
+            start = 2 * len(numbers)
+            cosines = query_features @ _unit_features(extractor, views, batch_size).T
+            by_features.update((1 - cosines).clamp_min(0), start)
+            pixels = views.to(device).flatten(1).double()
+            products = query_pixels @ pixels.T  # sums of integers below 2^53: exact in any order
+            by_pixels.update(query_squares + pixels.square().sum(1) - 2 * products, start)
+            numbers += batch["numbers"].tolist()
+            bar.update(len(batch["ids"]))
+    by_pixels.distances = (by_pixels.distances / query_pixels.shape[1]).sqrt()
+    return by_features.neighbours(numbers), by_pixels.neighbours(numbers)
+
+
+def _picture(
+    pixels: Tensor, source: ImageSource, by_features: Neighbours, by_pixels: Neighbours
+) -> Image.Image:
+    """Three rows of at most eight samples, then the next three."""
+    resolution = pixels.shape[2]
+    side = resolution * max(1, -(-_CELL_SIDE // resolution))
+
+    def cell(image: Image.Image) -> Image.Image:
+        return image.resize((side, side), Image.Resampling.NEAREST)
+
+    def row(kind: str, found: Neighbours, digits: int) -> Iterator[tuple[Image.Image, str]]:
+        for index, mirrored, distance in zip(
+            found.indices.tolist(), found.mirrored.tolist(), found.distances.tolist(), strict=True
+        ):
+            image = resize_center_crop(source.read(index).image, resolution)
+            text = f"{kind} {distance:.{digits}f}{' mirrored' if mirrored else ''}"
+            yield cell(ImageOps.mirror(image) if mirrored else image), text
+
+    cells: list[tuple[Image.Image, str]] = []
+    columns = min(_COLUMNS, len(pixels))
+    blank = [(Image.new("RGB", (side, side), "white"), "")]
+    for start in range(0, len(pixels), columns):
+        part = slice(start, start + columns)
+        shown = [cell(to_pil(p.permute(1, 2, 0))) for p in pixels[part]]
+        filler = blank * (columns - len(shown))
+        cells += [(image, f"sample {start + i}") for i, image in enumerate(shown)] + filler
+        cells += [*row("features", by_features[part], 3), *filler]
+        cells += [*row("pixels", by_pixels[part], 1), *filler]
+    images, labels = zip(*cells, strict=True)
+    return image_grid(images, columns, labels)
