@@ -1,8 +1,9 @@
 """The convolutional encoder and decoder of the VQGAN family.
 
 One pair of networks whose config spans VQGAN+ / MaskBit (arXiv:2409.16211, the default), MaskGIT-VQ
-(arXiv:2202.04200), the original VQGAN (arXiv:2012.09841) and LlamaGen's VQ (arXiv:2406.06525). They
-know nothing of pixel ranges or quantizers: images in, latents out, and back.
+(arXiv:2202.04200), the original VQGAN (arXiv:2012.09841), LlamaGen's VQ (arXiv:2406.06525) and
+Open-MAGVIT2 (arXiv:2409.04410). They know nothing of pixel ranges or quantizers: images in, latents
+out, and back.
 """
 
 from dataclasses import dataclass
@@ -31,9 +32,15 @@ class ConvAutoencoderConfig:
         shortcut: Where channels change, `projection` adds a 1x1 convolution of the block's input;
             `legacy` adds one of the residual branch's output, as the original MaskGIT code and
             every public VQGAN+ checkpoint do (such a block has no skip path).
-        downsample: Strided 3x3 convolution, or 2x2 average pooling (MaskGIT-VQ).
+        downsample: Strided 3x3 convolution, padded at right and bottom (`conv`) or on all sides
+            (`conv_symmetric`, Open-MAGVIT2), or 2x2 average pooling (MaskGIT-VQ).
+        upsample: Nearest neighbours, then a 3x3 convolution; or a 3x3 convolution to four times
+            the channels, rearranged to twice the height and width (Open-MAGVIT2).
+        adaptive_norm: A GroupNorm before every decoder level whose scale and bias follow from the
+            standard deviation and mean of the latents over all positions (Open-MAGVIT2).
         attention_levels: Levels with single-head attention after each residual block.
-        mid_attention: Attention between the two residual blocks at the coarsest resolution.
+        num_mid_blocks: Residual blocks at the coarsest resolution between levels and head.
+        mid_attention: Attention after the first of these.
         head_kernel_size: Kernel of the encoder's last convolution.
         latent_channels: Width between the networks and the 1x1 convolutions around the quantizer
             (quant_conv and post_quant_conv); None: no such convolutions.
@@ -47,8 +54,11 @@ class ConvAutoencoderConfig:
     norm_groups: int = 32
     conv_bias: bool = False
     shortcut: Literal["projection", "legacy"] = "projection"
-    downsample: Literal["conv", "avg_pool"] = "conv"
+    downsample: Literal["conv", "conv_symmetric", "avg_pool"] = "conv"
+    upsample: Literal["nearest", "depth_to_space"] = "nearest"
+    adaptive_norm: bool = False
     attention_levels: tuple[int, ...] = ()
+    num_mid_blocks: int = 2
     mid_attention: bool = False
     head_kernel_size: Literal[1, 3] = 1
     latent_channels: int | None = None
@@ -58,7 +68,7 @@ class ConvAutoencoderConfig:
             raise ValueError(
                 f"channel_multipliers: expected one per level, found {self.channel_multipliers}"
             )
-        for name in ("base_channels", "num_res_blocks", "norm_groups"):
+        for name in ("base_channels", "num_res_blocks", "norm_groups", "num_mid_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if self.num_res_blocks_decoder is not None and self.num_res_blocks_decoder < 1:
@@ -129,29 +139,58 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the resolution; the convolution pads right and bottom only ("SAME" for even sizes)."""
+    """Halve the resolution; see `ConvAutoencoderConfig.downsample`.
+
+    The convolution pads right and bottom only ("SAME" for even sizes), unless it is symmetric.
+    """
 
     def __init__(self, channels: int, config: ConvAutoencoderConfig) -> None:
         super().__init__()
         self.conv: nn.Conv2d | None = None
-        if config.downsample == "conv":
+        self.padding = (1, 1, 1, 1) if config.downsample == "conv_symmetric" else (0, 1, 0, 1)
+        if config.downsample != "avg_pool":
             self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.conv is None:
             return nn.functional.avg_pool2d(x, 2)
-        return self.conv(nn.functional.pad(x, (0, 1, 0, 1)))
+        return self.conv(nn.functional.pad(x, self.padding))
 
 
 class Upsample(nn.Module):
-    """Double the resolution by nearest neighbours, then a 3x3 convolution."""
+    """Double the resolution; see `ConvAutoencoderConfig.upsample`.
 
-    def __init__(self, channels: int) -> None:
+    `depth_to_space` reads channel (2 i + j) C + c as channel c at row i, column j of a 2x2 cell.
+    """
+
+    def __init__(self, channels: int, config: ConvAutoencoderConfig) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.rearranges = config.upsample == "depth_to_space"
+        self.conv = nn.Conv2d(channels, 4 * channels if self.rearranges else channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.rearranges:
+            return rearrange(self.conv(x), "b (i j c) h w -> b c (h i) (w j)", i=2, j=2)
         return self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class AdaptiveNorm(nn.Module):
+    """GroupNorm scaled and shifted per channel by statistics of the latents over all positions.
+
+    Source: arXiv:2409.04410, after MAGVIT-v2; scale = Linear(std), bias = Linear(mean), with the
+    unbiased variance plus 1e-6 under the root, as in the public code.
+    """
+
+    def __init__(self, channels: int, latent_width: int, config: ConvAutoencoderConfig) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6, affine=False)
+        self.scale = nn.Linear(latent_width, channels)
+        self.bias = nn.Linear(latent_width, channels)
+
+    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+        flat = latents.flatten(2)  # (B, D, N)
+        scale, bias = self.scale((flat.var(-1) + 1e-6).sqrt()), self.bias(flat.mean(-1))
+        return self.norm(x) * scale[:, :, None, None] + bias[:, :, None, None]
 
 
 class Level(nn.Module):
@@ -184,8 +223,8 @@ class Level(nn.Module):
 
 def _mid(channels: int, config: ConvAutoencoderConfig) -> nn.Sequential:
     attention = [Attention(channels, config)] if config.mid_attention else []
-    first, last = ResBlock(channels, channels, config), ResBlock(channels, channels, config)
-    return nn.Sequential(first, *attention, last)
+    first, *others = (ResBlock(channels, channels, config) for _ in range(config.num_mid_blocks))
+    return nn.Sequential(first, *attention, *others)
 
 
 class Encoder(nn.Module):
@@ -218,7 +257,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (B, `in_channels`, h, w) to images (B, 3, h * stride, w * stride), unbounded.
 
-    Levels stand in the order of execution, coarsest first.
+    Levels stand in the order of execution, coarsest first. `adaptive_norm` needs two positions.
     """
 
     def __init__(self, config: ConvAutoencoderConfig, in_channels: int) -> None:
@@ -228,17 +267,22 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, widths[-1], 3, padding=1)
         self.mid = _mid(widths[-1], config)
         self.levels = nn.ModuleList()
+        self.adaptive_norms = nn.ModuleList()
         for i in reversed(range(len(widths))):
-            resample = Upsample(widths[i]) if i else None
+            resample = Upsample(widths[i], config) if i else None
             attention = i in config.attention_levels
             before = widths[min(i + 1, len(widths) - 1)]
+            if config.adaptive_norm:
+                self.adaptive_norms.append(AdaptiveNorm(before, in_channels, config))
             self.levels.append(Level(before, widths[i], num_blocks, attention, resample, config))
         self.norm_out = nn.GroupNorm(config.norm_groups, widths[0], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         h = self.mid(self.conv_in(latents))
-        for level in self.levels:
+        for i, level in enumerate(self.levels):
+            if len(self.adaptive_norms):
+                h = self.adaptive_norms[i](h, latents)
             h = level(h)
         return self.conv_out(nn.functional.silu(self.norm_out(h)))
 

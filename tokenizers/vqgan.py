@@ -2,8 +2,9 @@
 
 With `quantizer: {type: lfq}` this is the bit tokenizer of MaskBit, with `vq` the VQGAN+ of the
 same paper (arXiv:2409.16211), both at stride 16 and published size by default. With other
-autoencoder settings it is MaskGIT-VQ (arXiv:2202.04200), the original VQGAN (arXiv:2012.09841) or
-LlamaGen's VQ (arXiv:2406.06525); with `bsq` or `fsq` the same networks around those quantizers.
+autoencoder settings it is MaskGIT-VQ (arXiv:2202.04200), the original VQGAN (arXiv:2012.09841),
+LlamaGen's VQ (arXiv:2406.06525) or Open-MAGVIT2 (arXiv:2409.04410); with `bsq` or `fsq` the same
+networks around those quantizers.
 The YAML files in `configs/tokenizer/` spell each out. The networks of the VQGAN+ checkpoints read
 and write pixels in [0, 1] (`pixel_range: unit`); the tokenizer itself speaks [-1, 1], like all.
 """
@@ -51,6 +52,10 @@ class VQGANConfig:
         if self.resolution < stride or self.resolution % stride:
             raise ValueError(
                 f"resolution: expected a multiple of the stride {stride}, found {self.resolution}"
+            )
+        if self.autoencoder.adaptive_norm and self.resolution == stride:
+            raise ValueError(
+                f"adaptive_norm: needs two positions or more; resolution {stride} has one"
             )
 
 

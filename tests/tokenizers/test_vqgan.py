@@ -1,5 +1,6 @@
 """VQGAN: published parameter counts, shapes, the legacy shortcut, memory layout, gradients."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,12 +10,14 @@ from torch import Tensor, nn
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.conv_autoencoder import (
+    AdaptiveNorm,
     Attention,
     ConvAutoencoderConfig,
     Decoder,
     Downsample,
     Encoder,
     ResBlock,
+    Upsample,
     to_grid,
     to_positions,
 )
@@ -44,6 +47,13 @@ LLAMAGEN_8 = ConvAutoencoderConfig(
     mid_attention=True,
     head_kernel_size=3,
     latent_channels=256,
+)
+OPEN_MAGVIT2 = ConvAutoencoderConfig(
+    num_res_blocks=4,
+    num_mid_blocks=4,
+    downsample="conv_symmetric",
+    upsample="depth_to_space",
+    adaptive_norm=True,
 )
 TINY = ConvAutoencoderConfig(base_channels=8, channel_multipliers=(1, 2), norm_groups=4)
 
@@ -103,6 +113,12 @@ def test_published_parameters(
         assert (counts["encoder"], counts["decoder"]) == (encoder, decoder)
 
 
+def test_open_magvit2_parameters() -> None:
+    counts = build_meta(OPEN_MAGVIT2, LFQConfig(bits=18)).num_parameters()
+    assert (counts["encoder"], counts["decoder"]) == (49_751_442, 65_376_387)
+    assert counts["total"] == 115_127_829
+
+
 def test_both_shortcuts_have_their_widths() -> None:
     """Legacy projections map the branch output, proper ones the block input."""
     for shortcut, in_channels in (("legacy", 16), ("projection", 8)):
@@ -130,7 +146,13 @@ def test_a_zero_second_convolution_shows_the_skip_path(shortcut: str) -> None:
 
 @pytest.mark.parametrize("rows,columns", [(1, 1), (2, 3), (4, 1)])
 @pytest.mark.parametrize(
-    "changes", [{}, {"downsample": "avg_pool"}, {"attention_levels": (2,), "mid_attention": True}]
+    "changes",
+    [
+        {},
+        {"downsample": "avg_pool"},
+        {"attention_levels": (2,), "mid_attention": True},
+        {"downsample": "conv_symmetric", "upsample": "depth_to_space", "num_mid_blocks": 1},
+    ],
 )
 def test_shapes_follow_the_stride(rows: int, columns: int, changes: dict) -> None:
     config = ConvAutoencoderConfig(
@@ -160,6 +182,60 @@ def test_downsampling_pads_like_same(size: int) -> None:
     expected = nn.functional.conv2d(padded, module.conv.weight, module.conv.bias, stride=2)
     assert torch.equal(module(x), expected)
     assert (low, high) == (0, 1)
+
+
+def test_symmetric_downsampling_pads_all_sides() -> None:
+    config = dataclasses.replace(TINY, downsample="conv_symmetric")
+    module, x = Downsample(4, config), random_images(1, 4, 6, 6)
+    expected = nn.functional.conv2d(x, module.conv.weight, module.conv.bias, stride=2, padding=1)
+    assert torch.equal(module(x), expected)
+
+
+def test_depth_to_space_fills_cells_row_by_row() -> None:
+    """Blocks of C channels are the upper left, upper right, lower left and lower right pixels."""
+    module = Upsample(2, dataclasses.replace(TINY, upsample="depth_to_space"))
+    assert tuple(module.conv.weight.shape) == (8, 2, 3, 3)
+    nn.init.zeros_(module.conv.weight)
+    with torch.no_grad():
+        module.conv.bias.copy_(torch.arange(8.0))
+    out = module(torch.zeros(1, 2, 2, 3))
+    assert out.shape == (1, 2, 4, 6)
+    assert out[0, 0, :2, :2].tolist() == [[0, 2], [4, 6]]
+    assert out[0, 1, 2:, 4:].tolist() == [[1, 3], [5, 7]]
+
+
+def test_adaptive_norm_follows_the_latents() -> None:
+    module = AdaptiveNorm(8, 3, TINY)
+    x, latents = random_images(2, 8, 4, 4), random_images(2, 3, 2, 5, seed=1)
+    flat = to_positions(latents)
+    mean = flat.mean(1)
+    std = ((flat - mean[:, None]).square().sum(1) / 9 + 1e-6).sqrt()
+    scale, bias = module.scale(std), module.bias(mean)
+    groups = x.reshape(2, 4, -1)
+    normed = (groups - groups.mean(-1, keepdim=True)) / (
+        groups.var(-1, keepdim=True, correction=0) + 1e-6
+    ).sqrt()
+    expected = normed.reshape(x.shape) * scale[:, :, None, None] + bias[:, :, None, None]
+    torch.testing.assert_close(module(x, latents), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_adaptive_norm_stands_before_every_decoder_level() -> None:
+    config = dataclasses.replace(TINY, adaptive_norm=True, norm_groups=4)
+    decoder = Decoder(config, 3)
+    widths = [norm.scale.out_features for norm in decoder.adaptive_norms]
+    assert widths == [16, 16] and len(decoder.levels) == 2
+    for norm in decoder.adaptive_norms:
+        for linear in (norm.scale, norm.bias):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+    first, second = (decoder(random_images(1, 3, 4, 4, seed=seed)) for seed in (0, 1))
+    assert torch.equal(first, second)  # nothing but the norms' output reaches the levels
+
+
+def test_adaptive_norm_needs_two_positions() -> None:
+    config = dataclasses.replace(TINY, adaptive_norm=True)
+    with pytest.raises(ValueError, match="adaptive_norm: needs two positions or more"):
+        VQGANConfig(resolution=2, autoencoder=config, quantizer=LFQConfig(bits=4))
 
 
 def test_attention_is_single_head_with_residual() -> None:
@@ -201,14 +277,16 @@ def test_channels_last_is_only_a_memory_layout() -> None:
     ],
     ids=["vq", "vq_rotation", "ema_vq", "lfq", "bsq", "fsq"],
 )
-@pytest.mark.parametrize("latent_channels", [None, 6])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"latent_channels": 6}, {"adaptive_norm": True, "upsample": "depth_to_space"}],
+    ids=["plain", "projected", "adaptive"],
+)
 def test_reconstruction_gradient_reaches_every_weight(
-    quantizer: QuantizerConfig, latent_channels: int | None
+    quantizer: QuantizerConfig, changes: dict
 ) -> None:
     torch.manual_seed(0)
-    config = ConvAutoencoderConfig(
-        base_channels=8, channel_multipliers=(1, 2), norm_groups=4, latent_channels=latent_channels
-    )
+    config = dataclasses.replace(TINY, **changes)
     model = build_tokenizer(VQGANConfig(resolution=16, autoencoder=config, quantizer=quantizer))
     images = random_images(2, 3, 16, 16)
     (model(images).images - images).square().mean().backward()
@@ -252,6 +330,7 @@ def test_weights_that_are_not_finite_are_reported() -> None:
         ({"channel_multipliers": ()}, "channel_multipliers"),
         ({"attention_levels": (5,)}, "attention_levels.*found 5"),
         ({"num_res_blocks": 0}, "num_res_blocks.*found 0"),
+        ({"num_mid_blocks": 0}, "num_mid_blocks.*found 0"),
     ],
 )
 def test_impossible_networks_are_refused(settings: dict, found: str) -> None:

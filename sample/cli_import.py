@@ -1,0 +1,62 @@
+"""`tessella import`: public checkpoints to model folders."""
+
+from pathlib import Path
+
+import click
+
+from ..tokenizers.public_checkpoints import listed
+from .cli_shared import one_clear_error, show
+from .import_checkpoint import FORMATS, import_checkpoint
+
+
+@click.command("import")
+@click.argument("format_name", metavar="FORMAT", type=click.Choice(FORMATS))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="YAML that says what to build [the sizes are read off the shapes].",
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(min=1),
+    help="Of a tokenizer's images [the config's, else 256].",
+)
+@click.option("--tokenizer", help="Of a generator: model folder, bundled:NAME or hub:owner/name.")
+@click.option("--no-average", is_flag=True, help="Take the weights of the last step, not the EMA.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+@one_clear_error
+def import_command(
+    format_name: str,
+    file: Path,
+    out: Path,
+    config: Path | None,
+    resolution: int | None,
+    tokenizer: str | None,
+    no_average: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Turn the public checkpoint FILE into a model folder.
+
+    Formats and what each reads: docs/importing.md.
+    """
+    result = import_checkpoint(
+        format_name,
+        file,
+        out,
+        config=config,
+        resolution=resolution,
+        tokenizer=tokenizer,
+        average=not no_average,
+        overwrite=overwrite,
+    )
+    if not as_json:  # hundreds of keys, for a few reasons
+        reasons = dict.fromkeys(result["dropped"].values())
+        for reason in reasons:
+            keys = [key for key, why in result["dropped"].items() if why == reason]
+            reasons[reason] = f"{len(keys)}: {listed(keys)}"
+        result["dropped"] = reasons
+    show(result, as_json=as_json)

@@ -1,0 +1,210 @@
+"""Public checkpoints to model folders: open the file, translate it, load it strictly, write it."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..checkpoints import load_tokenizer, save_generator, save_tokenizer
+from ..config import STRICT, build_config, read_yaml
+from ..files import sha256_file
+from ..generators.base import Generator
+from ..generators.build import GeneratorConfig, build_generator
+from ..generators.masked import MaskBitConfig
+from ..generators.public_checkpoints import FORMAT as GENERATOR_FORMAT
+from ..generators.public_checkpoints import translate_generator
+from ..tokenizers.base import Tokenizer
+from ..tokenizers.build import TokenizerConfig, build_tokenizer
+from ..tokenizers.public_checkpoints import (
+    PUBLISHED_RESOLUTION,
+    LayoutError,
+    translate_tokenizer,
+)
+from ..tokenizers.public_layouts import FORMATS as TOKENIZER_FORMATS
+from .checkpoint_file import AVERAGE, read_weights
+from .sampling import SamplingConfig
+
+Module = TypeVar("Module", bound=nn.Module)
+
+FORMATS = (*TOKENIZER_FORMATS, GENERATOR_FORMAT)
+"""What `import_checkpoint` reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GeneratorSection:
+    """The one section of a training config that matters here."""
+
+    __pydantic_config__ = STRICT
+    generator: GeneratorConfig
+
+
+_PUBLISHED_SAMPLING = {  # bits: guidance s, noise on the order, power of the guidance ramp
+    10: (6.4, 10.5, 2.5),
+    12: (7.1, 8.2, 3.0),
+    14: (7.1, 7.8, 3.0),
+    16: (6.5, 7.5, 2.5),
+    18: (5.7, 8.5, 2.5),
+}
+
+
+def import_checkpoint(
+    format_name: str,
+    file: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | None = None,
+    resolution: int | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    average: bool = True,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Turn a public checkpoint into a model folder; on any fault nothing is written.
+
+    Args:
+        format_name: One of `FORMATS`.
+        file: safetensors, or what `torch.save` wrote; pickles are read as plain data only.
+        out: The folder to make.
+        config: YAML that says what to build: a training config or the section `tokenizer` or
+            `generator` of one. None: the sizes are read off the shapes.
+        resolution: Of the images of a tokenizer, in pixels; None: that of the config, else 256.
+        tokenizer: Folder of a generator's tokenizer, `bundled:NAME` or `hub:owner/name`.
+        average: Take the running average of the weights (EMA) where the file holds one.
+        overwrite: Replace a folder that is already there.
+
+    Returns:
+        What was made: `kind`, `tokens`, `parameters`, `fingerprint`, `weights`, `stored_as` (types
+        in the file), `missing` and `unexpected` (empty: the load is strict), and `dropped`, the
+        keys that were left out, each with the reason.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or needs code to be run.
+        LayoutError: If it does not fit the format, listing the keys.
+        ConfigError: If the config is faulty.
+        ValueError: If an option does not go with the format.
+        FileExistsError: If `out` exists and `overwrite` is False.
+    """
+    if format_name not in FORMATS:
+        raise ValueError(f"format {format_name!r}: expected one of {', '.join(FORMATS)}")
+    if Path(out).exists() and not overwrite:
+        raise FileExistsError(f"{out} exists already; choose another name or ask to overwrite it")
+    is_generator = format_name == GENERATOR_FORMAT
+    if is_generator and resolution is not None:
+        raise ValueError("resolution: a generator has none; it is its tokenizer's")
+    if not is_generator and tokenizer is not None:
+        raise ValueError(f"tokenizer: {format_name} is a tokenizer itself")
+    weights = read_weights(file, average=average)
+    card: dict[str, Any] = {
+        "imported": {
+            "format": format_name,
+            "file": Path(file).name,
+            "sha256": sha256_file(file),
+            "by": f"tessella {__version__}",
+        }
+    }
+    averaged = weights.section == AVERAGE
+    try:
+        if is_generator:
+            found = load_tokenizer(tokenizer) if tokenizer is not None else None
+            generator, dropped = _generator(weights.tensors, _generator_config(config), found)
+            card |= published_sampling(generator.config)
+            card = save_generator(
+                generator,
+                out,
+                tokenizer_path=tokenizer or "",
+                tokenizer_fingerprint=found.fingerprint if found is not None else None,
+                card=card,
+                overwrite=overwrite,
+            )
+        else:
+            chosen = _tokenizer_config(config, resolution)
+            translated = translate_tokenizer(
+                weights.tensors,
+                format_name,
+                config=chosen,
+                resolution=resolution or PUBLISHED_RESOLUTION,
+                average=average,
+            )
+            averaged, dropped = averaged or translated.averaged, translated.dropped
+            module = _filled(lambda: build_tokenizer(translated.config), translated.state)
+            card = save_tokenizer(module, out, card=card, overwrite=overwrite)
+    except LayoutError as error:
+        raise LayoutError(f"{file}: {error}") from None
+    others = {f"{name}.*": reason for name, reason in weights.ignored.items()}
+    return {
+        "kind": card["kind"],
+        "format": format_name,
+        "out": str(out),
+        "tokens": card["tokens"],
+        "parameters": card["parameters"],
+        "weights": "running average" if averaged else "as stored",
+        "stored_as": sorted(
+            {str(t.dtype).removeprefix("torch.") for t in weights.tensors.values()}
+        ),
+        "fingerprint": card["fingerprint"],
+        "missing": [],
+        "unexpected": [],
+        "dropped": others | dropped,
+    }
+
+
+def _filled(build: Callable[[], Module], state: dict[str, Tensor]) -> Module:
+    """A module with exactly these weights, in eval mode."""
+    with torch.random.fork_rng(devices=[]):  # importing must not disturb anybody's randomness
+        module = build()
+    module.load_state_dict(state)
+    return module.eval()
+
+
+def _generator(
+    stored: dict[str, Tensor],
+    config: GeneratorConfig | None,
+    tokenizer: Tokenizer | None,
+) -> tuple[Generator, dict[str, str]]:
+    """The generator and the keys that were left out."""
+    spec = tokenizer.spec if tokenizer is not None else None
+    translated = translate_generator(stored, config=config, spec=spec)
+    module = _filled(lambda: build_generator(translated.config, translated.spec), translated.state)
+    return module, translated.dropped
+
+
+def _tokenizer_config(
+    path: str | os.PathLike[str] | None, resolution: int | None
+) -> TokenizerConfig | None:
+    """What the user says that the tokenizer is, if anything."""
+    if path is None:
+        return None
+    data = read_yaml(path)
+    config = build_config(TokenizerConfig, data.get("tokenizer", data), name=str(path))
+    return config if resolution is None else dataclasses.replace(config, resolution=resolution)
+
+
+def _generator_config(path: str | os.PathLike[str] | None) -> GeneratorConfig | None:
+    """What the user says that the generator is, if anything."""
+    if path is None:
+        return None
+    data = read_yaml(path)
+    section = {"generator": data.get("generator", data)}
+    return build_config(_GeneratorSection, section, name=str(path)).generator
+
+
+def published_sampling(config: GeneratorConfig) -> dict[str, Any]:
+    """The card's `sampling` of a MaskBit of published size: the 64-step settings of its authors.
+
+    Source: the table of results of markweberdev/maskbit; our guidance scale is theirs plus 1.
+    """
+    sizes, trunk = config.codebook_sizes or (), config.transformer
+    num_bits = sum(size.bit_length() - 1 for size in sizes)
+    published = (trunk.width, trunk.num_layers, len(sizes)) == (1024, 24, 2)
+    if not (isinstance(config, MaskBitConfig) and published and num_bits in _PUBLISHED_SAMPLING):
+        return {}
+    scale, noise, power = _PUBLISHED_SAMPLING[num_bits]
+    sampling = SamplingConfig(
+        num_steps=64, guidance=1 + scale, guidance_power=power, randomness=noise
+    )
+    return {"sampling": dataclasses.asdict(sampling)}

@@ -1,0 +1,281 @@
+"""Public tokenizer checkpoints in our terms: a state dict in, a config and our state dict out.
+
+The sizes are read off the shapes, every tensor of ours is looked up under its public name, and
+whatever does not come out even is refused by name. Decoder levels are numbered from fine to coarse
+in some files and from coarse to fine in others, also within one format; the finest level is the one
+that does not upsample, so the file itself tells.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ConfigError, build_config, to_dict
+from .build import build_tokenizer
+from .public_layouts import FORMATS, MAX_MID, USUAL_SETTINGS, Layout, PublicFormat
+from .vqgan import VQGANConfig
+
+PUBLISHED_RESOLUTION = 256
+_LISTED = 20
+
+
+class LayoutError(ValueError):
+    """A state dict that is not what its format says; the message lists the keys."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizerTranslation:
+    """A public tokenizer checkpoint in our terms.
+
+    Args:
+        config: What to build.
+        state: Weights by our names, float32.
+        dropped: Keys that were left out, each with the reason.
+        averaged: Whether the weights are a running average (EMA) that the state dict holds beside
+            those of the last step.
+    """
+
+    config: VQGANConfig
+    state: dict[str, Tensor]
+    dropped: dict[str, str]
+    averaged: bool
+
+
+def translate_tokenizer(
+    stored: Mapping[str, Tensor],
+    format_name: str,
+    *,
+    config: VQGANConfig | None = None,
+    resolution: int = PUBLISHED_RESOLUTION,
+    average: bool = True,
+) -> TokenizerTranslation:
+    """A public state dict in our terms; nothing is ignored silently.
+
+    Args:
+        stored: The file's tensors by their public names.
+        format_name: A key of `FORMATS`.
+        config: What to build; None: what shapes and format say.
+        resolution: Of that, in pixels; convolutions do not show it.
+        average: Take the running average of the weights where the state dict holds one.
+
+    Raises:
+        LayoutError: Listing keys that are missing, unexpected or of another shape, or saying that
+            the file is of another format or contradicts `config`.
+    """
+    names = set(stored)
+    try:
+        return _translate(stored, FORMATS[format_name], config, resolution, average)
+    except LayoutError as error:
+        hint = _other_format(names, format_name)
+        raise LayoutError(f"does not fit the format {format_name}: {error}{hint}") from None
+
+
+def _translate(
+    stored: Mapping[str, Tensor],
+    public: PublicFormat,
+    config: VQGANConfig | None,
+    resolution: int,
+    average: bool,
+) -> TokenizerTranslation:
+    reader = _Reader(stored, public, average)
+    if config is None:
+        config = _infer(reader, public, resolution)
+    _check_settings(public, config)
+    with torch.device("meta"):
+        wanted = {n: t.shape for n, t in build_tokenizer(config).state_dict().items()}
+    drop = list(public.drop)
+    if public.dotless_average:
+        others = "|".join(re.escape(reader.name(ours, other_copy=True)) for ours in wanted)
+        kinds = ("weights of the last step", "running average")
+        used, unused = reversed(kinds) if reader.averaged else kinds
+        drop.append((others, f"{unused}; used: {used}"))
+    state, dropped = match_tensors(stored, wanted, reader.name, drop)
+    return TokenizerTranslation(config, state, dropped, reader.averaged)
+
+
+class _Reader:
+    """Looks tensors up by our names."""
+
+    def __init__(self, stored: Mapping[str, Tensor], public: PublicFormat, average: bool) -> None:
+        self.stored = stored
+        averages = [n for n in stored if n.startswith("model_ema.")]
+        averages = [n for n in averages if not any(re.fullmatch(p, n) for p, _ in public.drop)]
+        self.averaged = bool(public.dotless_average and average and averages)
+        layouts = [one for one in public.layouts if _has_layout(set(stored), one, self.averaged)]
+        if not layouts:
+            expected = [_stored_name(public.layouts[0], ours, self.averaged) for ours in _PROBES]
+            raise LayoutError(f"{' and '.join(expected)} are missing; found {listed(stored)}")
+        self.layout, self.num_levels, self.fine_first = layouts[0], 0, False
+        self.num_levels = self.count("encoder.levels.{}.blocks.0.conv1.weight")
+        first, last = (
+            self.shape(f"decoder.levels.{i}.resample.conv.weight") for i in (0, self.num_levels - 1)
+        )
+        self.fine_first = first is None and last is not None
+
+    def name(self, ours: str, *, other_copy: bool = False) -> str:
+        """Public name of one of our tensors, in the copy in use or in the other one."""
+        averaged = self.averaged != other_copy
+        return _stored_name(self.layout, ours, averaged, self.num_levels, self.fine_first)
+
+    def shape(self, ours: str) -> torch.Size | None:
+        """Its shape; None if it is not there."""
+        name = self.name(ours)
+        return self.stored[name].shape if name in self.stored else None
+
+    def size(self, ours: str, axis: int, num_axes: int = 4) -> int:
+        """Length of an axis of a tensor that must be there."""
+        shape = self.shape(ours)
+        if shape is None or len(shape) != num_axes:
+            found = "is missing" if shape is None else f"has shape {tuple(shape)}"
+            raise LayoutError(
+                f"{self.name(ours)} {found}; expected {num_axes} axes, which tell the sizes"
+            )
+        return shape[axis]
+
+    def count(self, template: str) -> int:
+        """How many there are, numbered from 0."""
+        return next(i for i in itertools.count() if self.shape(template.format(i)) is None)
+
+
+def _infer(reader: _Reader, public: PublicFormat, resolution: int) -> VQGANConfig:
+    """The config that shapes and format say."""
+    base, shape = reader.size("encoder.conv_in.weight", 0), reader.shape
+    levels = range(reader.num_levels)
+    widths = [reader.size(f"encoder.levels.{i}.blocks.0.conv1.weight", 0) for i in levels]
+    uneven = [width for width in widths if width % base]
+    if uneven:
+        raise LayoutError(f"a level has {uneven[0]} channels, no multiple of the stem's {base}")
+    blocks, decoder_blocks = (
+        reader.count(f"{side}.levels.0.blocks.{{}}.conv1.weight") for side in ("encoder", "decoder")
+    )
+    autoencoder: dict[str, Any] = {
+        "base_channels": base,
+        "channel_multipliers": [width // base for width in widths],
+        "num_res_blocks": blocks,
+        "num_res_blocks_decoder": None if decoder_blocks == blocks else decoder_blocks,
+        "conv_bias": shape("encoder.conv_in.bias") is not None,
+        "attention_levels": [
+            i for i in levels if shape(f"encoder.levels.{i}.attention.0.q.weight") is not None
+        ],
+        "num_mid_blocks": sum(
+            shape(f"encoder.mid.{i}.conv1.weight") is not None for i in range(MAX_MID)
+        ),
+        "mid_attention": shape("encoder.mid.1.q.weight") is not None,
+        "head_kernel_size": reader.size("encoder.conv_out.weight", 3),
+    }
+    if shape("quant_conv.weight") is not None:
+        autoencoder["latent_channels"] = reader.size("quant_conv.weight", 1)
+    quantizer: dict[str, Any]
+    if "lfq" in public.quantizers and shape("quantizer.codebook") is None:
+        quantizer = {"type": "lfq", "bits": reader.size("encoder.conv_out.weight", 0)}
+    else:
+        rows, dim = (reader.size("quantizer.codebook", axis, 2) for axis in (0, 1))
+        quantizer = {"type": "vq", "codebook_size": rows, "dim": dim}
+    data = {"resolution": resolution, "autoencoder": autoencoder, "quantizer": quantizer}
+    for path in USUAL_SETTINGS:
+        section, _, key = path.rpartition(".")
+        if path != "quantizer.normalize" or quantizer["type"] == "vq":
+            (data[section] if section else data)[key] = public.setting(path)  # type: ignore[index]
+    try:
+        return build_config(VQGANConfig, data, name="what the shapes say")
+    except ConfigError as error:
+        raise LayoutError(str(error)) from None
+
+
+def _check_settings(public: PublicFormat, config: VQGANConfig) -> None:
+    """Refuse a config that contradicts the format where no shape would show it."""
+    found, wrong = to_dict(config), []
+    if config.quantizer.type not in public.quantizers:
+        expected = " or ".join(public.quantizers)
+        wrong.append(f"quantizer.type is {config.quantizer.type}, expected {expected}")
+    for path in USUAL_SETTINGS:
+        section, _, key = path.rpartition(".")
+        fields, value = found[section] if section else found, public.setting(path)
+        if key in fields and fields[key] != value:
+            wrong.append(f"{path} is {fields[key]}, expected {value}")
+    if wrong:
+        raise LayoutError(f"the config says otherwise: {'; '.join(wrong)}")
+
+
+def match_tensors(
+    stored: Mapping[str, Tensor],
+    wanted: Mapping[str, torch.Size],
+    name: Callable[[str], str],
+    drop: Sequence[tuple[str, str]],
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The wanted tensors under our names as float32, and what was left out, with the reasons.
+
+    Args:
+        stored: Tensors by public name.
+        wanted: Shapes by our name.
+        name: Our name to the public one.
+        drop: Patterns of public names to leave out, each with the reason.
+
+    Raises:
+        LayoutError: Listing keys that are missing, unexpected, of another shape, not of a float
+            type, or with values that are not finite.
+    """
+    places = {name(ours): ours for ours in wanted}
+    found = {n: ours for n, ours in places.items() if n in stored}
+    left = [n for n in stored if n not in places]
+    dropped = {
+        key: reason
+        for pattern, reason in reversed(drop)
+        for key in left
+        if re.fullmatch(pattern, key)
+    }
+    faults = {
+        "missing": [n for n in places if n not in stored],
+        "unexpected": [n for n in left if n not in dropped],
+        "of another shape": [
+            f"{n} {tuple(stored[n].shape)} instead of {tuple(wanted[ours])}"
+            for n, ours in found.items()
+            if stored[n].shape != wanted[ours]
+        ],
+        "not of a float type": [n for n in found if not stored[n].is_floating_point()],
+    }
+    if any(faults.values()):
+        raise LayoutError("; ".join(f"{what}: {listed(keys)}" for what, keys in faults.items()))
+    state = {ours: stored[n].float() for n, ours in found.items()}
+    spoiled = [n for n, ours in found.items() if not state[ours].isfinite().all()]
+    if spoiled:
+        raise LayoutError(f"values that are not finite: {listed(spoiled)}")
+    return state, dropped
+
+
+def listed(keys: Iterable[str]) -> str:
+    """Up to 20 keys, and how many more there are; `none` for none."""
+    keys = sorted(keys)
+    more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    return (", ".join(keys[:_LISTED]) + more) or "none"
+
+
+_PROBES = ("encoder.levels.0.blocks.0.conv1.weight", "encoder.mid.0.conv1.weight")
+
+
+def _stored_name(
+    layout: Layout, ours: str, averaged: bool, num_levels: int = 1, fine_first: bool = False
+) -> str:
+    name = layout.name(ours, num_levels, fine_first)
+    return f"model_ema.{name.replace('.', '')}" if averaged else name
+
+
+def _has_layout(names: set[str], layout: Layout, averaged: bool) -> bool:
+    """Whether the first level and the middle of the encoder are where the layout says."""
+    return all(_stored_name(layout, probe, averaged) in names for probe in _PROBES)
+
+
+def _other_format(names: set[str], format_name: str) -> str:
+    """A hint at another format whose layout and kind of downsampling the keys have, or nothing."""
+    for other, public in FORMATS.items():
+        pools = public.setting("autoencoder.downsample") == "avg_pool"
+        for layout in public.layouts if other != format_name else ():
+            strided = layout.name("encoder.levels.0.resample.conv.weight", 1, False) in names
+            if _has_layout(names, layout, False) and strided != pools:
+                return f"; the keys are those of the format {other}"
+    return ""
