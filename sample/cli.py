@@ -10,7 +10,9 @@ from ..checkpoints import load_tokenizer
 from ..data.path_source import open_paths
 from ..data.prepare import RECIPES, prepare
 from ..data.sources import open_source
+from ..data.transforms import AugmentConfig
 from ..tokenizers.token_store import TokenStore
+from .cli_import import import_command
 from .cli_sample import edit, sample
 from .cli_shared import chosen_device, one_clear_error, show, tokenizer_option
 from .describe import describe
@@ -29,7 +31,9 @@ def main() -> None:
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Token store to make.")
 @click.option("--split", default="train", show_default=True, help="Split of a data source.")
-@click.option("--flip", is_flag=True, help="Add the mirror image of each.")
+@click.option("--flip", is_flag=True, help="Add the mirror image of each; with --views: random.")
+@click.option("--views", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--random-crop", type=float, help="Smallest area of the views' random crops.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 @one_clear_error
 def encode(
@@ -41,9 +45,16 @@ def encode(
     out: Path,
     split: str,
     flip: bool,
+    views: int,
+    random_crop: float | None,
     overwrite: bool,
 ) -> None:
-    """Encode IMAGES (files, a folder, tars, or a data source) to a token store."""
+    """Encode IMAGES (files, a folder, tars, or a data source) to a token store.
+
+    With --views N every image is stored plain and N - 1 times augmented: --random-crop, --flip.
+    """
+    random = flip and views > 1
+    augment = AugmentConfig(random_crop=1.0 if random_crop is None else random_crop, flip=random)
     tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
     source = open_paths(images, split)
     result = encode_source(
@@ -51,7 +62,9 @@ def encode(
         source,
         out,
         batch_size=batch_size,
-        flip=flip,
+        flip=flip and not random,
+        augment=augment,
+        views=views,
         overwrite=overwrite,
         name=tokenizer_path,
     )
@@ -149,6 +162,7 @@ def data(name: str, out: Path, source: Path | None, fetch: bool, as_json: bool) 
 
 main.add_command(sample)
 main.add_command(edit)
+main.add_command(import_command)
 
 
 if __name__ == "__main__":

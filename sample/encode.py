@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from ..data.image_source import ImageSource
 from ..data.images import image_grid, to_pil, to_uint8
-from ..data.loader import eval_batches
+from ..data.loader import ImageDataset, eval_batches
+from ..data.transforms import AugmentConfig
 from ..files import atomic_folder
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.token_store import TokenStore, TokenStoreWriter
@@ -28,11 +29,17 @@ def encode_source(
     *,
     batch_size: int = 64,
     flip: bool = False,
+    augment: AugmentConfig | None = None,
+    views: int = 1,
+    seed: int = 0,
     overwrite: bool = False,
     name: str = "",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Write the tokens of every readable image of a source to a token store.
+
+    Every image is stored plain, and `views - 1` times augmented at random: view k of image i is
+    drawn from (seed, k * len(source) + i), whatever the batch size.
 
     Args:
         tokenizer: As loaded from its folder: the store carries that folder's fingerprint, so
@@ -40,7 +47,10 @@ def encode_source(
         source: The images; resized and centre-cropped to the tokenizer's resolution.
         out: Folder of the store.
         batch_size: Images encoded at once.
-        flip: Add the mirror image of each, as augmentation 1.
+        flip: Add the mirror image of each, as augmentation 1; without views.
+        augment: What varies in the views after the first.
+        views: Views of every image, at least 1; the number of a view is its augmentation.
+        seed: Of the views, at least 0.
         overwrite: Replace a store that is already there.
         name: What to call the tokenizer in the store, e.g. its path.
         progress: Show a progress bar on stderr.
@@ -50,9 +60,18 @@ def encode_source(
         (reason by image id) of what was written.
 
     Raises:
+        ValueError: If views are asked for without an augmentation, or together with `flip`.
         DataError: If no image can be read.
         SaveError: If the disk refuses; nothing is left behind.
     """
+    if views < 1 or (views > 1) != (augment is not None and augment.enabled):
+        raise ValueError(
+            f"views: {views} views and augment={augment}; several views need an augmentation, and "
+            "an augmentation needs several views (view 0 is the plain image)"
+        )
+    if views > 1 and flip:
+        raise ValueError("flip: with several views, ask for AugmentConfig(flip=True)")
+    dataset = ImageDataset(source, tokenizer.resolution, augment, seed)
     broken: dict[str, str] = {}
     writer = TokenStoreWriter(
         out,
@@ -67,8 +86,15 @@ def encode_source(
     started = time.perf_counter()
     with writer, tqdm(total=len(source), unit="image", disable=not progress) as bar:
         for batch in eval_batches(source, tokenizer.resolution, batch_size, broken=broken):
-            views = [batch["images"], batch["images"].flip(3)] if flip else [batch["images"]]
-            for augmentation, images in enumerate(views):
+            indices = batch["numbers"].tolist()
+            for augmentation in range(2 if flip else views):
+                if augmentation == 0:
+                    images = batch["images"]
+                elif flip:
+                    images = batch["images"].flip(3)
+                else:
+                    keys = [(i, augmentation * len(source) + i) for i in indices]
+                    images = dataset.__getitems__(keys)["images"]
                 images = images.to(tokenizer.device)
                 tokens = tokenizer.encode(images)
                 if not len(writer):

@@ -120,6 +120,11 @@ class TokenStore:
         return self[:]
 
     @property
+    def packed(self) -> Tensor:
+        """Every row as dense bits, (rows, `spec.packed_bytes`) uint8; see `Tokens.unpack`."""
+        return self._all("packed")
+
+    @property
     def spec(self) -> TokenSpec:
         """What the tokens are."""
         return self.header.spec

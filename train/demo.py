@@ -1,10 +1,11 @@
-"""`make demo`: from pictures to tokens and back in a few minutes on two CPU cores.
+"""`make demo`: from pictures to tokens to new pictures in some ten minutes on two CPU cores.
 
-Trains the default bit tokenizer for a short while on the bundled emoji, with the same command that
-a long run uses, then encodes a folder of pictures to a token store, decodes it, and says what there
-is to look at.
+Trains the default bit tokenizer for a short while on the bundled emoji, writes a token store of
+them, trains a small MaskBit on the store, and draws a grid of every class. Each step is the
+command that a long run uses, and is printed.
 """
 
+import shlex
 import subprocess
 import sys
 import time
@@ -12,62 +13,88 @@ from pathlib import Path
 
 import click
 
-from tessella.checkpoints import load_tokenizer
-from tessella.data.images import save_png
-from tessella.data.loader import eval_batches
+from tessella.checkpoints import load_generator, load_tokenizer
 from tessella.data.sources import open_source
-from tessella.sample.encode import decode_store, encode_source
 from tessella.sample.reconstruct import reconstruct_source
-from tessella.tokenizers.token_store import TokenStore
 
-TRAIN = Path(__file__).parent / "tokenizer.py"
+FOLDER = Path(__file__).parent
+SMALL = "{width: 128, num_layers: 6, num_heads: 4, dropout: 0.0}"
+
+
+def launch(script: str, *words: str) -> None:
+    """Run a training script as a user does; leave with its status if it fails."""
+    accelerate = ["-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
+    accelerate += ["--mixed_precision=no", "--dynamo_backend=no"]
+    run(f"accelerate launch train/{script}", [*accelerate, str(FOLDER / script)], words)
+
+
+def tessella(*words: str) -> None:
+    """Run a command of `tessella`; leave with its status if it fails."""
+    run("tessella", ["-m", "tessella.sample.cli"], words)
+
+
+def run(shown: str, command: list[str], words: tuple[str, ...]) -> None:
+    """Run a command of this Python, shown first as it would be typed."""
+    click.secho(f"\n$ {shown} {shlex.join(words)}", bold=True, err=True)
+    code = subprocess.run([sys.executable, *command, *words]).returncode
+    if code:
+        sys.exit(code)
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"))
-@click.option("--steps", type=click.IntRange(min=1), default=800, help="Training steps.")
+@click.option("--steps", type=click.IntRange(min=1), default=600, help="Of the tokenizer.")
+@click.option("--generator-steps", type=click.IntRange(min=1), default=700)
+@click.option("--views", type=click.IntRange(min=1), default=4, help="Views in the token store.")
 @click.argument("overrides", nargs=-1)
-def main(out: Path, steps: int, overrides: tuple[str, ...]) -> None:
-    """Train, encode, decode; OVERRIDES go to the training as key.sub=value."""
+def main(
+    out: Path, steps: int, generator_steps: int, views: int, overrides: tuple[str, ...]
+) -> None:
+    """Train both, encode, sample; OVERRIDES go to the tokenizer's training as key.sub=value."""
     started = time.perf_counter()
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", str(TRAIN)]
-    run = out / "run"
-    settings = [f"run.steps={steps}", f"run.preview_every={max(1, steps // 4)}"]
-    settings += [f"run.evaluate_every={steps}", f"run.checkpoint_every={steps}"]
-    code = subprocess.run([*launch, "--out", str(run), *settings, *overrides]).returncode
-    if code:
-        sys.exit(code)
-    tokenizer = load_tokenizer(run / "tokenizer")
-    pictures = out / "pictures"
-    pictures.mkdir()
-    for batch in eval_batches(open_source("bundled:emoji", "val"), tokenizer.resolution, 64, 64):
-        for name, image in zip(batch["ids"], batch["images"], strict=True):
-            save_png(image, pictures / f"{Path(name).name}.png")
-    written = encode_source(
-        tokenizer, open_source(pictures), out / "store", name=str(run / "tokenizer"), progress=False
-    )
-    decode_store(tokenizer, TokenStore(out / "store"), out / "decoded", progress=False)
+
+    def every(count: int) -> list[str]:
+        settings = [f"run.steps={count}", f"run.preview_every={max(1, count // 4)}"]
+        return [*settings, f"run.evaluate_every={count}", f"run.checkpoint_every={count}"]
+
+    tokenizer, store = str(out / "tokenizer" / "tokenizer"), str(out / "store")
+    generator = str(out / "generator" / "generator")
+    launch("tokenizer.py", "--out", str(out / "tokenizer"), *every(steps), *overrides)
+    tessella(
+        "encode", "--tokenizer", tokenizer, "bundled:emoji", "--out", store,
+        "--views", str(views), "--random-crop", "0.8", "--flip",
+    )  # fmt: skip
+    launch(
+        "generator.py", "--out", str(out / "generator"), f"tokenizer={tokenizer}",
+        f"data.store={store}", f"generator.transformer={SMALL}", "optimizer.lr.warmup_steps=50",
+        "ema_decay=0.99", *every(generator_steps),
+    )  # fmt: skip
+    tessella(
+        "sample", "--generator", generator, "--num", "52", "--guidance", "2",
+        "--out", str(out / "samples"),
+    )  # fmt: skip
+    decoder = load_tokenizer(tokenizer)
     measured = reconstruct_source(
-        tokenizer,
+        decoder,
         open_source("bundled:emoji", "val"),
         out=out / "reconstructions",
         perceptual="random",
         features="none",
         progress=False,
     )
+    model = load_generator(generator)
+    seconds = time.perf_counter() - started
     click.echo(
         f"""
-Trained {steps} steps, encoded and decoded, in {time.perf_counter() - started:.0f} s:
-  {run / "tokenizer"}: {sum(p.numel() for p in tokenizer.parameters()):,} parameters
-  {run / "curves.png"}, {run / "previews"}: how it went
-  {pictures}: {written["images"]} pictures it never saw, encoded to
-  {out / "store"}: {written["tokens"]}, {written["bits_per_image"]:g} bits
-      ({written["bytes_per_image"]} bytes) an image, and decoded to
-  {out / "decoded" / "grid.png"}
-  {out / "reconstructions" / "grid.png"}: originals above reconstructions,
-      PSNR {measured["psnr"]:.2f} dB, {measured["psnr_non_white"]:.2f} dB where not white
-One trained longer comes with the package: tessella.load_tokenizer("bundled:bits-emoji-64")"""
+All of it took {seconds / 60:.1f} minutes:
+  {tokenizer}: {decoder.num_parameters()["total"]:,} parameters, {decoder.spec}
+  {out / "reconstructions" / "grid.png"}: pictures it never saw, above what
+      {decoder.spec.bits_per_image:g} bits bring back; PSNR {measured["psnr"]:.2f} dB
+  {store}: the training set as tokens
+  {generator}: {model.num_parameters()["total"]:,} parameters, {generator_steps} steps
+  {out / "samples" / "grid.png"}: new pictures, by class
+  {out / "tokenizer" / "curves.png"}, {out / "generator" / "curves.png"}: how it went
+Models trained longer come with the package: tessella sample --generator bundled:maskbit-emoji-64"""
     )
 
 

@@ -7,16 +7,18 @@ import types
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 
+from .. import __version__
 from ..config import STRICT
-from ..tokenizers.distributed import num_processes
+from ..tokenizers.distributed import num_processes, sum_over_processes
 from .schedules import LearningRateConfig, lr_at
 
 
@@ -186,6 +188,46 @@ def set_lr(
     return rate
 
 
+def descend(
+    accelerator: Accelerator,
+    loss: Tensor,
+    module: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    clip_norm: float,
+) -> Tensor | None:
+    """Backward, clip and step; the gradient norm before clipping, where gradients are due."""
+    accelerator.backward(loss)
+    norm = None
+    if accelerator.sync_gradients:
+        norm = torch.as_tensor(accelerator.clip_grad_norm_(module.parameters(), clip_norm))
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+def images_per_step(run: RunConfig, accelerator: Accelerator) -> int:
+    """Images of one optimizer step on all processes."""
+    accumulated = run.batch_size_per_device * run.gradient_accumulation_steps
+    return accumulated * accelerator.num_processes
+
+
+def run_facts(
+    run: RunConfig, accelerator: Accelerator, *, command: str, step: int, seconds: float
+) -> dict[str, Any]:
+    """What the card of every trained model says of its run."""
+    return {
+        "licence": "Apache-2.0",
+        "command": command,
+        "seed": run.seed,
+        "steps": step,
+        "images_seen": step * images_per_step(run, accelerator),
+        "processes": accelerator.num_processes,
+        "precision": run.mixed_precision,
+        "seconds": round(seconds),
+        "versions": {"tessella": __version__, "torch": torch.__version__},
+    }
+
+
 class StopSignal:
     """Ctrl-C (or SIGTERM) asks the run to stop after the step; a second one stops at once."""
 
@@ -257,3 +299,46 @@ class LossWindow:
             n: torch.tensor(v, dtype=torch.float64, device=device) for n, v in sums.items()
         }
         self.counts = dict(state["counts"])  # type: ignore[call-overload]
+
+
+class MetricWindow:
+    """Sums and counts of named metrics since the last report; read back as sum over count.
+
+    Counts differ from step to step and from process to process (hidden slots, for instance), so
+    both are added up everywhere and divided once.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: dict[str, Tensor] = {}
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Add one step's (sum, count) pairs; nothing leaves the device.
+
+        The names must be the same in every step and on every process.
+        """
+        for name, pair in metrics.items():
+            pair = pair.detach().double()
+            self.pairs[name] = self.pairs[name] + pair if name in self.pairs else pair
+
+    def means(self) -> dict[str, float]:
+        """Means over the window and the processes (a collective); starts a new window.
+
+        A metric whose count is 0 is left out.
+        """
+        if not self.pairs:
+            return {}
+        total = sum_over_processes(torch.stack(list(self.pairs.values()))).tolist()
+        names, self.pairs = list(self.pairs), {}
+        pairs = zip(names, total, strict=True)
+        return {name: value / count for name, (value, count) in pairs if count}
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """For the checkpoint."""
+        return {name: pair.tolist() for name, pair in self.pairs.items()}
+
+    def load_state_dict(self, state: dict[str, list[float]], device: torch.device) -> None:
+        """From the checkpoint."""
+        self.pairs = {
+            name: torch.tensor(pair, dtype=torch.float64, device=device)
+            for name, pair in state.items()
+        }

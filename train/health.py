@@ -1,6 +1,7 @@
-"""Alarms: what goes wrong in tokenizer training, seen early and said plainly.
+"""Alarms: what goes wrong in training, seen early and said plainly.
 
-Measured over the window between two log lines, on the training tokens of every process.
+Measured over the window between two log lines, on the training tokens of every process, and over
+the validations of a generator so far.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,11 @@ from torch import Tensor
 from ..sample.metrics.codes import CodeStatistics
 from ..tokenizers.base import check_range
 from ..tokenizers.tokens import TokenSpec
+
+SETTLING_STEPS = 200
+"""Steps after the warm-up before the masked loss is judged."""
+MEMORISING_EVALUATIONS, MEMORISING_SHARE = 3, 0.03
+"""Validations in a row that are worse than the best by this share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +116,63 @@ def loss_alarms(losses: dict[str, float]) -> list[Alarm]:
                 )
             )
     return alarms
+
+
+def mask_alarms(record: dict[str, float], warmup_steps: int) -> list[Alarm]:
+    """Alarms about the masked loss of a generator, from a line of the log.
+
+    None in the warm-up and the 200 steps after it, where nothing can be told yet.
+    """
+    alarms: list[Alarm] = []
+    if "masked_loss" not in record or record["step"] < warmup_steps + SETTLING_STEPS:
+        return alarms
+    loss, uniform = record["masked_loss"], record.get("uniform_loss")
+    if uniform is not None and loss >= uniform:
+        alarms.append(
+            Alarm(
+                what=f"the masked loss is {loss:.3f}; knowing nothing gives {uniform:.3f}",
+                advice="a lower learning rate, a longer warm-up, norm: pre",
+            )
+        )
+    seen, hidden = record.get("masked_loss_0_25"), record.get("masked_loss_75_100")
+    if seen is not None and hidden is not None and seen >= hidden:
+        alarms.append(
+            Alarm(
+                what=f"with nearly all tokens visible the loss is {seen:.3f}, with nearly none "
+                f"{hidden:.3f}: the visible ones are of no use",
+                advice="tessella info on store and tokenizer (wrong store or bit order), "
+                "fewer bits in a group, more steps",
+            )
+        )
+    return alarms
+
+
+def memorising_alarms(records: Sequence[dict[str, float]]) -> list[Alarm]:
+    """Alarm if validation gets worse while training gets better, from all lines of the log.
+
+    Worse: three validations in a row more than 3 % above the best one. Better: a lower masked loss
+    in training than at that best one.
+    """
+    validations = [r for r in records if "val_masked_loss" in r]
+    if len(validations) <= MEMORISING_EVALUATIONS:
+        return []
+    best = min(validations, key=lambda r: r["val_masked_loss"])
+    last = validations[-MEMORISING_EVALUATIONS:]
+    limit = (1 + MEMORISING_SHARE) * best["val_masked_loss"]
+    training = [r for r in records if "masked_loss" in r]
+    before = [r["masked_loss"] for r in training if r["step"] <= best["step"]]
+    if not before or any(r["val_masked_loss"] <= limit for r in last):
+        return []
+    if training[-1]["masked_loss"] >= before[-1]:
+        return []
+    return [
+        Alarm(
+            what=f"validation was best at step {best['step']} "
+            f"({best['val_masked_loss']:.3f}, now {last[-1]['val_masked_loss']:.3f}) while the "
+            "training loss falls: the generator memorises",
+            advice="more views of the images, more dropout, a smaller model, fewer steps",
+        )
+    ]
 
 
 def check_finite(record: dict[str, float], ids: Sequence[str]) -> None:

@@ -1,11 +1,12 @@
 """What a run leaves for the eye: curves of the log and grids of reconstructions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..data.images import save_png
+from ..data.images import image_grid, save_png
 from ..files import atomic_file
 from ..sample.encode import grid_of_pairs
 
@@ -66,3 +67,16 @@ def draw_reconstructions(originals: Tensor, reconstructions: Tensor, path: Path)
         path: PNG to write.
     """
     save_png(grid_of_pairs(originals, reconstructions), path)
+
+
+def draw_samples(images: Tensor, names: Sequence[str], per_class: int, path: Path) -> None:
+    """A labelled grid of samples as one PNG, some 8 to a row, classes unbroken.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1], `per_class` of each class after the other.
+        names: What to write under each.
+        per_class: Samples of each class.
+        path: PNG to write.
+    """
+    columns = per_class * max(1, 8 // per_class)
+    save_png(image_grid(images, columns, names), path)

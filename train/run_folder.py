@@ -2,9 +2,10 @@
 
 config.yaml            the resolved config
 log.jsonl              one JSON object a line: steps, measurements, alarms
-curves.png  previews/  pictures
+curves.png             pictures, and with them the folders previews/ or samples/
+store/                 the training set as tokens, where a generator's run wrote it
 checkpoints/step_N/    weights, optimizers and counters; the newest few
-tokenizer/ ...         the finished model
+tokenizer/ generator/  the finished model
 """
 
 import fcntl
@@ -23,7 +24,7 @@ from torch import Tensor
 from ..config import read_yaml, to_dict, to_yaml
 from ..files import SaveError, atomic_file, atomic_folder, sha256_file
 
-_FREE_TO_CHANGE = {
+_FREE_TO_CHANGE = (
     "data.num_workers",
     "run.cpu_threads",
     "run.steps",
@@ -33,8 +34,9 @@ _FREE_TO_CHANGE = {
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.trackers",
-}
-"""Config keys that a resumed run may change; any other would make it another run."""
+    "samples",
+)
+"""Config keys, or sections, that a resumed run may change; others would make it another run."""
 
 
 class RunError(ValueError):
@@ -199,7 +201,8 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     changed = sorted(
         key
         for key in before.keys() | now.keys()
-        if key not in _FREE_TO_CHANGE and before.get(key) != now.get(key)
+        if before.get(key) != now.get(key)
+        and not any(key == free or key.startswith(f"{free}.") for free in _FREE_TO_CHANGE)
     )
     if changed:
         pairs = [f"{key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]

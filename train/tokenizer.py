@@ -9,8 +9,6 @@ weights for `tessella.load_tokenizer`. Ctrl-C finishes the step and saves; --res
 exactly where it stopped.
 """
 
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,30 +19,34 @@ from tqdm import tqdm
 
 import tessella
 from tessella.checkpoints import save_tokenizer
-from tessella.config import load_config, to_dict
 from tessella.data.loader import ImageDataset, eval_batches, make_loader
 from tessella.data.sources import ImageSource, open_source
-from tessella.files import SaveError
 from tessella.sample.metrics.image import ReconstructionMeter
 from tessella.sample.metrics.perceptual import PerceptualDistance
 from tessella.tokenizers.base import Tokenizer
-from tessella.train.engine import StopSignal, build_accelerator, seed_step
-from tessella.train.health import (
-    NonFiniteLoss,
-    check_finite,
-    check_first_batch,
-    code_alarms,
-    loss_alarms,
+from tessella.train.command import (
+    flat_config,
+    format_numbers,
+    run_script,
+    say,
+    sound,
+    stopped_message,
+    training_options,
 )
+from tessella.train.engine import (
+    StopSignal,
+    build_accelerator,
+    images_per_step,
+    run_facts,
+    seed_step,
+)
+from tessella.train.health import check_finite, check_first_batch, code_alarms, loss_alarms
 from tessella.train.pictures import CURVES_HINT, draw_curves, draw_reconstructions
 from tessella.train.recipe import TrainTokenizerConfig, resolve
 from tessella.train.run_folder import RunFolder
 from tessella.train.tokenizer_run import TokenizerRun
 
 DEFAULT_CONFIG = Path(tessella.__file__).parent / "configs" / "tokenizer" / "bits_emoji_64.yaml"
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells count it: what follows the run in a script must not start."""
 
 PANELS = {
     "reconstruction": ["reconstruction", "perceptual"],
@@ -126,7 +128,7 @@ def train(
         num_workers=config.data.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
-    batch_images = run.batch_size_per_device * accumulation * accelerator.num_processes
+    batch_images = images_per_step(run, accelerator)
     bar = tqdm(
         total=run.steps, initial=state.step, unit="step", disable=not main, dynamic_ncols=True
     )
@@ -152,18 +154,14 @@ def train(
                 now = time.perf_counter()
                 speed = (state.step - clock_step) * batch_images / (now - clock)
                 clock, clock_step = now, state.step
-                record = {"step": state.step, "images": state.step * batch_images}
+                record: dict[str, float] = {"step": state.step, "images": state.step * batch_images}
                 record |= state.report()
                 record |= {"lr": state.optimizer.param_groups[0]["lr"], "images_per_second": speed}
                 folder.log(record)
                 accelerator.log(record, step=state.step)
                 check_finite(record, batch["ids"])
-                for alarm in [
-                    *code_alarms(record, state.tokenizer.spec.vocab_size),
-                    *loss_alarms(record),
-                ]:
-                    folder.log({"step": state.step, "alarm": str(alarm)})
-                    say(main, f"step {state.step}: {alarm}")
+                alarms = code_alarms(record, state.tokenizer.spec.vocab_size)
+                sound([*alarms, *loss_alarms(record)], state.step, folder)
                 bar.set_postfix_str(f"{speed:.0f} images/s, loss {record['loss']:.4f}")
             pause = time.perf_counter()
             if main and (state.step % run.preview_every == 0 or last):
@@ -195,30 +193,16 @@ def train(
     for tracker in accelerator.trackers:
         tracker.finish()
     if state.step < run.steps:
-        again = f"as {accelerator.num_processes} processes again, " * (
-            accelerator.num_processes > 1
-        )
-        say(
-            main,
-            f"stopped and saved at step {state.step}; {again}continue with: {command} --resume",
-        )
+        say(main, stopped_message(state.step, accelerator.num_processes, command))
         return None
     if main:
         draw_curves(folder.read_log(), out / "curves.png", PANELS)
         if not measured:  # resumed after its last step
             measured = evaluate(state.ema.module, val_source, perceptual, run.batch_size_per_device)
         card = {
-            "licence": "Apache-2.0",
             "data": {"source": source.name, "licence": source.licence, "images": len(source)},
-            "command": command,
-            "seed": run.seed,
-            "steps": state.step,
-            "images_seen": state.step * batch_images,
-            "processes": accelerator.num_processes,
-            "precision": run.mixed_precision,
+            **run_facts(run, accelerator, command=command, step=state.step, seconds=state.seconds),
             "perceptual_features": features,
-            "seconds": round(state.seconds),
-            "versions": {"tessella": tessella.__version__, "torch": torch.__version__},
             "validation": {"source": val_source.name, "split": "val", **measured},
         }
         facts = save_tokenizer(state.ema.module, out / "tokenizer", card=card, overwrite=True)
@@ -226,39 +210,19 @@ def train(
     return measured
 
 
-def flat_config(config: TrainTokenizerConfig) -> dict[str, Any]:
-    """The config as one level of plain values, which is what trackers take."""
-    return {key: str(value) for key, value in to_dict(config).items()}
-
-
-def format_numbers(values: dict[str, float]) -> str:
-    """Numbers for a line of text."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-
-
-def say(main: bool, text: str) -> None:
-    """One line for the person watching, above the progress bar."""
-    if main:
-        tqdm.write(text, file=sys.stderr)
-
-
-@click.command(context_settings={"ignore_unknown_options": False})
-@click.option("--config", "config_path", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder [runs/NAME-OF-CONFIG].")
-@click.option("--resume", is_flag=True, help="Continue the run in --out.")
-@click.argument("overrides", nargs=-1)
+@click.command()
+@training_options(DEFAULT_CONFIG)
 def main(config_path: Path, out: Path | None, resume: bool, overrides: tuple[str, ...]) -> None:
     """Train a tokenizer; OVERRIDES are key.sub=value."""
-    out = out or Path("runs") / config_path.stem
-    words = [word for word in sys.argv[1:] if word != "--resume"]
-    command = shlex.join(["accelerate", "launch", "train/tokenizer.py", *words])
-    try:
-        config = load_config(TrainTokenizerConfig, config_path, overrides)
-        finished = train(config, out, resume=resume, command=command) is not None
-    except (ValueError, SaveError, NonFiniteLoss) as error:
-        raise click.ClickException(str(error)) from None
-    if not finished:
-        sys.exit(INTERRUPTED)
+    run_script(
+        "train/tokenizer.py",
+        train,
+        TrainTokenizerConfig,
+        config_path=config_path,
+        out=out,
+        resume=resume,
+        overrides=overrides,
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ from ..config import ConfigError
 from ..tokenizers.build import build_tokenizer
 from .discriminator import build_discriminator
 from .ema import EMA
-from .engine import LossWindow, OptimizerConfig, build_optimizer, memory_layout, seed_step, set_lr
+from .engine import LossWindow, build_optimizer, descend, memory_layout, seed_step, set_lr
 from .health import CodeWindow, check_finite
 from .objective import Objective
 from .recipe import TrainTokenizerConfig, check_weights
@@ -144,7 +143,13 @@ class TokenizerRun:
                 total, losses = self.objective.for_tokenizer(
                     output, images, self.step, self.discriminator, self.tokenizer.last_layer
                 )
-            norm = self._descend(total, self.tokenizer, self.prepared_optimizer, config.optimizer)
+            norm = descend(
+                accelerator,
+                total,
+                self.tokenizer,
+                self.prepared_optimizer,
+                config.optimizer.clip_norm,
+            )
             if norm is not None:
                 losses["grad_norm"] = norm
             if adversarial is not None and self.discriminator is not None:
@@ -163,28 +168,16 @@ class TokenizerRun:
         # One call: under DDP every forward pass of a step must be the same one.
         logits = self.d_model(images, fakes.to(images.dtype))
         loss, losses = self.objective.for_discriminator(*logits.chunk(2))
-        optimizer, settings = self.prepared_d_optimizer, adversarial.optimizer
-        norm = self._descend(loss, self.discriminator, optimizer, settings)
+        norm = descend(
+            self.accelerator,
+            loss,
+            self.discriminator,
+            self.prepared_d_optimizer,
+            adversarial.optimizer.clip_norm,
+        )
         if norm is not None:
             losses["discriminator_grad_norm"] = norm
         return losses
-
-    def _descend(
-        self,
-        loss: Tensor,
-        module: nn.Module,
-        optimizer: AcceleratedOptimizer,
-        settings: OptimizerConfig,
-    ) -> Tensor | None:
-        """Backward, clip and step; the gradient norm before clipping, where gradients are due."""
-        self.accelerator.backward(loss)
-        norm = None
-        if self.accelerator.sync_gradients:
-            clipped = self.accelerator.clip_grad_norm_(module.parameters(), settings.clip_norm)
-            norm = torch.as_tensor(clipped)
-        optimizer.step()
-        optimizer.zero_grad()
-        return norm
 
     def report(self) -> dict[str, float]:
         """Means of the window over steps and processes, and the token statistics (a collective)."""

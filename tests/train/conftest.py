@@ -1,4 +1,4 @@
-"""Runs of the training script: in this process, forked, and as the command a user types."""
+"""Runs of the training scripts: in this process, forked, and as the command a user types."""
 
 import json
 import os
@@ -14,17 +14,26 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from click import Command
 from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-import tessella
+import tessella.train.generator
+import tessella.train.tokenizer
+from tessella.checkpoints import load_tokenizer, save_tokenizer
+from tessella.data.sources import open_source
+from tessella.data.transforms import AugmentConfig
+from tessella.sample.encode import encode_source
+from tessella.tokenizers.build import build_tokenizer
+from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.quantizers.lfq import LFQConfig
+from tessella.tokenizers.vqgan import VQGANConfig
 from tessella.train.run_folder import read_log
-from tessella.train.tokenizer import main
 
-ROOT = Path(tessella.__file__).parent
-DEBUG = ROOT / "configs" / "tokenizer" / "debug.yaml"
+CONFIGS = Path(tessella.__file__).parent / "configs"
+DEBUG = {name: CONFIGS / name / "debug.yaml" for name in ("tokenizer", "generator")}
 
 
 @dataclass(frozen=True)
@@ -54,9 +63,28 @@ class Ended:
         path = self.out / "checkpoints" / f"step_{step}" / "state.pt"
         return torch.load(path, weights_only=True)
 
+    @staticmethod
+    def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
+        """Paths at which two nests of dicts, lists, tensors and numbers differ in any bit."""
+        if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+            same = ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+            return [] if same else [where]
+        if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+            return [
+                f
+                for key in ours
+                for f in Ended.differences(ours[key], theirs[key], f"{where}.{key}")
+            ]
+        if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+            if len(ours) != len(theirs):
+                return [where]
+            pairs = enumerate(zip(ours, theirs, strict=True))
+            return [f for i, (a, b) in pairs for f in Ended.differences(a, b, f"{where}.{i}")]
+        return [] if type(ours) is type(theirs) and ours == theirs else [where]
 
-class Script:
-    """Starts the forked runs; see `fork_server.py`."""
+
+class Server:
+    """The process that forks the runs; see `fork_server.py`."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-W", "error", str(Path(__file__).with_name("fork_server.py"))]
@@ -68,17 +96,33 @@ class Script:
             env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         )
 
-    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, job: dict[str, Any]) -> dict[str, Any]:
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
 
+    def close(self) -> None:
+        """End the server."""
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.close()
+        self._server.stdout.close()
+        self._server.wait()
+
+
+@dataclass(frozen=True)
+class Script:
+    """Starts forked runs of one training script, with its debug.yaml where nothing else is said."""
+
+    name: str
+    server: Server
+    words: tuple[str, ...] = ()
+
     def __call__(
         self,
         out: Path,
         *arguments: str,
-        config: Path = DEBUG,
+        config: Path | None = None,
         processes: int = 1,
         signals: dict[int, tuple[str, int]] | None = None,
         limit: int | None = None,
@@ -89,7 +133,7 @@ class Script:
         Args:
             out: Run folder.
             arguments: Further words of the command line.
-            config: YAML file.
+            config: YAML file; None: debug.yaml.
             processes: Processes of the run, connected by gloo.
             signals: By rank: a signal and the step at whose start the process sends it to itself.
             limit: Largest file that the run can write, in bytes: a full disk.
@@ -103,24 +147,19 @@ class Script:
                 env |= {"LOCAL_WORLD_SIZE": str(processes)}
                 env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             outputs.append(out.parent / f"{out.name}.{rank}.txt")
+            words = ["--config", str(config or DEBUG[self.name]), "--out", str(out)]
             job = {
-                "argv": ["--config", str(config), "--out", str(out), *arguments],
+                "script": self.name,
+                "argv": [*words, *self.words, *arguments],
                 "output": str(outputs[-1]),
                 "env": env,
                 "signal": (signals or {}).get(rank),
                 "limit": limit,
                 "curves": curves,
             }
-            pids.append(self._ask(job)["pid"])
-        statuses = [self._ask({"wait": pid})["status"] for pid in pids]
+            pids.append(self.server.ask(job)["pid"])
+        statuses = [self.server.ask({"wait": pid})["status"] for pid in pids]
         return Ended(statuses, "".join(path.read_text() for path in outputs), out)
-
-    def close(self) -> None:
-        """End the server."""
-        assert self._server.stdin is not None and self._server.stdout is not None
-        self._server.stdin.close()
-        self._server.stdout.close()
-        self._server.wait()
 
 
 def _free_port() -> int:
@@ -130,17 +169,29 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def script() -> Iterator[Script]:
-    """Runs `train/tokenizer.py` in processes of its own; they share the imports."""
-    server = Script()
+def server() -> Iterator[Server]:
+    """Processes of their own that share the imports."""
+    server = Server()
     yield server
     server.close()
 
 
 @pytest.fixture(scope="session")
+def script(server: Server) -> Script:
+    """Runs `train/tokenizer.py`."""
+    return Script("tokenizer", server)
+
+
+@pytest.fixture(scope="session")
+def generator_script(server: Server, generator_words: tuple[str, ...]) -> Script:
+    """Runs `train/generator.py` on the small pictures and their tokenizer."""
+    return Script("generator", server, generator_words)
+
+
+@pytest.fixture(scope="session")
 def debug_config() -> Path:
     """configs/tokenizer/debug.yaml."""
-    return DEBUG
+    return DEBUG["tokenizer"]
 
 
 @pytest.fixture(scope="session")
@@ -165,6 +216,69 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def make_tokenizer(folder: Path, *, seed: int = 0) -> Path:
+    """A folder with an untrained bit tokenizer: 16x16 pixels, 4x4 tokens of 8 bits."""
+    torch.manual_seed(seed)
+    networks = ConvAutoencoderConfig(
+        base_channels=8, channel_multipliers=(1, 1, 2), num_res_blocks=1, norm_groups=4
+    )
+    config = VQGANConfig(resolution=16, autoencoder=networks, quantizer=LFQConfig(bits=8))
+    save_tokenizer(build_tokenizer(config), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tokenizer that encodes fast."""
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "model")
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in three classes, 16x16 pixels: ten of each to train on, two to validate with."""
+    root = tmp_path_factory.mktemp("classes")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 10), ("val", 2)):
+        for name in ("blob", "dot", "sky"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+                image = Image.fromarray(coarse).resize((16, 16), Image.Resampling.BICUBIC)
+                image.save(root / split / name / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def store(small_tokenizer: Path, classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token store of the classes, three views of every picture."""
+    out = tmp_path_factory.mktemp("store") / "store"
+    encode_source(
+        load_tokenizer(small_tokenizer),
+        open_source(classes, "train"),
+        out,
+        augment=AugmentConfig(random_crop=0.5, flip=True),
+        views=3,
+        progress=False,
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def generator_words(small_tokenizer: Path, classes: Path) -> tuple[str, ...]:
+    """Overrides of configs/generator/debug.yaml: the small tokenizer and pictures."""
+    return (f"tokenizer={small_tokenizer}", f"data.source={classes}")
+
+
+@pytest.fixture(scope="session")
+def generator_run(generator_script: Script, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """The generators' debug.yaml from beginning to end, a log line each step, one process."""
+    out = tmp_path_factory.mktemp("generator") / "run"
+    views = ("data.views=2", "data.augment={random_crop: 0.5, flip: true}")
+    ended = generator_script(out, "run.log_every=1", *views, curves=True)
+    assert ended.statuses == [0], ended.output
+    return ended
+
+
 @pytest.fixture
 def reset_accelerate() -> Iterator[None]:
     """accelerate keeps its state per process; a test that builds an Accelerator leaves none."""
@@ -176,11 +290,20 @@ def reset_accelerate() -> Iterator[None]:
 
 @pytest.fixture
 def command(reset_accelerate: None) -> Callable[..., Result]:
-    """`command("--out", ...)`: the command line in this process; returns click's result."""
+    """`command("--out", ...)`: train/tokenizer.py in this process; returns click's result."""
+    return lambda *words: _invoke(tessella.train.tokenizer.main, *words)
 
-    def run(*words: str | Path) -> Result:
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
-        return CliRunner().invoke(main, [str(word) for word in words])
 
-    return run
+@pytest.fixture
+def generator_command(
+    reset_accelerate: None, generator_words: tuple[str, ...]
+) -> Callable[..., Result]:
+    """`generator_command("--out", ...)`: train/generator.py, debug.yaml on the small pictures."""
+    start = ("--config", DEBUG["generator"], *generator_words)
+    return lambda *words: _invoke(tessella.train.generator.main, *start, *words)
+
+
+def _invoke(main: Command, *words: str | Path) -> Result:
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    return CliRunner().invoke(main, [str(word) for word in words])

@@ -1,11 +1,11 @@
-"""Runs `train/tokenizer.py` many times for the price of one start: imports once, forks per run.
+"""Runs the training scripts many times for the price of one start: imports once, forks per run.
 
 Not a test. Reads one JSON job a line on stdin, answers one JSON line on stdout. In every forked
-process the command line is parsed and run exactly as `python train/tokenizer.py ...` would, with
-the environment, files and signals of a process of its own.
+process the command line is parsed and run exactly as `python train/SCRIPT.py ...` would, with the
+environment, files and signals of a process of its own.
 
-    {"argv": [...], "output": PATH, "env": {...}, "signal": [NAME, STEP] | null,
-     "limit": N | null, "curves": BOOL}
+    {"script": "tokenizer" | "generator", "argv": [...], "output": PATH, "env": {...},
+     "signal": [NAME, STEP] | null, "limit": N | null, "curves": BOOL}
         -> {"pid": N}
     {"wait": PID}
         -> {"status": exit status, or minus the signal that ended it}
@@ -17,6 +17,7 @@ import resource
 import signal
 import sys
 import time
+from types import ModuleType
 from typing import Any, NoReturn
 
 import matplotlib.backends.backend_agg
@@ -26,10 +27,13 @@ import torch
 import torch._dynamo
 import torchmetrics  # noqa: F401
 
-import tessella.train.tokenizer as script
+import tessella.train.generator
+import tessella.train.tokenizer
+
+SCRIPTS = {"tokenizer": tessella.train.tokenizer, "generator": tessella.train.generator}
 
 
-def signal_at(name: str, step: int) -> None:
+def signal_at(script: ModuleType, name: str, step: int) -> None:
     """Send this process a signal at the start of `step`, when every module waits for it."""
     seed_step = script.seed_step
 
@@ -38,11 +42,12 @@ def signal_at(name: str, step: int) -> None:
         if now == step:
             os.kill(os.getpid(), getattr(signal, name))
 
-    script.seed_step = seed_and_signal  # type: ignore[assignment]
+    script.seed_step = seed_and_signal  # type: ignore[attr-defined]
 
 
 def run(job: dict[str, Any]) -> NoReturn:
-    """Become one run of the script."""
+    """Become one run of a script."""
+    script = SCRIPTS[job["script"]]
     output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -51,11 +56,11 @@ def run(job: dict[str, Any]) -> NoReturn:
         for name in [name for name in sys.modules if name.startswith("matplotlib")]:
             sys.modules[name] = None  # type: ignore[assignment]
     if job.get("signal"):
-        signal_at(*job["signal"])
+        signal_at(script, *job["signal"])
     if job.get("limit"):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes then fail with EFBIG
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
-    sys.argv = ["train/tokenizer.py", *job["argv"]]
+    sys.argv = [f"train/{job['script']}.py", *job["argv"]]
     status = 1
     try:
         script.main()

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tessella.data.loader import ImageDataset, make_loader
 from tessella.data.sources import open_source
@@ -24,29 +23,14 @@ from tessella.train.run_folder import read_log
 TIMES = ("images_per_second",)
 
 
-def _differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
-    """Paths at which two nests of dicts, lists, tensors and numbers are not bitwise the same."""
-    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-        same = ours.dtype == theirs.dtype and torch.equal(ours, theirs)
-        return [] if same else [where]
-    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
-        return [f for key in ours for f in _differences(ours[key], theirs[key], f"{where}.{key}")]
-    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
-        if len(ours) != len(theirs):
-            return [where]
-        pairs = enumerate(zip(ours, theirs, strict=True))
-        return [f for i, (a, b) in pairs for f in _differences(a, b, f"{where}.{i}")]
-    return [] if type(ours) is type(theirs) and ours == theirs else [where]
-
-
 def _assert_same_end(ended: Any, straight: Any, step: int = 20) -> None:
     weights = straight.weights(step)
     modules = {name.split(".")[0] for name in weights}
     assert modules == {"tokenizer", "ema", "discriminator", "lecam"}
-    assert _differences(ended.weights(step), weights) == []
+    assert ended.differences(ended.weights(step), weights) == []
     state = straight.state(step)
     assert len(state["optimizer"]["state"]) and len(state["d_optimizer"]["state"])
-    assert _differences(ended.state(step), state) in ([], [".seconds"])  # wall time
+    assert ended.differences(ended.state(step), state) in ([], [".seconds"])  # wall time
     assert ended.records(*TIMES) == straight.records(*TIMES)
 
 
@@ -92,7 +76,7 @@ def test_killed_run_resumes_bit_for_bit(
     resumed = script(out, *arguments, "--resume", processes=processes)
     assert resumed.statuses == [0] * processes, resumed.output
     _assert_same_end(resumed, straight(processes))
-    assert _differences(killed.weights(10), straight(processes).weights(10)) == []
+    assert killed.differences(killed.weights(10), straight(processes).weights(10)) == []
 
 
 @pytest.mark.slow
@@ -144,7 +128,7 @@ def test_a_finished_run_resumes_to_nothing(debug_run: Any, script: Any) -> None:
     again = script(debug_run.out, "run.log_every=1", "--resume")
     assert again.statuses == [0], again.output
     assert json.loads(card.read_text())["validation"] == measured and "psnr" in measured
-    assert _differences(again.weights(20), before) == [] and again.records() == log
+    assert again.differences(again.weights(20), before) == [] and again.records() == log
 
 
 def test_two_writers_of_one_run_are_refused(debug_run: Any, script: Any) -> None:

@@ -1,0 +1,115 @@
+"""The command line of the training scripts: from its words to a run, and what the run says."""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import click
+from tqdm import tqdm
+
+from ..config import load_config, to_dict
+from ..files import SaveError
+from .health import Alarm, NonFiniteLoss
+from .run_folder import RunFolder
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells count it: what follows the run in a script must not start."""
+
+C = TypeVar("C", contravariant=True)
+
+
+class Train(Protocol[C]):
+    """A training: returns the final measurements, or None if it was interrupted."""
+
+    def __call__(
+        self, config: C, out: Path, *, resume: bool, command: str
+    ) -> dict[str, Any] | None: ...
+
+
+def training_options(default_config: Path) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options and arguments that every training script takes."""
+
+    def add(script: Callable[..., None]) -> Callable[..., None]:
+        for option in (
+            click.argument("overrides", nargs=-1),
+            click.option("--resume", is_flag=True, help="Continue the run in --out."),
+            click.option(
+                "--out",
+                type=click.Path(path_type=Path),
+                help="Run folder [runs/NAME-OF-CONFIG].",
+            ),
+            click.option(
+                "--config",
+                "config_path",
+                type=click.Path(path_type=Path),
+                default=default_config,
+            ),
+        ):
+            script = option(script)
+        return script
+
+    return add
+
+
+def run_script(
+    script: str,
+    train: Train[C],
+    config_type: type[C],
+    *,
+    config_path: Path,
+    out: Path | None,
+    resume: bool,
+    overrides: Sequence[str],
+) -> None:
+    """Load the config and train; the user's mistakes become one line and exit status 1.
+
+    Args:
+        script: The script as it is typed, e.g. `train/tokenizer.py`.
+        train: The training.
+        config_type: Its config dataclass.
+        config_path: YAML file.
+        out: Run folder; None: runs/NAME-OF-CONFIG.
+        resume: Continue the run there.
+        overrides: Words of the form key.sub=value.
+    """
+    out = out or Path("runs") / config_path.stem
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    command = shlex.join(["accelerate", "launch", script, *words])
+    try:
+        config = load_config(config_type, config_path, overrides)
+        finished = train(config, out, resume=resume, command=command) is not None
+    except (ValueError, SaveError, NonFiniteLoss) as error:
+        raise click.ClickException(str(error)) from None
+    if not finished:
+        sys.exit(INTERRUPTED)
+
+
+def stopped_message(step: int, processes: int, command: str) -> str:
+    """What to tell whoever interrupted a run."""
+    again = f"as {processes} processes again, " * (processes > 1)
+    return f"stopped and saved at step {step}; {again}continue with: {command} --resume"
+
+
+def flat_config(config: Any) -> dict[str, Any]:
+    """The config as one level of plain values, which is what trackers take."""
+    return {key: str(value) for key, value in to_dict(config).items()}
+
+
+def format_numbers(values: dict[str, float]) -> str:
+    """Numbers for a line of text."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def sound(alarms: Sequence[Alarm], step: int, folder: RunFolder) -> None:
+    """Alarms to the log and, on the process that writes it, to the person watching."""
+    for alarm in alarms:
+        folder.log({"step": step, "alarm": str(alarm)})
+        say(folder.writes, f"step {step}: {alarm}")
+
+
+def say(main: bool, text: str) -> None:
+    """One line for the person watching, above the progress bar."""
+    if main:
+        tqdm.write(text, file=sys.stderr)

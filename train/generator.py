@@ -1,0 +1,282 @@
+"""Train a generator on the tokens of a frozen tokenizer.
+
+    accelerate launch train/generator.py [--config FILE] [--out FOLDER] [--resume] [KEY=VALUE ...]
+
+Without arguments: the default MaskBit on the bundled emoji and tokenizer, sized for a CPU. One YAML
+is one run (`generator_recipe.py` has its fields); key.sub=value overrides. The run folder fills
+with config.yaml, store/ (the training set as tokens), log.jsonl, curves.png, samples/*.png and
+checkpoints/; in the end `generator/` holds the averaged weights for `tessella.load_generator`.
+Ctrl-C finishes the step and saves; --resume continues exactly where it stopped.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+import tessella
+from tessella.checkpoints import load_tokenizer, save_generator
+from tessella.data.sources import ImageSource, open_source
+from tessella.sample.encode import encode_source
+from tessella.tokenizers.base import Tokenizer
+from tessella.tokenizers.token_store import TokenStore
+from tessella.train.command import (
+    flat_config,
+    format_numbers,
+    run_script,
+    say,
+    sound,
+    stopped_message,
+    training_options,
+)
+from tessella.train.engine import (
+    StopSignal,
+    build_accelerator,
+    images_per_step,
+    run_facts,
+    seed_step,
+)
+from tessella.train.generator_recipe import (
+    TrainGeneratorConfig,
+    check_val_source,
+    resolve_generator,
+)
+from tessella.train.generator_run import GeneratorRun
+from tessella.train.health import check_finite, loss_alarms, mask_alarms, memorising_alarms
+from tessella.train.pictures import CURVES_HINT, draw_curves, draw_samples
+from tessella.train.run_folder import RunError, RunFolder
+from tessella.train.token_data import ImageReader, StoreReader, TokenReader, encode_split
+
+DEFAULT_CONFIG = Path(tessella.__file__).parent / "configs" / "generator" / "maskbit_emoji_64.yaml"
+
+EVAL_IMAGES = 1000
+"""Validation images at most, encoded once."""
+
+PANELS = {
+    "masked loss (nats)": ["masked_loss", "val_masked_loss", "uniform_loss"],
+    "masked loss by masked share (%)": [
+        f"masked_loss_{low}_{low + 25}" for low in range(0, 100, 25)
+    ],
+    "accuracy on hidden slots": ["masked_accuracy", "val_masked_accuracy"],
+    "gradient norm": ["grad_norm"],
+    "images/s": ["images_per_second"],
+}
+
+
+def open_store(path: Path, tokenizer: Tokenizer) -> TokenStore:
+    """A token store that was verified: whole, of this tokenizer, and it decodes as it did.
+
+    Raises:
+        StoreError: If it is not, with the reason.
+    """
+    store = TokenStore(path)
+    store.check_tokenizer(tokenizer)
+    store.verify_probe(tokenizer)
+    return store
+
+
+def write_store(
+    config: TrainGeneratorConfig, source: ImageSource, tokenizer: Tokenizer, path: Path
+) -> None:
+    """Encode the training set; for the main process."""
+    facts = encode_source(
+        tokenizer,
+        source,
+        path,
+        augment=config.data.augment,
+        views=config.data.views,
+        seed=config.run.seed,
+        name=config.tokenizer,
+    )
+    speed = f"{facts['images_per_second']:.0f} a second"
+    say(True, f"wrote {path}: {facts['images']} images and views, {speed}")
+    for name, reason in facts["broken"].items():
+        say(True, f"skipped broken image {name}: {reason}")
+
+
+def num_classes_of(data: ImageSource | TokenStore) -> int:
+    """Classes that the labels of a source or store need; a store may lack their names."""
+    if isinstance(data, ImageSource):
+        return len(data.classes)
+    return max(len(data.classes), int(data.labels.max()) + 1)
+
+
+def describe_data(
+    config: TrainGeneratorConfig, source: ImageSource, store: TokenStore | None
+) -> dict[str, Any]:
+    """What the card says of the training data."""
+    if store is None:
+        facts = {"source": source.name, "images": len(source)}
+    else:
+        images = int((store.augmentation == 0).sum())
+        facts = {"source": store.header.source, "images": images, "rows": len(store)}
+    known = facts["source"] == source.name
+    return facts | {"tokens": config.data.tokens, "licence": source.licence if known else None}
+
+
+def train(
+    config: TrainGeneratorConfig, out: Path, *, resume: bool, command: str
+) -> dict[str, Any] | None:
+    """Run or resume a training; returns the final measurements, or None if it was interrupted."""
+    data, store, own_store = config.data, None, out / "store"
+    val_source = open_source(data.val_source or data.source, "val")
+    if data.store is not None:
+        store, source = TokenStore(data.store), val_source
+        check_val_source(config, store.header.source, val_source.name)
+    else:
+        source = open_source(data.source, "train")
+    config = resolve_generator(config, num_classes_of(source if store is None else store))
+    run, num_classes = config.run, config.generator.num_classes or 0
+    accelerator = build_accelerator(run, out)
+    main, device = accelerator.is_main_process, accelerator.device
+    tokenizer = load_tokenizer(config.tokenizer, device=device)
+    # What can be refused is refused here: before anything is written, and on every process.
+    reader: TokenReader
+    if store is not None:
+        store = open_store(store.path, tokenizer)
+        reader = StoreReader(store, num_classes, run.seed)
+    else:  # it reads the images, or shows that the store to be written can be
+        reader = ImageReader(
+            source, tokenizer, data.augment, num_classes, run.seed, data.num_workers
+        )
+    batch_size = run.batch_size_per_device
+    validation = encode_split(tokenizer, val_source, num_classes, batch_size, EVAL_IMAGES)
+    classes = source.classes if store is None else store.classes
+    state = GeneratorRun(config, accelerator, tokenizer, classes)
+    state.samples(limit=1)
+    folder = RunFolder(out, config, resume=resume, writes=main)
+    if own_store.exists() and not resume:
+        raise RunError(
+            f"{own_store}: a store, but no run beside it; read it with data.store, or move it away"
+        )
+    accelerator.wait_for_everyone()
+    folder.begin()
+    if data.tokens == "store" and store is None:
+        if main and not own_store.exists():
+            write_store(config, source, tokenizer, own_store)
+        accelerator.wait_for_everyone()
+        store = open_store(own_store, tokenizer)
+        reader = StoreReader(store, num_classes, run.seed)
+    if resume:
+        found = folder.load_checkpoint()
+        if found is not None:
+            state.load(*found, data=reader.fingerprint)
+        folder.forget_after(state.step)
+    if run.trackers:
+        accelerator.init_trackers("tessella-generator", config=flat_config(config))
+    say(
+        main,
+        f"{state.generator.num_parameters()['total']:,} parameters, {state.generator.spec}, "
+        f"{num_classes} classes; {len(reader)} samples of {store.path if store else source.name}; "
+        f"{device}, {run.mixed_precision} precision",
+    )
+    accumulation = run.gradient_accumulation_steps
+    batches = reader.batches(
+        batch_size,
+        num_steps=run.steps * accumulation,
+        start_step=state.step * accumulation,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    batch_images = images_per_step(run, accelerator)
+    bar = tqdm(
+        total=run.steps, initial=state.step, unit="step", disable=not main, dynamic_ncols=True
+    )
+    measured: dict[str, float] = {}
+    started = time.perf_counter() - state.seconds
+    clock, clock_step = time.perf_counter(), state.step
+    with StopSignal() as stop, bar:
+        for number, batch in enumerate(batches, state.step * accumulation):
+            if number % accumulation == 0:
+                seed_step(run.seed, state.step, accelerator.process_index)
+            state.train_batch(batch.to(device))
+            if (number + 1) % accumulation:
+                continue
+            state.step += 1
+            state.ema.update(state.generator)
+            bar.update()
+            last = state.step == run.steps
+            stopping = stop.agreed(device)
+            if state.step % run.log_every == 0 or last:
+                now = time.perf_counter()
+                speed = (state.step - clock_step) * batch_images / (now - clock)
+                clock, clock_step = now, state.step
+                record: dict[str, float] = {"step": state.step, "images": state.step * batch_images}
+                record |= state.report()
+                record |= {"lr": state.optimizer.param_groups[0]["lr"], "images_per_second": speed}
+                folder.log(record)
+                accelerator.log(record, step=state.step)
+                check_finite(record, batch.ids)
+                alarms = mask_alarms(record, config.optimizer.lr.warmup_steps)
+                sound([*alarms, *loss_alarms(record)], state.step, folder)
+                bar.set_postfix_str(f"{speed:.0f} images/s, loss {record['loss']:.4f}")
+            pause = time.perf_counter()
+            if main and (state.step % run.evaluate_every == 0 or last):
+                measured = state.evaluate(validation)
+                folder.log({"step": state.step, **measured})
+                accelerator.log(measured, step=state.step)
+                say(main, f"step {state.step}: " + format_numbers(measured))
+                sound(memorising_alarms(folder.read_log()), state.step, folder)
+            if main and (state.step % run.preview_every == 0 or last):
+                path = out / "samples" / f"step_{state.step:07d}.png"
+                draw_samples(*state.samples(), config.samples_per_class, path)
+                if not draw_curves(folder.read_log(), out / "curves.png", PANELS) and last:
+                    say(main, CURVES_HINT)
+            state.seconds = time.perf_counter() - started
+            if state.step % run.checkpoint_every == 0 or last or stopping:
+                state.save(folder, reader.fingerprint, batch.ids)
+            clock += time.perf_counter() - pause  # pictures and checkpoints are not training speed
+            if stopping and not last:
+                break
+    for name, reason in reader.broken.items():
+        say(main, f"skipped broken image {name}: {reason}")
+        folder.log({"step": state.step, "broken": name, "reason": reason})
+    # Not `end_training`: it also tears the process group down, and a rank that leaves while another
+    # is still in its last collective can leave that one waiting. The group ends with the processes.
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    if state.step < run.steps:
+        say(main, stopped_message(state.step, accelerator.num_processes, command))
+        return None
+    if main:
+        draw_curves(folder.read_log(), out / "curves.png", PANELS)
+        if not measured:  # resumed after its last step
+            measured = state.evaluate(validation)
+        card = {
+            "data": describe_data(config, source, store),
+            **run_facts(run, accelerator, command=command, step=state.step, seconds=state.seconds),
+            "sampling": dataclasses.asdict(config.samples),
+            "validation": {"source": val_source.name, "split": "val", **measured},
+        }
+        facts = save_generator(
+            state.ema.module,
+            out / "generator",
+            tokenizer_path=config.tokenizer,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            card=card,
+            overwrite=True,
+        )
+        say(main, f"wrote {out / 'generator'} (fingerprint {facts['fingerprint']})")
+    return measured
+
+
+@click.command()
+@training_options(DEFAULT_CONFIG)
+def main(config_path: Path, out: Path | None, resume: bool, overrides: tuple[str, ...]) -> None:
+    """Train a generator; OVERRIDES are key.sub=value."""
+    run_script(
+        "train/generator.py",
+        train,
+        TrainGeneratorConfig,
+        config_path=config_path,
+        out=out,
+        resume=resume,
+        overrides=overrides,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What one generator training run is: the dataclasses behind `configs/generator/*.yaml`."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..config import STRICT, ConfigError
+from ..data.transforms import AugmentConfig
+from ..generators.build import GeneratorConfig
+from ..sample.sampling import SamplingConfig
+from .engine import OptimizerConfig, RunConfig, native_precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorDataConfig:
+    """What to train on.
+
+    Args:
+        source: `bundled:emoji`, a folder, tars, or `hf:owner/name`; its split `train`. Not read if
+            `store` names a token store.
+        val_source: Where the split `val` comes from; None: the same source.
+        tokens: `store` reads tokens that were encoded beforehand, `images` encodes freshly
+            augmented images in every step.
+        store: A token store of the training set; None: the run writes its own, OUT/store, before
+            its first step.
+        views: Views of every image in the store that the run writes; the first is plain. A store
+            that is there has its own.
+        augment: Random augmentation: of the further views, or with `images` of every step.
+        num_workers: Reader processes per training process, for `images`.
+    """
+
+    __pydantic_config__ = STRICT
+    source: str = "bundled:emoji"
+    val_source: str | None = None
+    tokens: Literal["store", "images"] = "store"
+    store: str | None = None
+    views: int = 1
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.views < 1 or self.num_workers < 0:
+            raise ValueError(
+                "expected views >= 1 and num_workers >= 0, found "
+                f"{self.views} and {self.num_workers}"
+            )
+        if self.tokens == "images" and self.store is not None:
+            raise ValueError("store: not read with tokens: images; remove one of them")
+        writes = self.tokens == "store" and self.store is None
+        if writes and (self.views > 1) != self.augment.enabled:
+            raise ValueError(
+                f"views: {self.views} with augmentation {'on' if self.augment.enabled else 'off'}; "
+                "the first view is plain, so an augmentation needs views of 2 or more, and they it"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainGeneratorConfig:
+    """One run of `train/generator.py`.
+
+    Args:
+        generator: What to train.
+        tokenizer: Whose tokens: a folder, `bundled:NAME` or `hub:owner/name`. It stays as it is.
+        data: What to train on.
+        optimizer: Of the generator.
+        ema_decay: Highest decay of the weight average that is evaluated, sampled and saved.
+        samples: How pictures are drawn; also the default of the saved generator.
+        samples_per_class: Pictures of each class, at least 1.
+        run: Length, batches, precision and reporting.
+    """
+
+    __pydantic_config__ = STRICT
+    generator: GeneratorConfig
+    tokenizer: str
+    data: GeneratorDataConfig = field(default_factory=GeneratorDataConfig)
+    optimizer: OptimizerConfig
+    ema_decay: float = 0.999
+    samples: SamplingConfig = field(default_factory=SamplingConfig)
+    samples_per_class: int = 4
+    run: RunConfig
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected 0 to below 1, found {self.ema_decay}")
+        if self.samples_per_class < 1:
+            raise ValueError(
+                f"samples_per_class: expected at least 1, found {self.samples_per_class}"
+            )
+
+
+def resolve_generator(config: TrainGeneratorConfig, num_classes: int) -> TrainGeneratorConfig:
+    """Replace what depends on machine and data (precision, number of classes) by what it is here.
+
+    Args:
+        config: As loaded.
+        num_classes: Classes of the training data.
+
+    Raises:
+        ConfigError: If the data has more classes than `generator.num_classes` says, or the samples
+            are to be guided and there is nothing to guide them.
+    """
+    run, generator = config.run, config.generator
+    if run.mixed_precision == "auto":
+        run = dataclasses.replace(run, mixed_precision=native_precision())
+    if generator.num_classes is None:
+        generator = dataclasses.replace(generator, num_classes=num_classes)
+    if 0 < (generator.num_classes or 0) < num_classes:
+        raise ConfigError(
+            f"generator.num_classes: {generator.num_classes}, but the data has {num_classes} "
+            "classes; null takes the data's, 0 ignores them"
+        )
+    if generator.num_classes == 0 and config.samples.guidance != 1:
+        raise ConfigError(
+            f"samples.guidance: {config.samples.guidance:g}, but without classes there is nothing "
+            "to guide; set samples.guidance=1.0"
+        )
+    return dataclasses.replace(config, run=run, generator=generator)
+
+
+def check_val_source(config: TrainGeneratorConfig, trained_on: str, validated_on: str) -> None:
+    """Refuse to validate on other data than the store's unless that was asked for.
+
+    Raises:
+        ConfigError: Naming both.
+    """
+    if config.data.val_source is None and trained_on != validated_on:
+        raise ConfigError(
+            f"data.store is of {trained_on!r}, validation would be on {validated_on!r}; say what "
+            "to validate on with data.val_source"
+        )

@@ -1,0 +1,206 @@
+"""The state of a generator training run, network to counters, and one step of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from ..config import ConfigError
+from ..generators.build import build_generator
+from ..generators.masked import MaskedGenerator
+from ..generators.noise import derive_seeds
+from ..sample.generate import generate
+from ..sample.sample_folder import class_name
+from ..tokenizers.base import Tokenizer
+from .ema import EMA
+from .engine import LossWindow, MetricWindow, build_optimizer, descend, seed_step, set_lr
+from .generator_recipe import TrainGeneratorConfig
+from .health import check_finite
+from .run_folder import RunError, RunFolder
+from .token_data import TokenBatch
+
+MAX_CLASSES = 16
+"""Classes shown in a grid of samples."""
+EVAL_MASKS = 4
+"""Times that every validation image is hidden in part, each time differently."""
+_EVAL_SEED = 0x7E55
+
+
+class GeneratorRun:
+    """Everything that a run holds and a checkpoint must bring back.
+
+    Args:
+        config: Resolved: `generator.num_classes` is a number.
+        accelerator: Processes and precision.
+        tokenizer: Whose tokens; frozen.
+        classes: Names by label.
+
+    Raises:
+        ValueError: If the generator cannot read the tokens, with the reason.
+    """
+
+    def __init__(
+        self,
+        config: TrainGeneratorConfig,
+        accelerator: Accelerator,
+        tokenizer: Tokenizer,
+        classes: Sequence[str],
+    ) -> None:
+        self.config, self.accelerator, self.tokenizer = config, accelerator, tokenizer
+        seed_step(config.run.seed, -1, 0)  # the same weights on every process
+        try:
+            generator = build_generator(config.generator, tokenizer.spec)
+        except RuntimeError as error:  # an attention backend that is not installed
+            raise ConfigError(f"generator: {error}") from None
+        self.generator = generator.to(accelerator.device)
+        self.generator.classes = tuple(classes)
+        self.ema = EMA(self.generator, config.ema_decay)
+        self.step, self.seconds = 0, 0.0
+        self.window, self.metrics = LossWindow(), MetricWindow()
+        self.optimizer = build_optimizer(self.generator.parameters(), config.optimizer)
+        # The prepared module runs every forward pass with gradients: only it synchronises.
+        self.model, self.prepared_optimizer = accelerator.prepare(self.generator, self.optimizer)
+        if config.run.compile:
+            self.generator.compile()
+
+    @property
+    def uniform_loss(self) -> float | None:
+        """Masked loss of knowing nothing, in nats."""
+        masked = isinstance(self.generator, MaskedGenerator)
+        return self.generator.uniform_loss if masked else None  # type: ignore[return-value]
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module with state, by the name of its file in a checkpoint."""
+        return {"generator": self.generator, "ema": self.ema.module}
+
+    def save(self, folder: RunFolder, data: str, ids: Sequence[str]) -> None:
+        """Write a checkpoint (a collective: counters of all processes are gathered).
+
+        Args:
+            folder: Where.
+            data: Fingerprint of the data.
+            ids: Names of the last batch's images.
+
+        Raises:
+            NonFiniteLoss: If a loss since the last log line was not finite, on any process; such
+                weights would push the last good checkpoint out.
+            SaveError: If the disk refuses.
+        """
+        windows = gather_object([self.window.state_dict()])
+        metrics = gather_object([self.metrics.state_dict()])
+        for window in windows:
+            check_finite({"step": self.step, **window["sums"]}, ids)
+        state: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(),
+            "ema_updates": self.ema.num_updates,
+            "seconds": self.seconds,
+            "windows": windows,
+            "metrics": metrics,
+            "tokenizer": self.tokenizer.fingerprint,
+            "data": data,
+        }
+        weights = {name: module.state_dict() for name, module in self.modules().items()}
+        folder.save_checkpoint(self.step, weights, state, keep=self.config.run.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], data: str) -> None:
+        """Take over a checkpoint.
+
+        Raises:
+            RunError: If it is of another number of processes, which would change the batch, of
+                another tokenizer, or of other data.
+        """
+        processes = len(state["windows"])
+        if processes != self.accelerator.num_processes:
+            raise RunError(
+                f"the checkpoint is of {processes} processes, this run has "
+                f"{self.accelerator.num_processes}; launch {processes} to resume"
+            )
+        if state["tokenizer"] != self.tokenizer.fingerprint:
+            raise RunError(
+                f"the checkpoint is of tokens of the tokenizer {state['tokenizer']}; "
+                f"{self.config.tokenizer} is {self.tokenizer.fingerprint} now"
+            )
+        if state["data"] != data:
+            raise RunError(
+                f"the training data changed since the checkpoint: {state['data'][:16]}... then, "
+                f"{data[:16]}... now"
+            )
+        for name, module in self.modules().items():
+            module.load_state_dict(weights[name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.num_updates, self.step = state["ema_updates"], state["step"]
+        rank, device = self.accelerator.process_index, self.accelerator.device
+        self.window.load_state_dict(state["windows"][rank], device)
+        self.metrics.load_state_dict(state["metrics"][rank], device)
+        self.seconds = state["seconds"]
+
+    def train_batch(self, batch: TokenBatch) -> None:
+        """Forward and backward on one batch; the optimizer steps when gradients are due.
+
+        What is hidden of an image, and whether its label is, depend on its number alone.
+        """
+        config = self.config
+        with self.accelerator.accumulate(self.model):
+            set_lr(self.optimizer, config.optimizer.lr, self.step, config.run.steps)
+            seeds = derive_seeds(config.run.seed, batch.numbers)
+            output = self.model(batch.tokens, batch.labels, seeds=seeds)
+            losses = {"loss": output.loss}
+            norm = descend(
+                self.accelerator,
+                output.loss,
+                self.generator,
+                self.prepared_optimizer,
+                config.optimizer.clip_norm,
+            )
+            if norm is not None:
+                losses["grad_norm"] = norm
+        self.window.add(losses)
+        self.metrics.add(output.metrics)
+
+    def report(self) -> dict[str, float]:
+        """Means of both windows over steps and processes (a collective)."""
+        record = self.window.means(self.accelerator) | self.metrics.means()
+        uniform = self.uniform_loss
+        return record if uniform is None else record | {"uniform_loss": uniform}
+
+    @torch.no_grad()
+    def evaluate(self, tokens: TokenBatch) -> dict[str, float]:
+        """Metrics of the averaged weights, as `val_NAME`: the same slots are hidden every time."""
+        size, device = self.config.run.batch_size_per_device, self.accelerator.device
+        sums: dict[str, Tensor] = {}
+        for mask in range(EVAL_MASKS):
+            seeds = derive_seeds(_EVAL_SEED + mask, tokens.numbers)
+            for start in range(0, len(seeds), size):
+                rows = slice(start, start + size)
+                output = self.ema.module(
+                    tokens.tokens[rows].to(device),
+                    tokens.labels[rows].to(device),
+                    seeds=seeds[rows].to(device),
+                )
+                for name, pair in output.metrics.items():
+                    pair = pair.double().cpu()
+                    sums[name] = sums[name] + pair if name in sums else pair
+        pairs = {name: pair.tolist() for name, pair in sums.items()}
+        return {f"val_{name}": value / count for name, (value, count) in pairs.items() if count}
+
+    @torch.no_grad()
+    def samples(self, *, limit: int | None = None) -> tuple[Tensor, list[str]]:
+        """Pictures (B, 3, H, W) of the averaged weights and their class names.
+
+        `samples_per_class` of each of the first 16 classes, or as many without a class, always of
+        the same seeds.
+        """
+        generator, config = self.ema.module, self.config
+        classes = range(min(generator.num_classes, MAX_CLASSES)) or [-1]
+        labels = [label for label in classes for _ in range(config.samples_per_class)][:limit]
+        size = config.run.batch_size_per_device
+        tokens = generate(
+            generator, labels, seeds=range(len(labels)), sampling=config.samples, batch_size=size
+        )
+        starts = range(0, len(labels), size)
+        pictures = [self.tokenizer.decode(tokens[i : i + size]).cpu() for i in starts]
+        return torch.cat(pictures), [class_name(generator, label) for label in labels]
