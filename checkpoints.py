@@ -272,8 +272,11 @@ def _load_generator(folder: Path) -> tuple[Generator, str | None]:
     card = _card_of(folder, "generator")
     stored = read_config(folder)
     config = build_config(GeneratorFileConfig, stored, name=str(folder / CONFIG))
-    with torch.random.fork_rng(devices=[]):
-        generator = build_generator(config.generator, config.tokens.spec())
+    try:
+        with torch.random.fork_rng(devices=[]):
+            generator = build_generator(config.generator, config.tokens.spec())
+    except (ValueError, RuntimeError) as error:  # a reading or a backend that is impossible here
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
     generator.fingerprint, generator.card = _fill(generator, folder, stored, card), card
     generator.classes = config.classes
     return generator.eval(), config.tokenizer

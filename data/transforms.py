@@ -59,7 +59,12 @@ def shrink(image: Image.Image, short_side: int) -> Image.Image:
     return image if min(image.size) <= short_side else _resize_short_side(image, short_side)
 
 
-def resize_center_crop(image: Image.Image, resolution: int) -> Image.Image:
+def resize_center_crop(
+    image: Image.Image,
+    resolution: int,
+    *,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
     """Resize the shorter side to `resolution` (antialiased bicubic), then crop the centre.
 
     An image of that size already is returned as it is. Beyond an aspect ratio of 4:1 the long side
@@ -68,6 +73,7 @@ def resize_center_crop(image: Image.Image, resolution: int) -> Image.Image:
     Args:
         image: PIL image, mode RGB.
         resolution: Side of the result in pixels, >= 1.
+        resample: Another filter, for masks.
 
     Returns:
         PIL image of size resolution x resolution.
@@ -79,7 +85,7 @@ def resize_center_crop(image: Image.Image, resolution: int) -> Image.Image:
         raise ValueError(f"resolution {resolution}, expected at least 1 pixel")
     if image.size == (resolution, resolution):
         return image
-    image = _resize_short_side(image, resolution)
+    image = _resize_short_side(image, resolution, resample)
     return _center_crop(image, resolution, resolution)
 
 
@@ -115,11 +121,15 @@ def augment(
     return image
 
 
-def _resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
+def _resize_short_side(
+    image: Image.Image,
+    short_side: int,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
     short = min(image.size)
     image = _center_crop(image, *(min(side, _MAX_ASPECT * short) for side in image.size))
     width, height = (max(short_side, round(side * short_side / short)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    return image.resize((width, height), resample)
 
 
 def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 AttentionBackend = Literal["auto", "sdpa", "plain", "xformers"]
 
 _SHORT = 128
-"""Longest sequence for which `auto` takes `plain` on a CPU, where torch's fused attention is slow on
+"""Longest sequence for which `auto` takes `plain` on a CPU: torch's fused attention is slow on
 short ones, backward and in bf16 above all: `benchmarks/attention.py`."""
 
 

@@ -31,7 +31,7 @@ def generator_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--schedule", type=click.Choice(get_args(MaskSchedule))),
         click.option("--num-steps", type=int, help="Sampling steps."),
         click.option("--sampler", type=click.Choice(["confidence", "halton", "entropy"])),
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True),
         click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto"),
         click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True),
         click.option("--device", help="Torch device [cuda if there is one, else cpu]."),
@@ -70,11 +70,11 @@ def _open(options: dict[str, Any]) -> tuple[Generator, SamplingConfig]:
     return generator, choose_sampling(generator, None, knobs)
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(option: str, text: str, example: str) -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        raise ValueError(f"--labels {text!r}: expected numbers like 3,7") from None
+        raise ValueError(f"{option} {text!r}: expected numbers like {example}") from None
 
 
 @click.command()
@@ -105,11 +105,12 @@ def sample(
     processes = join_processes()
     generator, sampling = _open(options)
     if table:
-        slots = generator.spec.num_tokens * len(generator.codebook_sizes)  # type: ignore[arg-type]
+        groups = len(generator.codebook_sizes)  # type: ignore[arg-type]
+        slots = generator.spec.num_tokens * groups // sampling.unit(groups)
         click.echo(format_table(sampling_table(sampling, slots)))
         return
     if labels is not None:
-        wanted = _numbers(labels)
+        wanted = _numbers("--labels", labels, "3,7")
     elif classes is not None:
         wanted = labels_of(generator, classes.split(","))
     else:
@@ -144,6 +145,7 @@ def sample(
 @click.option("--num", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--paste", is_flag=True, help="Keep the picture's own pixels outside the mask.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG to write.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 @one_clear_error
 def edit(
     image: Path,
@@ -156,6 +158,7 @@ def edit(
     num: int,
     paste: bool,
     out: Path,
+    overwrite: bool,
     **options: Any,
 ) -> None:
     """Draw parts of --image anew; with --num, NAME-0.png, NAME-1.png and so on."""
@@ -163,12 +166,20 @@ def edit(
         raise ValueError("give one of --mask, --box and --variation: what to draw anew")
     if label is not None and class_ is not None:
         raise ValueError("give --label or --class, not both")
+    if outside and box is None:
+        raise ValueError("--outside goes with --box")
+    if paste and variation is not None:
+        raise ValueError("--paste goes with --mask or --box, not with --variation")
+    files = [out] if num == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(num)]
+    for file in files:
+        if file.is_dir() or (file.exists() and not overwrite):
+            raise FileExistsError(f"{file} exists already; choose another name or --overwrite it")
     generator, sampling = _open(options)
     tokenizer, spec = generator.tokenizer, generator.spec
     pixels, mask = read_masked_image(image, mask_path, tokenizer.resolution)
     seeds = torch.arange(options["seed"], options["seed"] + num)
     if box is not None:
-        corners = _numbers(box)
+        corners = _numbers("--box", box, "0,0,32,16")
         if len(corners) != 4:
             raise ValueError(f"--box {box!r}: expected LEFT,TOP,RIGHT,BOTTOM")
         left, top, right, bottom = corners
@@ -193,7 +204,6 @@ def edit(
     pictures = tokenizer.decode(tokens).cpu()
     if paste and mask is not None:
         pictures = torch.where(mask, pictures, pixels)
-    files = [out] if num == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(num)]
     for file, picture in zip(files, pictures, strict=True):
         save_png(picture, file)
     kept = ~hidden.to(tokens.device)

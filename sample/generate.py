@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -78,11 +78,16 @@ def generate(
         raise ValueError(
             f"expected at least one image and batch_size 1, found {count=}, {batch_size=}"
         )
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision: expected {', '.join(get_args(Precision))}, found {precision}")
     device = next(generator.parameters()).device
     all_labels = check_labels(generator, labels, count).to(device)
-    all_seeds = torch.as_tensor(range(count) if seeds is None else seeds, dtype=torch.int64)
+    all_seeds = torch.as_tensor(range(count) if seeds is None else seeds)
+    if all_seeds.is_floating_point() or all_seeds.ndim != 1:
+        raise ValueError(f"seeds: expected whole numbers, one per image, found {seeds}")
+    all_seeds = all_seeds.to("cpu", torch.int64)
     known, mask = _broadcast(known, count), None if mask is None else _rows(mask, count)
-    all_lengths = None if lengths is None else torch.as_tensor(lengths, dtype=torch.int64)
+    all_lengths = None if lengths is None else check_lengths(generator, lengths, count)
     predict: Callable[..., Tensor] = generator.predict
     if compile:
         predict = torch.compile(generator.predict, fullgraph=True, dynamic=False)
@@ -152,6 +157,22 @@ def check_labels(generator: Generator, labels: Sequence[int] | Tensor | None, co
             + (f"; classes: {names}" if names else "")
         )
     return torch.where(given < 0, generator.num_classes, given)
+
+
+def check_lengths(generator: Generator, lengths: Sequence[int] | Tensor, count: int) -> Tensor:
+    """Lengths as (count,) int64 in [1, N].
+
+    Raises:
+        ValueError: If the spec is not ordered, or one is missing or out of range.
+    """
+    if not generator.spec.ordered:
+        raise ValueError(f"lengths: {generator.spec} is not ordered, a prefix does not decode")
+    given = torch.as_tensor(lengths).cpu()
+    most = generator.spec.num_tokens
+    whole = given.shape == (count,) and not given.is_floating_point()
+    if not whole or ((given < 1) | (given > most)).any():
+        raise ValueError(f"lengths: expected {count} numbers from 1 to {most}, found {lengths}")
+    return given.long()
 
 
 def labels_of(generator: Generator, names: Sequence[str]) -> list[int]:

@@ -155,13 +155,15 @@ class SamplingState:
             known.require(generator.spec, reader="the generator")
             if len(known) != batch:
                 raise ValueError(f"known: expected {batch} images, found {len(known)}")
-            hidden &= mask.to(device)
-            self.indices = known.regroup(generator.codebook_sizes).indices.to(device)
+            known = known.to(device)
+            hidden = mask.to(device) | ~known.valid  # what a longer result adds was never known
+            self.indices = known.regroup(generator.codebook_sizes).indices
             lengths = known.lengths if lengths is None else lengths
         self.lengths, self.valid = lengths, None
         if lengths is not None:
             self.valid = Tokens(self.indices, generator.masked_spec, lengths).valid
             hidden &= self.valid
+            self.indices = self.indices * self.valid[..., None]
         self.hidden = hidden[..., None].expand(-1, -1, groups)
         self.indices = self.indices.masked_fill(self.hidden, 0)
         self._tabulate(config, hidden.sum(1).tolist())
@@ -169,8 +171,7 @@ class SamplingState:
     def _tabulate(self, config: SamplingConfig, positions: list[int]) -> None:
         """Upload the table of every image; those with less to reveal have tables of their own."""
         groups = self.generator.num_groups
-        together = config.sampler == "halton" and config.halton_groups == "together"
-        unit = groups if together else 1
+        unit = config.unit(groups)
         fewest = min(positions) * groups // unit
         if not fewest:
             raise ValueError("mask: nothing to draw anew in at least one image")
@@ -183,7 +184,7 @@ class SamplingState:
             with_steps = dataclasses.replace(config, num_steps=steps)
             tables[count] = sampling_table(with_steps, count * groups // unit)
         self.table = tables[max(positions)]
-        if self.generator.num_classes == 0 and any(row.guidance != 1 for row in self.table):
+        if self.generator.num_classes == 0 and config.guidance != 1:
             raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
         revealed = [[row.revealed * unit for row in tables[count]] for count in positions]
         device = self.seeds.device

@@ -75,6 +75,10 @@ def sample_to_folder(
         SaveError: If the disk refuses; nothing is left behind.
     """
     sampling = choose_sampling(generator, sampling, {})
+    if not labels or len(labels) != len(seeds):
+        raise ValueError(
+            f"expected a label and a seed per image, found {len(labels)} and {len(seeds)}"
+        )
     check_labels(generator, labels, len(labels))
     if out.exists() and not overwrite:  # every process says so, and none waits for another
         raise FileExistsError(f"{out} exists already; choose another name or ask to overwrite it")

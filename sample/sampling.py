@@ -8,7 +8,7 @@ t = 1, arccos falls like a square root: with 64 steps and 512 slots the last ste
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -17,6 +17,15 @@ from ..generators.mask_schedules import MaskSchedule, masked_share
 from .guidance import GuidanceSchedule, guidance_at
 
 DEFAULT_STEPS = 16
+
+Sampler = Literal["confidence", "halton", "entropy"]
+HaltonGroups = Literal["passes", "together"]
+_CHOICES: dict[str, Any] = {
+    "sampler": Sampler,
+    "schedule": MaskSchedule,
+    "guidance_schedule": GuidanceSchedule,
+    "halton_groups": HaltonGroups,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +51,7 @@ class SamplingConfig:
     """
 
     __pydantic_config__ = STRICT
-    sampler: Literal["confidence", "halton", "entropy"] = "confidence"
+    sampler: Sampler = "confidence"
     num_steps: int | None = None
     schedule: MaskSchedule = "arccos"
     guidance: float = 1.0
@@ -51,10 +60,16 @@ class SamplingConfig:
     temperature: float = 1.0
     temperature_end: float | None = None
     randomness: float = 4.0
-    halton_groups: Literal["passes", "together"] = "passes"
+    halton_groups: HaltonGroups = "passes"
     halton_roll: bool = True
 
     def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"{name}: expected {', '.join(get_args(choices))}, "
+                    f"found {getattr(self, name)!r}"
+                )
         if self.num_steps is not None and self.num_steps < 1:
             raise ValueError(f"num_steps: expected at least 1, found {self.num_steps}")
         for name in ("guidance", "temperature", "temperature_end", "randomness"):
@@ -63,6 +78,10 @@ class SamplingConfig:
                 raise ValueError(f"{name}: expected at least 0, found {value}")
         if not 0 < self.guidance_power < math.inf:
             raise ValueError(f"guidance_power: must be > 0, found {self.guidance_power}")
+
+    def unit(self, num_groups: int) -> int:
+        """Slots that the table counts as one: a whole position where groups go together, else 1."""
+        return num_groups if self.sampler == "halton" and self.halton_groups == "together" else 1
 
 
 @dataclass(frozen=True)

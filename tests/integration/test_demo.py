@@ -1,5 +1,6 @@
 """`make demo` in small: every picture and file that it promises is there."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,18 +18,22 @@ TINY = ["tokenizer.autoencoder.base_channels=8", "tokenizer.autoencoder.norm_gro
 def test_demo_makes_what_it_says(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     settings = [*TINY, "run.batch_size_per_device=2", "losses.perceptual=[random]"]
+    short = ["--steps", "2", "--generator-steps", "2", "--views", "2"]
     done = subprocess.run(
-        [sys.executable, str(DEMO), "--out", str(out), "--steps", "2", *settings],
+        [sys.executable, str(DEMO), "--out", str(out), *short, *settings],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "1536 bits" in done.stdout and "(192 bytes) an image" in done.stdout
-    promised = ["run/tokenizer", "run/curves.png", "run/previews", "pictures", "store"]
-    promised += ["decoded/grid.png", "reconstructions/grid.png"]
+    promised = ["tokenizer/tokenizer", "generator/generator", "store", "samples/grid.png"]
+    promised += ["reconstructions/grid.png", "tokenizer/curves.png", "generator/curves.png"]
     for path in promised:
         assert (out / path).exists(), path
         assert str(out / path) in done.stdout, path
-    assert len(list((out / "decoded").glob("*.png"))) == 64 + 1
-    with Image.open(out / "reconstructions" / "grid.png") as grid:
-        assert min(grid.size) > 8 * 64
+    store = tessella.TokenStore(out / "store")
+    assert len(store) == 2 * 1381
+    records = [json.loads(line) for line in (out / "samples/images.jsonl").open()]
+    assert len(records) == 52 and {record["class"] for record in records} == set(store.classes)
+    assert all((out / "samples" / record["file"]).is_file() for record in records)
+    with Image.open(out / "samples" / "grid.png") as grid:
+        assert min(grid.size) > 6 * 64

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -86,6 +87,25 @@ def test_encode_takes_single_files_and_mirrors(model: Path, pictures: Path, tmp_
     run("decode", "--tokenizer", model, tmp_path / "store", "--out", tmp_path / "decoded")
     names = {p.name for p in (tmp_path / "decoded").glob("*.png")}
     assert names == {"0.png", "3.png", "0_aug1.png", "3_aug1.png", "grid.png"}
+
+
+def test_encode_stores_views(model: Path, tmp_path: Path) -> None:
+    """The plain picture first, then random crops and mirror images; twice the same."""
+    files, rng = [tmp_path / f"{i}.png" for i in range(3)], np.random.default_rng(0)
+    for file in files:
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+    words = ("encode", "--tokenizer", model, *files, "--views", "3", "--random-crop", "0.5")
+    for name in ("a", "b"):
+        run(*words, "--flip", "--out", tmp_path / name)
+    run("encode", "--tokenizer", model, *files, "--out", tmp_path / "plain")
+    store, again, plain = (TokenStore(tmp_path / name) for name in ("a", "b", "plain"))
+    assert store.augmentation.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert store[:3].equal(plain.tokens()) and store.tokens().equal(again.tokens())
+    assert not store[3:6].equal(store[:3]) and not store[6:].equal(store[3:6])
+    for wrong in (words[:-2], (*words[:-4], "--random-crop", "0.5")):
+        result = run(*wrong, "--out", tmp_path / "c", code=1)
+        assert "several views need an augmentation" in result.output
+    assert not (tmp_path / "c").exists()
 
 
 def test_reconstruct_measures_what_it_writes(model: Path, tmp_path: Path) -> None:

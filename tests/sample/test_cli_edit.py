@@ -1,0 +1,166 @@
+"""`tessella edit` as a person uses it: what is drawn anew, what stays, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from tessella.checkpoints import load_generator
+from tessella.data.images import read_image, to_tensor
+from tessella.data.transforms import resize_center_crop
+from tessella.sample.cli import main
+from tessella.sample.edit import variation_mask
+from tessella.sample.generate import generate
+
+Folders = tuple[Path, Path]
+FAST = ("--num-steps", 2)
+
+
+def run(*words: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """48x48, with some structure."""
+    ramp = torch.linspace(0, 255, 48).byte()
+    pixels = torch.stack(
+        [ramp.expand(48, 48), ramp[:, None].expand(48, 48), 255 - ramp.expand(48, 48)]
+    )
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(path)
+    return path
+
+
+def edit(folders: Folders, picture: Path, out: Path, *words: object, code: int = 0) -> Result:
+    words = ("--generator", folders[0], "--image", picture, "--out", out, *FAST, *words)
+    return run("edit", *words, code=code)
+
+
+def test_edit_by_mask_redraws_the_light_part_only(
+    folders: Folders, picture: Path, tmp_path: Path
+) -> None:
+    light = Image.new("L", (48, 48), 0)
+    light.paste(255, (24, 0, 48, 48))
+    light.save(tmp_path / "mask.png")
+    out = tmp_path / "edited.png"
+    words = ["--mask", tmp_path / "mask.png", "--label", 1, "--seed", 6, "--json"]
+    told = json.loads(edit(folders, picture, out, *words).stdout)
+    assert told == {
+        "files": [str(out)],
+        "positions": 64,
+        "drawn_anew": 32,
+        "known_unchanged": True,
+        "label": 1,
+    }
+    generator = load_generator(folders[0])
+    pixels = to_tensor(resize_center_crop(read_image(picture), 32))
+    known = generator.tokenizer.encode(pixels[None])
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[:, 4:] = True
+    expected = generate(
+        generator, [1], seeds=[6], known=known, mask=mask.flatten(), num_steps=2, guidance=2.0
+    )
+    assert torch.equal(expected.indices[:, ~mask.flatten()], known.indices[:, ~mask.flatten()])
+    assert not expected.equal(known)
+    decoded = generator.tokenizer.decode(expected)[0]
+    assert (to_tensor(read_image(out)) - decoded).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_edit_by_box_inside_and_outside(folders: Folders, picture: Path, tmp_path: Path) -> None:
+    inside = edit(folders, picture, tmp_path / "in.png", "--box", "0,0,16,8", "--json")
+    outside = edit(folders, picture, tmp_path / "o.png", "--box", "0,0,16,8", "--outside", "--json")
+    assert json.loads(inside.stdout)["drawn_anew"] == 8
+    assert json.loads(outside.stdout)["drawn_anew"] == 56
+    for result in (inside, outside):
+        assert json.loads(result.stdout)["known_unchanged"] is True
+        assert json.loads(result.stdout)["label"] is None
+
+
+def test_paste_keeps_the_pictures_own_pixels(
+    folders: Folders, picture: Path, tmp_path: Path
+) -> None:
+    words = ["--box", "16,0,32,32", "--class", "ship"]
+    edit(folders, picture, tmp_path / "plain.png", *words)
+    edit(folders, picture, tmp_path / "pasted.png", *words, "--paste")
+    plain, pasted = (to_tensor(read_image(tmp_path / f"{n}.png")) for n in ("plain", "pasted"))
+    own = to_tensor(resize_center_crop(read_image(picture), 32))
+    assert torch.equal(pasted[:, :, :16], own[:, :, :16])
+    assert torch.equal(pasted[:, :, 16:], plain[:, :, 16:])
+    assert not torch.equal(plain[:, :, :16], own[:, :, :16])
+
+
+def test_several_edits_have_their_own_seeds(
+    folders: Folders, picture: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "v.png"
+    words = ["--variation", 0.5, "--num", 3, "--batch-size", 2, "--seed", 9, "--json"]
+    told = json.loads(edit(folders, picture, out, *words).stdout)
+    assert told["files"] == [str(tmp_path / f"v-{i}.png") for i in range(3)]
+    assert told["drawn_anew"] == 32 and told["known_unchanged"] is True
+    contents = [Path(file).read_bytes() for file in told["files"]]
+    assert len(set(contents)) == 3
+    edit(folders, picture, tmp_path / "w.png", "--variation", 0.5, "--seed", 10)
+    assert (tmp_path / "w.png").read_bytes() == contents[1]
+    mask = variation_mask(torch.arange(9, 12), load_generator(folders[0]).spec, 0.5)
+    assert mask.unique(dim=0).shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give one of --mask, --box and --variation"),
+        (["--box", "0,0,8,8", "--variation", "0.5"], "give one of --mask, --box and --variation"),
+        (["--box", "0,0,8,8", "--label", "1", "--class", "cat"], "give --label or --class"),
+        (["--box", "0,0,8"], "--box '0,0,8': expected LEFT,TOP,RIGHT,BOTTOM"),
+        (["--box", "a,b,c,d"], "--box 'a,b,c,d': expected numbers like 0,0,32,16"),
+        (["--box", "0,0,64,8"], "expected 0 <= left < right <= 32"),
+        (["--box", "8,0,8,8"], "expected 0 <= left < right <= 32"),
+        (["--box", "0,0,32,32", "--outside"], "nothing is marked"),
+        (["--variation", "0"], "expected a share above 0 up to 1, found 0.0"),
+        (["--variation", "0.5", "--outside"], "--outside goes with --box"),
+        (["--variation", "0.5", "--paste"], "--paste goes with --mask or --box"),
+        (["--box", "0,0,8,8", "--label", "3"], "expected 0 to 2, or -1 for none, found [3]"),
+        (["--box", "0,0,8,8", "--class", "kat"], "did you mean cat?"),
+        (["--box", "0,0,4,4", "--num-steps", "3"], "3 steps for 2 slots to reveal"),
+        (["--mask", "{tmp}/other.png"], "the mask is 40x48, the image 48x48"),
+        (["--mask", "{tmp}/dark.png"], "nothing is marked"),
+        (["--mask", "{tmp}/gone.png"], "gone.png"),
+        (["--box", "0,0,8,8", "--image", "{tmp}/gone.png"], "gone.png"),
+    ],
+)
+def test_mistakes_of_an_edit_get_one_clear_line(
+    folders: Folders, picture: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    Image.new("L", (40, 48), 255).save(tmp_path / "other.png")
+    Image.new("L", (48, 48), 100).save(tmp_path / "dark.png")
+    filled = [word.format(tmp=tmp_path) for word in words]
+    result = edit(folders, picture, tmp_path / "out.png", *filled, code=1)
+    assert message in result.stderr
+    assert result.stderr.count("Error:") == 1 and "Traceback" not in result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dark.png", "other.png", "picture.png"]
+
+
+def test_an_edit_overwrites_only_when_asked(
+    folders: Folders, picture: Path, tmp_path: Path
+) -> None:
+    before = picture.read_bytes()
+    result = edit(folders, picture, picture, "--box", "0,0,8,8", code=1)
+    assert "exists already" in result.stderr
+    assert picture.read_bytes() == before
+    (tmp_path / "v-1.png").write_bytes(b"mine")
+    words = ["--box", "0,0,8,8", "--num", 2]
+    assert (
+        "v-1.png exists already"
+        in edit(folders, picture, tmp_path / "v.png", *words, code=1).stderr
+    )
+    assert not (tmp_path / "v-0.png").exists()
+    edit(folders, picture, tmp_path / "v.png", *words, "--overwrite")
+    assert read_image(tmp_path / "v-1.png").size == (32, 32)
+    folder = edit(folders, picture, tmp_path, "--box", "0,0,8,8", "--overwrite", code=1)
+    assert "exists already" in folder.stderr
