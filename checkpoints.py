@@ -366,7 +366,10 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
         from huggingface_hub import snapshot_download
 
         files = [CONFIG, WEIGHTS, CARD]
-        return Path(snapshot_download(name.removeprefix("hub:"), allow_patterns=files))
+        try:
+            return Path(snapshot_download(name.removeprefix("hub:"), allow_patterns=files))
+        except Exception as error:  # network, permission, name: the hub has many ways to fail
+            raise CheckpointError(f"{name}: {error}") from None
     folder = Path(name)
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "no such folder"

@@ -12,7 +12,9 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 import tessella
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator
 from tessella.generators.transformer import TransformerConfig
-from tessella.sample.generate import generate
+from tessella.sample.generate import Precision, generate
 from tessella.tokenizers.tokens import TokenSpec
 
 
@@ -90,14 +92,14 @@ def main(
     inside = 0.0
     predict = generator.predict
 
-    def timed(*arguments: Tensor | None) -> Tensor:
+    def timed(*arguments: Any) -> Tensor:
         nonlocal inside
         started = time.perf_counter()
         logits = predict(*arguments)
         inside += time.perf_counter() - started
         return logits
 
-    def ours(sampler: str = "confidence", precision: str = "fp32") -> None:
+    def ours(sampler: str = "confidence", precision: Precision = "fp32") -> None:
         generate(
             generator,
             labels,
@@ -112,7 +114,7 @@ def main(
             precision=precision,
         )
 
-    ways = {
+    ways: dict[str, Callable[[], object]] = {
         "plain form, fp32": lambda: plain_form(generator, labels, num_steps, guidance, 4.0),
         "confidence, fp32": ours,
         "halton, fp32": lambda: ours("halton"),
@@ -121,7 +123,7 @@ def main(
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     shares: dict[str, list[float]] = {way: [] for way in ways}
-    generator.predict = timed  # type: ignore[method-assign]
+    generator.predict = timed  # type: ignore[method-assign, assignment]
     for turn in range(rounds + 1):  # the first one warms up
         for way, run in ways.items():
             inside, started = 0.0, time.perf_counter()

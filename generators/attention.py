@@ -63,7 +63,8 @@ def attention(
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    weights = F.dropout(scores.softmax(-1, torch.float32).to(v.dtype), dropout)
+    precise = torch.promote_types(scores.dtype, torch.float32)
+    weights = F.dropout(scores.softmax(-1, precise).to(v.dtype), dropout)
     return (weights @ v).transpose(1, 2)
 
 

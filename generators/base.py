@@ -14,12 +14,15 @@ class GeneratorOutput:
     """One training step of a generator.
 
     Args:
-        loss: What to minimise, a scalar.
+        loss: What to minimise, a scalar: a mean.
+        weight: What the mean was divided by, a scalar. Means of several processes are averaged
+            with these weights.
         metrics: Sum and count, (2,) float32, of everything worth watching, by name. Sums and
             counts add up over steps and processes; a count may be 0.
     """
 
     loss: Tensor
+    weight: Tensor
     metrics: dict[str, Tensor]
 
 
@@ -34,6 +37,7 @@ class Generator(nn.Module):
         spec: The tokens that it learns and emits.
         num_classes: Number of labels; 0: unconditional.
         classes: Names by label, if the training data had any.
+        uniform_loss: Loss of knowing nothing, in nats, where the loss is a cross-entropy.
         fingerprint: Hash of config and weights, once loaded from a folder.
         card: What the folder says of the model, once loaded.
     """
@@ -42,6 +46,7 @@ class Generator(nn.Module):
     spec: TokenSpec
     num_classes: int
     classes: tuple[str, ...] = ()
+    uniform_loss: float | None = None
     fingerprint: str | None = None
     card: dict[str, Any] | None = None
 

@@ -79,8 +79,8 @@ class MaskedConfig:
 class MaskBitConfig(MaskedConfig):
     """MaskBit; the defaults are the published training.
 
-    Without `codebook_sizes` the bits are split into the fewest equal groups, two or more, of at
-    most 9 bits: 2 x 5 for 10 bits, 2 x 9 for 18, 3 x 8 for 24.
+    Without `codebook_sizes` the bits are split into the fewest groups, two or more, of at most 9
+    bits, as equal as can be: 2 x 5 for 10 bits, 2 x 9 for 18, 3 x 8 for 24, 6 and 5 for 11.
     """
 
     __pydantic_config__ = STRICT
@@ -157,6 +157,7 @@ class MaskedGenerator(Generator):
         self.config, self.spec, self.num_classes = config, spec, config.num_classes
         self.codebook_sizes = read_sizes(config, spec)
         self.masked_spec = TokenSpec(spec.shape, self.codebook_sizes, spec.ordered)
+        self.uniform_loss = sum(map(math.log, self.codebook_sizes)) / len(self.codebook_sizes)
         width, num_tokens = config.transformer.width, spec.num_tokens
         tied = isinstance(config, MaskGITConfig)
         self.input = (IndexInput if tied else BitInput)(self.codebook_sizes, width)
@@ -180,11 +181,6 @@ class MaskedGenerator(Generator):
     def num_groups(self) -> int:
         """Groups G of a position."""
         return len(self.codebook_sizes)
-
-    @property
-    def uniform_loss(self) -> float:
-        """Cross-entropy of knowing nothing, in nats: the mean of log K over the groups."""
-        return sum(math.log(size) for size in self.codebook_sizes) / self.num_groups
 
     def predict(
         self, indices: Tensor, mask: Tensor, labels: Tensor, valid: Tensor | None = None
@@ -243,7 +239,8 @@ class MaskedGenerator(Generator):
         smoothed, exact = self._cross_entropy(logits, targets)
         hidden = mask.float()
         weight = torch.where(mask, 1.0, self.config.unmasked_weight) * real
-        loss = (weight * smoothed).sum() / weight.sum().clamp(min=1e-9)
+        total = weight.sum()
+        loss = (weight * smoothed).sum() / total.clamp(min=1e-9)
         correct = (logits.detach().argmax(-1) == targets).float()
         nats, count = (exact.detach() * hidden).sum((1, 2)), hidden.sum((1, 2))
         metrics = {
@@ -255,7 +252,7 @@ class MaskedGenerator(Generator):
             metrics[bucket_name(low, high)] = torch.stack(
                 [(nats * here).sum(), (count * here).sum()]
             )
-        return GeneratorOutput(loss, metrics)
+        return GeneratorOutput(loss, total, metrics)
 
     def known_labels(self, labels: Tensor | None, batch: int, device: torch.device) -> Tensor:
         """Labels with every "no label" as `num_classes`, (B,) int64, a new tensor."""
@@ -308,9 +305,8 @@ def read_sizes(config: MaskBitConfig | MaskGITConfig, spec: TokenSpec) -> tuple[
     if sizes is None:
         num_bits = spec.vocab_size.bit_length() - 1
         if bits or (set(spec.codebook_sizes) == {2} and spec.vocab_size > _JOINT):
-            groups = range(min(2, num_bits), num_bits + 1)
-            count = next(g for g in groups if num_bits % g == 0 and num_bits // g <= _GROUP_BITS)
-            sizes = (2 ** (num_bits // count),) * count
+            count = min(num_bits, max(2, math.ceil(num_bits / _GROUP_BITS)))
+            sizes = tuple(2 ** ((num_bits + g) // count) for g in reversed(range(count)))
         else:
             sizes = (spec.vocab_size,) if spec.vocab_size <= _JOINT else spec.codebook_sizes
     wide = [size for size in sizes if size > MAX_GROUP]

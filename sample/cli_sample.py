@@ -11,12 +11,13 @@ from ..checkpoints import load_generator
 from ..data.images import save_png
 from ..generators.base import Generator
 from ..generators.mask_schedules import MaskSchedule
+from ..generators.masked import MaskedGenerator
 from .cli_shared import chosen_device, one_clear_error, show
 from .edit import box_mask, read_masked_image, token_mask, variation_mask
 from .generate import choose_sampling, generate, labels_of
 from .guidance import GuidanceSchedule
-from .sample_folder import join_processes, sample_to_folder
-from .sampling import SamplingConfig, format_table, sampling_table
+from .sample_folder import join_processes, sample_to_folder, table_of
+from .sampling import SamplingConfig, format_table
 
 
 def generator_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -105,9 +106,8 @@ def sample(
     processes = join_processes()
     generator, sampling = _open(options)
     if table:
-        groups = len(generator.codebook_sizes)  # type: ignore[arg-type]
-        slots = generator.spec.num_tokens * groups // sampling.unit(groups)
-        click.echo(format_table(sampling_table(sampling, slots)))
+        assert isinstance(generator, MaskedGenerator)
+        click.echo(format_table(table_of(generator, sampling)))
         return
     if labels is not None:
         wanted = _numbers("--labels", labels, "3,7")
@@ -136,7 +136,9 @@ def sample(
 @click.command()
 @generator_options
 @click.option("--image", type=click.Path(path_type=Path), required=True, help="Picture to edit.")
-@click.option("--mask", "mask_path", type=click.Path(path_type=Path), help="Light = draw anew.")
+@click.option(
+    "--mask", "mask_path", type=click.Path(path_type=Path), help="Light or transparent = draw anew."
+)
 @click.option("--box", help="LEFT,TOP,RIGHT,BOTTOM in pixels of the tokenizer's resolution.")
 @click.option("--outside", is_flag=True, help="Draw anew what --box leaves out: outpainting.")
 @click.option("--variation", type=float, help="Share of random positions to draw anew.")

@@ -10,7 +10,6 @@ shapes and never waits for the device: counts, scales and temperatures are uploa
 starts, and predictions that are not finite are reported after it.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import assert_never
 
@@ -22,7 +21,7 @@ from ..generators.noise import gumbel, uniform
 from ..tokenizers.tokens import Tokens
 from .guidance import guide
 from .halton import halton_order
-from .sampling import SamplingConfig, SamplingStep, sampling_table
+from .sampling import DONE, SamplingConfig, sampling_table
 
 Ranking = Callable[[Tensor, Tensor, int], Tensor]
 """(distributions (B, N, G, K), drawn entries (B, N, G), step) to priorities (B, N, G)."""
@@ -169,42 +168,43 @@ class SamplingState:
         self._tabulate(config, hidden.sum(1).tolist())
 
     def _tabulate(self, config: SamplingConfig, positions: list[int]) -> None:
-        """Upload the table of every image; those with less to reveal have tables of their own."""
+        """Upload the table of every image: each has its own, from its own number of slots."""
         groups = self.generator.num_groups
         unit = config.unit(groups)
-        fewest = min(positions) * groups // unit
-        if not fewest:
+        if not min(positions):
             raise ValueError("mask: nothing to draw anew in at least one image")
-        if config.num_steps is None:
-            steps = len(sampling_table(config, fewest))
-        else:
-            steps = config.num_steps
-        tables: dict[int, tuple[SamplingStep, ...]] = {}
-        for count in sorted(set(positions)):
-            with_steps = dataclasses.replace(config, num_steps=steps)
-            tables[count] = sampling_table(with_steps, count * groups // unit)
-        self.table = tables[max(positions)]
         if self.generator.num_classes == 0 and config.guidance != 1:
             raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
-        revealed = [[row.revealed * unit for row in tables[count]] for count in positions]
-        device = self.seeds.device
-        self.revealed = torch.tensor(revealed, device=device).T[..., None]  # (T, B, 1)
-        self.temperature, self.guidance, self.randomness = (
-            torch.tensor([getattr(row, name) for row in self.table], device=device)
-            for name in ("temperature", "guidance", "randomness")
-        )
+        tables = {n: sampling_table(config, n * groups // unit) for n in sorted(set(positions))}
+        longest = max(len(table) for table in tables.values())
+        padded = {n: table + (DONE,) * (longest - len(table)) for n, table in tables.items()}
+        steps = list(zip(*(padded[n] for n in positions), strict=True))  # (T, B)
+        self.guided = [any(row.guidance != 1 for row in rows) for rows in steps]
+        self.greedy = config.temperature == 0 and not config.temperature_end
+
+        def column(name: str, scale: int = 1) -> Tensor:
+            values = [[getattr(row, name) * scale for row in rows] for rows in steps]
+            return torch.tensor(values, device=self.seeds.device)[..., None]  # (T, B, 1)
+
+        self.revealed = column("revealed", unit)
+        self.randomness = column("randomness")[..., None]
+        self.guidance = column("guidance")[..., None, None]
+        self.temperature = column("temperature")[..., None, None]
 
     @torch.no_grad()
     def run(self, rank: Ranking) -> Tokens:
         """All steps, then one look at whether every prediction was finite."""
+        sizes = torch.tensor(self.generator.codebook_sizes, device=self.seeds.device)
         failed = torch.zeros((), dtype=torch.int64, device=self.seeds.device)
-        for step, row in enumerate(self.table):
-            logits = self._logits(row, step)
-            if row.temperature == 0:
+        for step, guided in enumerate(self.guided):
+            logits = self._logits(step, guided)
+            if self.greedy:
                 p, drawn = logits.softmax(-1), logits.argmax(-1)
             else:
-                p = (logits / self.temperature[step]).softmax(-1)
+                # At temperature 0, where some annealing ends, the likeliest entry has p = 1.
+                p = (logits / self.temperature[step].clamp(min=1e-6)).softmax(-1)
                 drawn = draw(p, uniform(self.seeds, _DRAWS * step, p.shape[1:3]))
+                drawn = torch.minimum(drawn, sizes - 1)  # whatever a parallel cumsum rounds to
             bad = p.isnan().any() & (failed == 0)
             failed = torch.where(bad, step + 1, failed)
             priority = rank(p, drawn, step).masked_fill(~self.hidden, -torch.inf)
@@ -217,9 +217,9 @@ class SamplingState:
         tokens = Tokens(self.indices, self.generator.masked_spec, self.lengths)
         return tokens.regroup(self.generator.spec.codebook_sizes)
 
-    def _logits(self, row: SamplingStep, step: int) -> Tensor:
+    def _logits(self, step: int, guided: bool) -> Tensor:
         """Guided logits (B, N, G, K): one forward pass, twice the batch where guidance acts."""
-        if row.guidance == 1:
+        if not guided:
             return self.predict(self.indices, self.hidden, self.labels, self.valid)
         nothing = torch.full_like(self.labels, self.generator.num_classes)
         both = self.predict(

@@ -21,9 +21,10 @@ from tqdm import tqdm
 from ..data.images import image_grid, read_image, to_pil
 from ..files import atomic_folder
 from ..generators.base import Generator
+from ..generators.masked import MaskedGenerator
 from ..tokenizers.tokens import Tokens
 from .generate import Precision, check_labels, choose_sampling, generate
-from .sampling import SamplingConfig
+from .sampling import SamplingConfig, SamplingStep, sampling_table
 
 _GRID_IMAGES = 64
 
@@ -75,6 +76,8 @@ def sample_to_folder(
         SaveError: If the disk refuses; nothing is left behind.
     """
     sampling = choose_sampling(generator, sampling, {})
+    if isinstance(generator, MaskedGenerator):  # the files say how many steps it were
+        sampling = dataclasses.replace(sampling, num_steps=len(table_of(generator, sampling)))
     if not labels or len(labels) != len(seeds):
         raise ValueError(
             f"expected a label and a seed per image, found {len(labels)} and {len(seeds)}"
@@ -121,6 +124,12 @@ def sample_to_folder(
         "images_per_second": len(labels) / seconds,
         "sampling": dataclasses.asdict(sampling),
     }
+
+
+def table_of(generator: MaskedGenerator, sampling: SamplingConfig) -> tuple[SamplingStep, ...]:
+    """What each step does when a whole image is drawn."""
+    slots = generator.spec.num_tokens * generator.num_groups
+    return sampling_table(sampling, slots // sampling.unit(generator.num_groups))
 
 
 def file_of(number: int) -> str:

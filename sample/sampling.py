@@ -38,7 +38,8 @@ class SamplingConfig:
             distributions first.
         num_steps: Steps, at most the slots to reveal; None: 16, or fewer where there are fewer.
         schedule: Share of slots still hidden over the steps.
-        guidance: Scale at the end of its ramp; 1 = off.
+        guidance: Scale that its ramp approaches; 1 = off. A ramp starts at 1, so a single step is
+            guided by a `constant` schedule only.
         guidance_schedule: Its ramp over the steps.
         guidance_power: Exponent of the cosine ramp.
         temperature: Of the distributions sampled from; 0 takes the likeliest entry.
@@ -79,6 +80,10 @@ class SamplingConfig:
         if not 0 < self.guidance_power < math.inf:
             raise ValueError(f"guidance_power: must be > 0, found {self.guidance_power}")
 
+    def steps_for(self, num_slots: int) -> int:
+        """Steps for an image with that many slots to reveal."""
+        return min(DEFAULT_STEPS, num_slots) if self.num_steps is None else self.num_steps
+
     def unit(self, num_groups: int) -> int:
         """Slots that the table counts as one: a whole position where groups go together, else 1."""
         return num_groups if self.sampler == "halton" and self.halton_groups == "together" else 1
@@ -105,6 +110,10 @@ class SamplingStep:
     randomness: float
 
 
+DONE = SamplingStep(step=0, revealed=0, hidden=0, guidance=1.0, temperature=1.0, randomness=0.0)
+"""What an image does while others in its batch still have steps to go."""
+
+
 def sampling_table(config: SamplingConfig, num_slots: int) -> tuple[SamplingStep, ...]:
     """The whole schedule of one image.
 
@@ -115,7 +124,7 @@ def sampling_table(config: SamplingConfig, num_slots: int) -> tuple[SamplingStep
     Raises:
         ValueError: If there are more steps than slots.
     """
-    steps = config.num_steps or max(1, min(DEFAULT_STEPS, num_slots))
+    steps = config.steps_for(num_slots)
     if steps > num_slots:
         raise ValueError(
             f"num_steps: {steps} steps for {num_slots} slots to reveal; expected at most one each"
@@ -125,7 +134,6 @@ def sampling_table(config: SamplingConfig, num_slots: int) -> tuple[SamplingStep
     for i in range(steps):
         t = (i + 1) / steps
         left = min(_hidden_after(config, t, num_slots), hidden - 1)
-        left = max(left, steps - i - 1)  # at least one for each step to come
         table.append(
             SamplingStep(
                 step=i + 1,

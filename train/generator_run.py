@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..config import ConfigError
 from ..generators.build import build_generator
-from ..generators.masked import MaskedGenerator
 from ..generators.noise import derive_seeds
 from ..sample.generate import generate
 from ..sample.sample_folder import class_name
 from ..tokenizers.base import Tokenizer
+from ..tokenizers.distributed import num_processes, sum_over_processes
 from .ema import EMA
 from .engine import LossWindow, MetricWindow, build_optimizer, descend, seed_step, set_lr
 from .generator_recipe import TrainGeneratorConfig
@@ -65,12 +65,6 @@ class GeneratorRun:
         self.model, self.prepared_optimizer = accelerator.prepare(self.generator, self.optimizer)
         if config.run.compile:
             self.generator.compile()
-
-    @property
-    def uniform_loss(self) -> float | None:
-        """Masked loss of knowing nothing, in nats."""
-        masked = isinstance(self.generator, MaskedGenerator)
-        return self.generator.uniform_loss if masked else None  # type: ignore[return-value]
 
     def modules(self) -> dict[str, nn.Module]:
         """Every module with state, by the name of its file in a checkpoint."""
@@ -148,10 +142,11 @@ class GeneratorRun:
             set_lr(self.optimizer, config.optimizer.lr, self.step, config.run.steps)
             seeds = derive_seeds(config.run.seed, batch.numbers)
             output = self.model(batch.tokens, batch.labels, seeds=seeds)
-            losses = {"loss": output.loss}
+            loss = self._shared(output.loss, output.weight)
+            losses = {"loss": loss}
             norm = descend(
                 self.accelerator,
-                output.loss,
+                loss,
                 self.generator,
                 self.prepared_optimizer,
                 config.optimizer.clip_norm,
@@ -161,10 +156,17 @@ class GeneratorRun:
         self.window.add(losses)
         self.metrics.add(output.metrics)
 
+    @staticmethod
+    def _shared(loss: Tensor, weight: Tensor) -> Tensor:
+        """This process's share of the weighted mean over all of them, which DDP averages."""
+        if num_processes() == 1:
+            return loss
+        return loss * weight * num_processes() / sum_over_processes(weight).clamp(min=1e-9)
+
     def report(self) -> dict[str, float]:
         """Means of both windows over steps and processes (a collective)."""
         record = self.window.means(self.accelerator) | self.metrics.means()
-        uniform = self.uniform_loss
+        uniform = self.generator.uniform_loss
         return record if uniform is None else record | {"uniform_loss": uniform}
 
     @torch.no_grad()

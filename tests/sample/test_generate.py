@@ -98,10 +98,6 @@ def test_masks_may_differ_between_images(
     assert torch.equal(found.indices[~mask], known.indices[~mask])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="without num_steps an image with few slots sets the number of steps of its whole batch",
-)
 def test_without_num_steps_images_do_not_depend_on_their_batch(
     generator: MaskedGenerator, known: Tokens
 ) -> None:

@@ -121,15 +121,18 @@ def test_a_finished_run_resumes_to_nothing(generator_run: Any, generator_script:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tokens", ["store", "images"])
+@pytest.mark.parametrize(
+    ("tokens", "unmasked_weight"), [("store", 1.0), ("images", 1.0), ("store", 0.0)]
+)
 def test_two_processes_equal_one_with_the_double_batch(
-    tokens: str, generator_script: Any, store: Path, tmp_path: Path
+    tokens: str, unmasked_weight: float, generator_script: Any, store: Path, tmp_path: Path
 ) -> None:
     """Weights, averages and log after 20 steps; a label dropout by sample number, no dropout.
 
     Adam divides a gradient by its own size; with eps = 1e-3 vanishing ones are not blown up.
     """
     words = ("generator.transformer.dropout=0.0", "optimizer.eps=1e-3", "run.log_every=10")
+    words += (f"generator.unmasked_weight={unmasked_weight}",)
     runs = []
     for processes in (1, 2):
         batch = f"run.batch_size_per_device={8 // processes}"
