@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .config import STRICT, build_config, read_yaml, to_dict, to_yaml
+from .config import build_config, read_yaml, to_dict, to_yaml
 from .files import atomic_folder
 from .generators.base import Generator
-from .generators.build import GeneratorConfig, build_generator
+from .generators.build import GeneratorFileConfig, TokensConfig, build_generator
 from .tokenizers.base import Tokenizer
 from .tokenizers.build import TokenizerConfig, build_tokenizer
-from .tokenizers.tokens import TokenSpec
 
 CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "card.json"
 _BUNDLED = Path(__file__).parent / "assets" / "models"
@@ -33,38 +31,6 @@ _BUNDLED = Path(__file__).parent / "assets" / "models"
 
 class CheckpointError(ValueError):
     """A model folder that is missing, incomplete or damaged."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokensConfig:
-    """A token spec in a config file; see `TokenSpec`."""
-
-    __pydantic_config__ = STRICT
-    shape: tuple[int, ...]
-    codebook_sizes: tuple[int, ...]
-    ordered: bool = False
-
-    def spec(self) -> TokenSpec:
-        """The spec itself."""
-        return TokenSpec(self.shape, self.codebook_sizes, self.ordered)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorFileConfig:
-    """Content of a generator folder's `config.yaml`: all that rebuilds and decodes it.
-
-    Args:
-        generator: The generator's own config.
-        tokens: What it emits.
-        tokenizer: Fingerprint of the tokenizer that decodes them; None: of no folder.
-        classes: Names by label; empty if the data had none.
-    """
-
-    __pydantic_config__ = STRICT
-    generator: GeneratorConfig
-    tokens: TokensConfig
-    tokenizer: str | None = None
-    classes: tuple[str, ...] = ()
 
 
 def fingerprint(config: dict[str, Any], state: dict[str, torch.Tensor]) -> str:
@@ -239,7 +205,9 @@ def load_generator(
     folder = find_folder(path)
     generator, expected = _load_generator(folder)
     if tokenizer is None:
-        named = (generator.card or {}).get("tokenizer", {})
+        named = (generator.card or {}).get("tokenizer") or {}
+        if not isinstance(named, dict) or {type(v) for v in named.values()} - {str, type(None)}:
+            raise CheckpointError(f"{folder / CARD}: tokenizer: expected paths, found {named!r}")
         tokenizer = _find_tokenizer(folder, expected, named)
     elif not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer)

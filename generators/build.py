@@ -1,15 +1,49 @@
-"""The closed list of generators: config and token spec in, module out."""
+"""The closed list of generators: config and token spec in, module out; what their folder stores."""
 
+from dataclasses import dataclass
 from typing import Annotated, assert_never
 
 from pydantic import Field
 
+from ..config import STRICT
 from ..tokenizers.tokens import TokenSpec
 from .base import Generator
 from .masked import MaskBitConfig, MaskedGenerator, MaskGITConfig
 
 GeneratorConfig = Annotated[MaskBitConfig | MaskGITConfig, Field(discriminator="type")]
 """Union of every generator's config, discriminated by `type`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    """A token spec in a config file; see `TokenSpec`."""
+
+    __pydantic_config__ = STRICT
+    shape: tuple[int, ...]
+    codebook_sizes: tuple[int, ...]
+    ordered: bool = False
+
+    def spec(self) -> TokenSpec:
+        """The spec itself."""
+        return TokenSpec(self.shape, self.codebook_sizes, self.ordered)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorFileConfig:
+    """Content of a generator folder's `config.yaml`: all that rebuilds and decodes it.
+
+    Args:
+        generator: The generator's own config.
+        tokens: What it emits.
+        tokenizer: Fingerprint of the tokenizer that decodes them; None: of no folder.
+        classes: Names by label; empty if the data had none.
+    """
+
+    __pydantic_config__ = STRICT
+    generator: GeneratorConfig
+    tokens: TokensConfig
+    tokenizer: str | None = None
+    classes: tuple[str, ...] = ()
 
 
 def build_generator(config: GeneratorConfig, spec: TokenSpec) -> Generator:

@@ -247,8 +247,10 @@ class MaskedGenerator(Generator):
             "masked_loss": torch.stack([nats.sum(), count.sum()]),
             "masked_accuracy": torch.stack([(correct * hidden).sum(), count.sum()]),
         }
+        hidden_share = count / real.sum((1, 2))
         for low, high in pairwise(BUCKETS):
-            here = ((share >= low) & (share < high if high < 1 else share <= 1)).float()
+            inside = hidden_share < high if high < 1 else hidden_share <= high
+            here = (inside & (hidden_share >= low)).float()
             metrics[bucket_name(low, high)] = torch.stack(
                 [(nats * here).sum(), (count * here).sum()]
             )

@@ -122,7 +122,7 @@ class Transformer(nn.Module):
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """The published initialisation of one layer: weights normal, std 0.02; biases 0."""
+    """Weights normal, std 0.02 (published with a cut at 100 std, which is none); biases 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):

@@ -176,6 +176,8 @@ def edit(
     for file in files:
         if file.is_dir() or (file.exists() and not overwrite):
             raise FileExistsError(f"{file} exists already; choose another name or --overwrite it")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out {out}: expected the name of a .png file")
     generator, sampling = _open(options)
     tokenizer, spec = generator.tokenizer, generator.spec
     pixels, mask = read_masked_image(image, mask_path, tokenizer.resolution)
@@ -203,7 +205,9 @@ def edit(
         batch_size=options["batch_size"],
         precision=options["precision"],
     )
-    pictures = tokenizer.decode(tokens).cpu()
+    size = options["batch_size"]
+    parts = [tokenizer.decode(tokens[i : i + size]).cpu() for i in range(0, num, size)]
+    pictures = torch.cat(parts)
     if paste and mask is not None:
         pictures = torch.where(mask, pictures, pixels)
     for file, picture in zip(files, pictures, strict=True):

@@ -89,7 +89,7 @@ def token_mask(mask: Tensor, spec: TokenSpec) -> Tensor:
         raise ValueError(f"mask: {height}x{width} pixels are no multiple of {rows}x{columns} cells")
     cells = mask.view(rows, height // rows, columns, width // columns).any(3).any(1).flatten()
     if not cells.any():
-        raise ValueError("mask: nothing is marked, so there is nothing to draw anew")
+        raise ValueError("mask: nothing is marked inside the centre crop, so nothing to draw anew")
     return cells
 
 

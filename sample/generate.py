@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..config import build_config
 from ..generators.base import Generator
 from ..generators.masked import MaskedGenerator
 from ..tokenizers.tokens import Tokens
@@ -61,13 +63,20 @@ def generate(
         Tokens of the generator's spec, on its device.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others, or the network's
-            predictions are not finite.
+        ValueError: If an argument is out of range or does not fit the others, the generator is in
+            training mode, or its predictions are not finite.
         TypeError: If a knob is unknown.
     """
     if not isinstance(generator, MaskedGenerator):
         raise TypeError(f"generate: no sampler for {type(generator).__name__}")
+    if generator.training:
+        raise ValueError(
+            "generate: the generator is in training mode, where dropout would disturb the seeds; "
+            "call generator.eval() first"
+        )
     sampling = choose_sampling(generator, sampling, knobs)
+    labels = None if labels is None else whole_numbers(labels, "labels")
+    seeds = None if seeds is None else whole_numbers(seeds, "seeds")
     counts = [len(given) for given in (labels, seeds) if given is not None]
     count = counts[0] if counts else num
     if count is None:
@@ -82,10 +91,7 @@ def generate(
         raise ValueError(f"precision: expected {', '.join(get_args(Precision))}, found {precision}")
     device = next(generator.parameters()).device
     all_labels = check_labels(generator, labels, count).to(device)
-    all_seeds = torch.as_tensor(range(count) if seeds is None else seeds)
-    if all_seeds.is_floating_point() or all_seeds.ndim != 1:
-        raise ValueError(f"seeds: expected whole numbers, one per image, found {seeds}")
-    all_seeds = all_seeds.to("cpu", torch.int64)
+    all_seeds = torch.arange(count) if seeds is None else seeds
     known, mask = _broadcast(known, count), None if mask is None else _rows(mask, count)
     all_lengths = None if lengths is None else check_lengths(generator, lengths, count)
     predict: Callable[..., Tensor] = generator.predict
@@ -122,6 +128,7 @@ def choose_sampling(
 
     Raises:
         TypeError: If a field does not exist; suggests a near one.
+        ConfigError: If a value is of another type or out of range.
     """
     names = [field.name for field in dataclasses.fields(SamplingConfig)]
     for name in knobs:
@@ -131,8 +138,10 @@ def choose_sampling(
             raise TypeError(f"generate: unknown argument {name!r}; {hint}")
     if sampling is None:
         stored = (generator.card or {}).get("sampling", {})
-        sampling = SamplingConfig(**{name: stored[name] for name in names if name in stored})
-    return dataclasses.replace(sampling, **knobs)
+        if isinstance(stored, dict):  # of a later version, perhaps: unknown settings do not matter
+            stored = {name: stored[name] for name in names if name in stored}
+        sampling = build_config(SamplingConfig, stored, name="sampling in the generator's card")
+    return build_config(SamplingConfig, dataclasses.asdict(sampling) | knobs, name="sampling")
 
 
 def check_labels(generator: Generator, labels: Sequence[int] | Tensor | None, count: int) -> Tensor:
@@ -143,10 +152,7 @@ def check_labels(generator: Generator, labels: Sequence[int] | Tensor | None, co
     """
     if labels is None:
         return torch.full((count,), generator.num_classes, dtype=torch.int64)
-    given = torch.as_tensor(labels).cpu()
-    if given.is_floating_point() or given.ndim != 1:
-        raise ValueError(f"labels: expected whole numbers, found {labels}")
-    given = given.long()
+    given = whole_numbers(labels, "labels")
     wrong = given[(given < -1) | (given >= generator.num_classes)].unique().tolist()
     if wrong:
         if not generator.num_classes:
@@ -157,6 +163,24 @@ def check_labels(generator: Generator, labels: Sequence[int] | Tensor | None, co
             + (f"; classes: {names}" if names else "")
         )
     return torch.where(given < 0, generator.num_classes, given)
+
+
+def whole_numbers(given: Sequence[int] | Tensor, name: str) -> Tensor:
+    """Whole numbers as (B,) int64 on the CPU.
+
+    Raises:
+        ValueError: If they are anything else.
+    """
+    try:
+        numbers = torch.as_tensor(given, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.empty(())
+    if numbers.numel() and (numbers.is_floating_point() or numbers.dtype == torch.bool):
+        numbers = torch.empty(())
+    if numbers.ndim != 1:
+        found = " ".join(reprlib.repr(given).split())
+        raise ValueError(f"{name}: expected whole numbers, one per image, found {found}")
+    return numbers.long()
 
 
 def check_lengths(generator: Generator, lengths: Sequence[int] | Tensor, count: int) -> Tensor:

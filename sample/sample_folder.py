@@ -26,7 +26,7 @@ from ..tokenizers.tokens import Tokens
 from .generate import Precision, check_labels, choose_sampling, generate
 from .sampling import SamplingConfig, SamplingStep, sampling_table
 
-_GRID_IMAGES = 64
+_GRID_IMAGES, _GRID_COLUMNS = 64, 16
 
 
 def join_processes() -> PartialState | None:
@@ -156,7 +156,9 @@ def _describe(
     shown = range(min(len(labels), _GRID_IMAGES))
     names = [class_name(generator, label) for label in labels]
     pictures = [read_image(folder / file_of(i)) for i in shown]
-    image_grid(pictures, min(8, len(shown)), [names[i] for i in shown]).save(folder / "grid.png")
+    kinds = min(len(set(labels)), _GRID_COLUMNS)  # labels that take turns stand below each other
+    columns = min(kinds * max(1, 8 // kinds), len(shown))
+    image_grid(pictures, columns, [names[i] for i in shown]).save(folder / "grid.png")
     facts = {
         "generator": name,
         "fingerprint": generator.fingerprint,

@@ -333,6 +333,13 @@ def test_damage_is_named(
         load_generator(pair[0])
 
 
+@pytest.mark.parametrize("named", ["abc", {"path": 3}])
+def test_a_card_that_names_its_tokenizer_wrongly(pair: tuple[Path, Path], named: Any) -> None:
+    edit_card(pair[0], lambda card: card.update(tokenizer=named))
+    with pytest.raises(CheckpointError, match=r"card\.json: tokenizer: expected paths"):
+        load_generator(pair[0])
+
+
 def test_config_faults_name_the_file(pair: tuple[Path, Path]) -> None:
     change_config("label_dropout", "label_dropuot")(pair[0])
     with pytest.raises(ConfigError, match=r"config\.yaml: .*did you mean 'label_dropout'"):

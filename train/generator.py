@@ -123,6 +123,7 @@ def train(
     """Run or resume a training; returns the final measurements, or None if it was interrupted."""
     data, store, own_store = config.data, None, out / "store"
     val_source = open_source(data.val_source or data.source, "val")
+    unused = data.store is not None and (data.views > 1 or data.augment.enabled)
     if data.store is not None:
         store, source = TokenStore(data.store), val_source
         check_val_source(config, store.header.source, val_source.name)
@@ -173,6 +174,8 @@ def train(
         f"{num_classes} classes; {len(reader)} samples of {store.path if store else source.name}; "
         f"{device}, {run.mixed_precision} precision",
     )
+    if unused:
+        say(main, f"data.views and data.augment are not used: {data.store} has views of its own")
     accumulation = run.gradient_accumulation_steps
     batches = reader.batches(
         batch_size,

@@ -77,11 +77,15 @@ class RunFolder:
 
         Raises:
             RunError: If another run is writing there, e.g. one that is still saving after Ctrl-C.
+            SaveError: If the disk refuses.
         """
         if not self.writes:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise SaveError(f"cannot write {self.path}: {error.strerror}") from None
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until the process ends
         except OSError:

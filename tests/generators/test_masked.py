@@ -147,7 +147,6 @@ def test_bits_of_any_width_are_read_in_the_fewest_groups_as_equal_as_can_be() ->
         assert list(sizes) == sorted(sizes, reverse=True)
 
 
-
 @pytest.mark.parametrize(
     ("kind", "sizes", "groups", "message"),
     [

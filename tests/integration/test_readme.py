@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -26,10 +27,13 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_python_example_runs(checkout: Path) -> None:
-    (program,) = blocks("python")
-    exec(compile(program, "README.md", "exec"), {})
+def test_the_python_examples_run(checkout: Path) -> None:
+    encoding, sampling = blocks("python")
+    exec(compile(encoding, "README.md", "exec"), {})
     assert (checkout / "duck_decoded.png").is_file()
+    names: dict[str, Any] = {}
+    exec(compile(sampling, "README.md", "exec"), names)
+    assert names["images"].shape == (3, 3, 64, 64)
 
 
 @pytest.mark.slow
@@ -48,8 +52,8 @@ def test_the_commands_run_in_order(checkout: Path) -> None:
 
 
 def test_every_path_in_the_readme_exists() -> None:
-    named = re.findall(r"\]\(([^)#:]+)\)|configs/tokenizer/\w+\.yaml", README)
+    named = re.findall(r"\]\(([^)#:]+)\)|configs/\w+/\w+\.yaml", README)
     for path in filter(None, named):
         assert (ROOT / path).exists(), path
-    for path in re.findall(r"configs/tokenizer/\w+\.yaml", README):
+    for path in re.findall(r"configs/\w+/\w+\.yaml", README):
         assert (ROOT / path).is_file(), path

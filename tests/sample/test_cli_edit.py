@@ -162,5 +162,7 @@ def test_an_edit_overwrites_only_when_asked(
     assert not (tmp_path / "v-0.png").exists()
     edit(folders, picture, tmp_path / "v.png", *words, "--overwrite")
     assert read_image(tmp_path / "v-1.png").size == (32, 32)
+    jpeg = edit(folders, picture, tmp_path / "v.jpg", "--box", "0,0,8,8", code=1)
+    assert "expected the name of a .png file" in jpeg.stderr
     folder = edit(folders, picture, tmp_path, "--box", "0,0,8,8", "--overwrite", code=1)
     assert "exists already" in folder.stderr

@@ -165,7 +165,11 @@ def test_progress_counts_images(
     [
         ({"labels": [3]}, r"labels: expected 0 to 2, or -1 for none, found \[3\]; classes: 0 gri"),
         ({"labels": [0, -2, 9]}, r"found \[-2, 9\]; classes: 0 grinning face, 1 cat, 2 ship"),
-        ({"labels": [0.5]}, r"labels: expected whole numbers, found \[0\.5\]"),
+        ({"labels": [0.5]}, r"labels: expected whole numbers, one per image, found \[0\.5\]"),
+        ({"labels": ["cat"]}, "labels: expected whole numbers"),
+        ({"labels": 3}, "labels: expected whole numbers, one per image, found 3"),
+        ({"labels": [2**70]}, "labels: expected whole numbers"),
+        ({"labels": [True]}, "labels: expected whole numbers"),
         ({"labels": [[0]]}, "labels: expected whole numbers"),
         ({"labels": [0, 1], "seeds": [0]}, r"must agree, found \[2, 1, None\]"),
         ({"labels": [0, 1], "num": 3}, r"labels, seeds and num must agree, found \[2, 3\]"),
@@ -176,7 +180,10 @@ def test_progress_counts_images(
         ({"seeds": [[1]]}, "seeds: expected whole numbers, one per image"),
         ({"num": 1, "precision": "fp16"}, "precision: expected auto, fp32, bf16, found fp16"),
         ({"num": 1, "num_steps": 33}, "num_steps: 33 steps for 32 slots"),
-        ({"num": 1, "sampler": "hilbert"}, "sampler: expected confidence, halton, entropy"),
+        ({"num": 1, "sampler": "hilbert"}, "sampler: Input should be 'confidence', 'halton' or"),
+        ({"num": 1, "num_steps": 2.5}, r"num_steps: Input should be a valid integer \(found 2\.5"),
+        ({"num": 1, "guidance": None}, "guidance: Input should be a valid number"),
+        ({"num": 1, "guidance": float("nan")}, "guidance: expected at least 0, found nan"),
         ({"num": 1, "guidance": -1.0}, r"guidance: expected at least 0, found -1\.0"),
         ({"num": 1, "lengths": [4]}, "lengths: .* is not ordered"),
         ({"num": 1, "mask": torch.ones(16).bool()}, "known tokens and the mask .* go together"),
@@ -248,6 +255,25 @@ def test_unknown_settings_are_named_with_a_near_one(generator: MaskedGenerator) 
         generate(generator, [0], num_step=3)
     with pytest.raises(TypeError, match="unknown argument 'xyz'; there are: sampler, num_steps"):
         generate(generator, [0], xyz=3)
+
+
+def test_a_generator_in_training_mode_is_refused(generator: MaskedGenerator) -> None:
+    generator.train()
+    try:
+        with pytest.raises(ValueError, match="in training mode"):
+            generate(generator, [0], num_steps=2)
+    finally:
+        generator.eval()
+
+
+@pytest.mark.parametrize("stored", [{"guidance": "three"}, None, [1]])
+def test_damaged_settings_in_the_card_are_named(generator: MaskedGenerator, stored: Any) -> None:
+    generator.card = {"sampling": stored}
+    try:
+        with pytest.raises(ValueError, match="sampling in the generator's card"):
+            generate(generator, [0])
+    finally:
+        generator.card = None
 
 
 def test_a_generator_without_a_sampler_is_refused() -> None:

@@ -80,6 +80,12 @@ def _tokenizer(folder: Path, quantizer: Any, *, seed: int = 0) -> Path:
     return folder
 
 
+def test_a_place_that_cannot_be_written(generator_command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    result = generator_command("--out", tmp_path / "file" / "run")
+    _assert_one_message(result, "cannot write", "Not a directory")
+
+
 def test_store_of_another_tokenizer(
     generator_command: Command, store: Path, tmp_path: Path
 ) -> None:
