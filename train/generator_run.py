@@ -19,7 +19,7 @@ from .ema import EMA
 from .engine import LossWindow, MetricWindow, build_optimizer, descend, seed_step, set_lr
 from .generator_recipe import TrainGeneratorConfig
 from .health import check_finite
-from .run_folder import RunError, RunFolder
+from .run_folder import RunError, RunFolder, check_processes
 from .token_data import TokenBatch
 
 MAX_CLASSES = 16
@@ -107,12 +107,7 @@ class GeneratorRun:
             RunError: If it is of another number of processes, which would change the batch, of
                 another tokenizer, or of other data.
         """
-        processes = len(state["windows"])
-        if processes != self.accelerator.num_processes:
-            raise RunError(
-                f"the checkpoint is of {processes} processes, this run has "
-                f"{self.accelerator.num_processes}; launch {processes} to resume"
-            )
+        check_processes(len(state["windows"]), self.accelerator.num_processes)
         if state["tokenizer"] != self.tokenizer.fingerprint:
             raise RunError(
                 f"the checkpoint is of tokens of the tokenizer {state['tokenizer']}; "

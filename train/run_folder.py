@@ -189,6 +189,19 @@ class RunFolder:
         return weights, state
 
 
+def check_processes(saved: int, running: int) -> None:
+    """Refuse a checkpoint of another number of processes, which would change the batch.
+
+    Raises:
+        RunError: With both numbers.
+    """
+    if saved != running:
+        raise RunError(
+            f"the checkpoint is of {saved} processes, this run has {running}; "
+            f"launch {saved} to resume"
+        )
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a `log.jsonl`; a last line cut short by a crash is left out."""
     records = []

@@ -16,7 +16,7 @@ from .engine import LossWindow, build_optimizer, descend, memory_layout, seed_st
 from .health import CodeWindow, check_finite
 from .objective import Objective
 from .recipe import TrainTokenizerConfig, check_weights
-from .run_folder import RunError, RunFolder
+from .run_folder import RunFolder, check_processes
 
 
 class TokenizerRun:
@@ -112,12 +112,7 @@ class TokenizerRun:
         Raises:
             RunError: If it is of another number of processes, which would change the batch.
         """
-        processes = len(state["codes"])
-        if processes != self.accelerator.num_processes:
-            raise RunError(
-                f"the checkpoint is of {processes} processes, this run has "
-                f"{self.accelerator.num_processes}; launch {processes} to resume"
-            )
+        check_processes(len(state["codes"]), self.accelerator.num_processes)
         for name, module in self.modules().items():
             module.load_state_dict(weights[name])
         self.optimizer.load_state_dict(state["optimizer"])
