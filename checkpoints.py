@@ -2,7 +2,8 @@
 
 The config rebuilds the module, the card says what it is (parameters, data, licence, command,
 metrics with their protocol) and holds the fingerprint: a hash of config and weights that token
-stores carry, and that detects damage when the folder is read.
+stores carry, and that detects damage when the folder is read. A tokenizer's folder may also hold
+`probe.safetensors`, a few images with the PSNR it reached (`tokenizers/probe.py`).
 """
 
 import difflib
@@ -24,6 +25,7 @@ from .generators.base import Generator
 from .generators.build import GeneratorFileConfig, TokensConfig, build_generator
 from .tokenizers.base import Tokenizer
 from .tokenizers.build import TokenizerConfig, build_tokenizer
+from .tokenizers.probe import PROBE, store_probe
 
 CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "card.json"
 _BUNDLED = Path(__file__).parent / "assets" / "models"
@@ -54,6 +56,7 @@ def save_tokenizer(
     card: dict[str, Any] | None = None,
     overwrite: bool = False,
     dtype: torch.dtype | None = None,
+    probe: tuple[torch.Tensor, str] | None = None,
 ) -> dict[str, Any]:
     """Write a tokenizer's folder, whole or not at all; returns the card written.
 
@@ -65,6 +68,8 @@ def save_tokenizer(
         overwrite: Replace a folder that is already there.
         dtype: Type of float weights in the file, e.g. torch.float16 for half the size; None: as
             they are. Loading gives float32 again.
+        probe: A few 8-bit images (B, 3, R, R) and where they come from: they are stored with the
+            PSNR that the weights in the file reach, for `verify_probe`.
 
     Raises:
         FileExistsError: If the folder exists and `overwrite` is False.
@@ -78,7 +83,12 @@ def save_tokenizer(
         "resolution": tokenizer.resolution,
         "parameters": tokenizer.num_parameters(),
     }
-    return _save(tokenizer, path, tokenizer.config, facts, card, overwrite, dtype)
+    with atomic_folder(path, overwrite=overwrite) as folder:
+        written = _write(folder, tokenizer, tokenizer.config, facts, card, dtype)
+        if probe is not None:
+            stored = load_tokenizer(folder, device=tokenizer.device)
+            store_probe(stored, folder, probe[0], source=probe[1])
+    return written
 
 
 def save_generator(
@@ -127,19 +137,19 @@ def save_generator(
     }
     if where and not where.startswith(("bundled:", "hub:")):
         facts["tokenizer"]["relative_path"] = os.path.relpath(where, path)
-    return _save(generator, path, config, facts, card, overwrite, dtype)
+    with atomic_folder(path, overwrite=overwrite) as folder:
+        return _write(folder, generator, config, facts, card, dtype)
 
 
-def _save(
+def _write(
+    folder: Path,
     module: nn.Module,
-    path: str | os.PathLike[str],
     config: Any,
     facts: dict[str, Any],
     card: dict[str, Any] | None,
-    overwrite: bool,
     dtype: torch.dtype | None,
 ) -> dict[str, Any]:
-    """Write config, weights and card of any model; the facts win over the card."""
+    """Write config, weights and card of any model; the facts win over the card, and come back."""
     state = {
         name: t.detach()
         .cpu()
@@ -149,12 +159,11 @@ def _save(
     }
     facts = facts | {"fingerprint": fingerprint(to_dict(config), state)}
     facts |= {name: fact for name, fact in (card or {}).items() if name not in facts}
-    with atomic_folder(path, overwrite=overwrite) as folder:
-        (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-        save_file(state, folder / WEIGHTS, {"fingerprint": facts["fingerprint"]})
-        (folder / CARD).write_text(
-            json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+    (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+    save_file(state, folder / WEIGHTS, {"fingerprint": facts["fingerprint"]})
+    (folder / CARD).write_text(
+        json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return facts
 
 
@@ -333,7 +342,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     if name.startswith("hub:"):
         from huggingface_hub import snapshot_download
 
-        files = [CONFIG, WEIGHTS, CARD]
+        files = [CONFIG, WEIGHTS, CARD, PROBE]
         try:
             return Path(snapshot_download(name.removeprefix("hub:"), allow_patterns=files))
         except Exception as error:  # network, permission, name: the hub has many ways to fail

@@ -5,7 +5,7 @@ sample number, so a batch is the same for any number of workers or processes and
 """
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from .image_source import DataError, ImageSource
 from .images import BrokenImage, to_float
 from .step_sampler import StepSampler, epoch_order
-from .transforms import AugmentConfig, augment, resize_center_crop, shrink
+from .transforms import AugmentConfig, ResizeRule, augment, fit, shrink
 
 CACHE_BYTES = 1 << 30
 
@@ -210,6 +210,8 @@ def eval_batches(
     limit: int | None = None,
     *,
     broken: dict[str, str] | None = None,
+    resize: ResizeRule = "bicubic",
+    indices: Iterable[int] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Every readable image once, in order, resized and centre-cropped, never augmented.
 
@@ -219,25 +221,27 @@ def eval_batches(
         batch_size: Images per batch; the last one may be smaller.
         limit: Largest number of images delivered; None = all.
         broken: Filled in place with the reason for each image skipped, by id.
+        resize: How other sizes come to the resolution, a rule of `transforms.fit`.
+        indices: Which images of the source; None = all. If there are none, nothing is yielded.
 
     Yields:
         Batches as of `make_loader`; `numbers` are indices into the source.
 
     Raises:
         ValueError: If a size is below 1.
-        DataError: If no image can be read.
+        DataError: If no image can be read, or `resize` refuses the size of one.
     """
     if resolution < 1 or batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"{resolution=}, {batch_size=}, {limit=}; expected at least 1")
     broken = {} if broken is None else broken
     items: list[_Decoded] = []
     numbers: list[int] = []
-    delivered = 0
-    for index in range(len(source)):
+    delivered, index = 0, None
+    for index in range(len(source)) if indices is None else indices:
         if limit is not None and delivered + len(items) >= limit:
             break
         try:
-            items.append(_decode(source, index, resolution, resolution, crops=False))
+            items.append(_decode(source, index, resolution, resolution, crops=False, resize=resize))
             numbers.append(index)
         except BrokenImage as error:
             broken[source.id_of(index)] = error.reason
@@ -247,19 +251,27 @@ def eval_batches(
     if items:
         yield _batch(np.stack([item.pixels for item in items]), items, numbers)
         delivered += len(items)
-    if not delivered:
+    if not delivered and index is not None:
         name, reason = next(iter(broken.items()))
         raise DataError(f"{source.name}: no image can be read; {name}: {reason}")
 
 
 def _decode(
-    source: ImageSource, index: int, resolution: int, stored_side: int, crops: bool
+    source: ImageSource,
+    index: int,
+    resolution: int,
+    stored_side: int,
+    crops: bool,
+    resize: ResizeRule = "bicubic",
 ) -> _Decoded:
     sample = source.read(index)
     if crops:
         image = shrink(sample.image, stored_side)
     else:
-        image = resize_center_crop(sample.image, resolution)
+        try:
+            image = fit(sample.image, resolution, resize)
+        except ValueError as error:
+            raise DataError(f"{source.name}: {sample.id} has {error}") from None
     label = -1 if sample.label is None else sample.label
     return _Decoded(np.asarray(image), sample.id, label, sample.caption or "")
 

@@ -1,4 +1,4 @@
-"""One string names a set of images: bundled, a folder, webdataset tars, or the Hub.
+"""One string names a set of images: bundled, a folder, webdataset tars, an .npz, or the Hub.
 
 `open_source` finds out which, checks it before any work starts, and answers anything wrong with one
 `DataError` that says what was found and what was expected.
@@ -15,6 +15,7 @@ from .folder_source import FolderSource
 from .hub_source import open_hub
 from .image_source import DataError, ImageSource, Sample
 from .images import BrokenImage
+from .npz_source import NpzSource
 from .tar_source import SPLITS, TarSource
 
 __all__ = ["BrokenImage", "DataError", "ImageSource", "Sample", "open_source"]
@@ -26,7 +27,7 @@ _BUNDLED = {
         "Apache-2.0 (Noto Emoji v2.048; flattened on white, a subset, PNG re-encoded)",
     )
 }
-_FORMS = "bundled:emoji, a folder, a .tar file or pattern, or hf:owner/name"
+_FORMS = "bundled:emoji, a folder, a .tar file or pattern, an .npz file, or hf:owner/name"
 
 
 def open_source(source: str | Path, split: str = "train") -> ImageSource:
@@ -35,7 +36,8 @@ def open_source(source: str | Path, split: str = "train") -> ImageSource:
     Args:
         source: `bundled:emoji`; a folder in ImageFolder layout (`SPLIT/CLASS/*.png`,
             `CLASS/*.png`) or flat; a folder with `train.tar` and `val.tar` as `prepare` writes it;
-            a tar, a brace range (`shards/{000..009}.tar`) or a glob of tars; `hf:owner/name`.
+            a tar, a brace range (`shards/{000..009}.tar`) or a glob of tars; a batch of images as
+            `.npz`, which is every split; `hf:owner/name`.
         split: `train`, `val` or `test`.
 
     Returns:
@@ -59,6 +61,8 @@ def open_source(source: str | Path, split: str = "train") -> ImageSource:
     if re.search(r"[{*?]|\.tar(\.\w+)?$|\.tgz$", text):
         paths = _expand(str(path))
         return TarSource(paths, name=path.stem, split=split, licence=_licence(paths[0].parent))
+    if path.suffix == ".npz" and path.is_file():
+        return NpzSource(path, split=split)
     if path.exists():
         raise DataError(f"{text}: a single file that is not a .tar, expected {_FORMS}")
     known = difflib.get_close_matches(text, _BUNDLED, n=1, cutoff=0.6)

@@ -6,9 +6,13 @@ so an augmented sample is a function of its seed alone.
 
 import math
 from dataclasses import dataclass
+from typing import Literal, assert_never
 
 import numpy as np
 from PIL import Image
+
+ResizeRule = Literal["bicubic", "adm", "none"]
+"""How images of other sizes come to a resolution; see `fit`."""
 
 _MAX_ASPECT = 4  # longer images are centre-cropped to this before resizing: bounds the memory
 
@@ -87,6 +91,43 @@ def resize_center_crop(
         return image
     image = _resize_short_side(image, resolution, resample)
     return _center_crop(image, resolution, resolution)
+
+
+def fit(image: Image.Image, resolution: int, rule: ResizeRule = "bicubic") -> Image.Image:
+    """Bring an image to resolution x resolution pixels by one of the rules in use.
+
+    `bicubic` is ours (`resize_center_crop`). `adm` halves by 2 x 2 means as long as the shorter
+    side stays at least `resolution`, then goes the rest by antialiased bicubic and crops the
+    centre, as the reference batches of ADM (arXiv:2105.05233) were made; it also enlarges.
+    `none` changes nothing and refuses other sizes.
+
+    Args:
+        image: PIL image, mode RGB.
+        resolution: Side of the result in pixels, >= 1.
+        rule: Which.
+
+    Raises:
+        ValueError: If `resolution` is below 1, or the rule is `none` and the size another.
+    """
+    match rule:
+        case "bicubic":
+            return resize_center_crop(image, resolution)
+        case "adm":
+            while min(image.size) >= 2 * resolution:
+                halves = (image.width // 2, image.height // 2)
+                image = image.resize(halves, Image.Resampling.BOX)
+            scale = resolution / min(image.size)
+            size = (round(image.width * scale), round(image.height * scale))
+            image = image.resize(size, Image.Resampling.BICUBIC)
+            return _center_crop(image, resolution, resolution)
+        case "none":
+            if image.size != (resolution, resolution):
+                wanted = f"{resolution} x {resolution}"
+                found = f"{image.width} x {image.height}"
+                raise ValueError(f"{found} pixels; nothing is resized here, expected {wanted}")
+            return image
+        case _:
+            assert_never(rule)
 
 
 def augment(

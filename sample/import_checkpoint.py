@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..checkpoints import load_tokenizer, save_generator, save_tokenizer
 from ..config import STRICT, build_config, read_yaml
+from ..data.sources import open_source
 from ..files import sha256_file
 from ..generators.base import Generator
 from ..generators.build import GeneratorConfig, build_generator
@@ -29,6 +30,7 @@ from ..tokenizers.public_checkpoints import (
 from ..tokenizers.public_layouts import FORMATS as TOKENIZER_FORMATS
 from .checkpoint_file import AVERAGE, read_weights
 from .sampling import SamplingConfig
+from .verify import DEFAULT_DATA, choose_probe
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -132,7 +134,8 @@ def import_checkpoint(
             )
             averaged, dropped = averaged or translated.averaged, translated.dropped
             module = _filled(lambda: build_tokenizer(translated.config), translated.state)
-            card = save_tokenizer(module, out, card=card, overwrite=overwrite)
+            probe = choose_probe(open_source(DEFAULT_DATA, "val"), module.resolution)
+            card = save_tokenizer(module, out, card=card, overwrite=overwrite, probe=probe)
     except LayoutError as error:
         raise LayoutError(f"{file}: {error}") from None
     others = {f"{name}.*": reason for name, reason in weights.ignored.items()}

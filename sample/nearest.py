@@ -15,10 +15,11 @@ from tqdm import tqdm
 from ..data.image_source import ImageSource
 from ..data.images import image_grid, to_pil, to_uint8
 from ..data.loader import eval_batches
-from ..data.transforms import resize_center_crop
-from .metrics.features import FeatureExtractor
-from .quality import check_samples, chosen_extractor, pooled_features
+from ..data.transforms import ResizeRule, fit
+from .metrics.features import FeatureExtractor, available_features, build_features
 
+AUTO_ORDER = ("efflite0", "inception_fid", "random")
+"""What `auto` tries."""
 _CELL_SIDE = 128  # pixels of the picture's cells, at least; labels need them
 _COLUMNS = 8
 
@@ -118,6 +119,7 @@ def nearest_training_images(
     resolution: int,
     *,
     features: str | FeatureExtractor = "auto",
+    resize: ResizeRule = "bicubic",
     validation: ImageSource | None = None,
     max_validation: int = 512,
     num_shown: int = 8,
@@ -135,7 +137,9 @@ def nearest_training_images(
         samples: Shape (B, 3, resolution, resolution), float in [-1, 1]; rounded to 8 bits.
         source: The real images, usually the training split.
         resolution: Side of the images in pixels.
-        features: As for `build_reference`.
+        features: Network, or its name; `auto`: the first of efflite0, inception_fid and random
+            that is present.
+        resize: How real images come to the resolution, a rule of `data.transforms.fit`.
         validation: Real images that were not trained on, for comparison; None: no comparison.
         max_validation: Largest number of these, the first ones of the split.
         num_shown: Samples in the picture, the first ones.
@@ -148,18 +152,20 @@ def nearest_training_images(
         DataError: If no image of a source can be read.
         WeightsMissing: If a network asked for by name has no weights here.
     """
-    pixels = check_samples(samples, resolution).cpu()
+    pixels = _check_samples(samples, resolution).cpu()
     if not len(pixels) or num_shown < 1:
         found = f"{len(pixels)} samples, num_shown={num_shown}"
         raise ValueError(f"expected at least 1 sample to search for and to show, found {found}")
-    extractor = chosen_extractor(features).to(device)
+    extractor = _chosen_extractor(features).to(device)
     broken: dict[str, str] = {}
     queries = [pixels]
     if validation is not None:
-        real = eval_batches(validation, resolution, batch_size, max_validation, broken=broken)
+        real = eval_batches(
+            validation, resolution, batch_size, max_validation, broken=broken, resize=resize
+        )
         queries += [to_uint8(batch["images"]) for batch in real]
     by_features, by_pixels = _search(
-        torch.cat(queries), source, resolution, extractor, batch_size, broken, progress
+        torch.cat(queries), source, resolution, extractor, batch_size, broken, progress, resize
     )
     count = len(pixels)
     shown = slice(num_shown)
@@ -170,13 +176,13 @@ def nearest_training_images(
         source=source,
         validation_by_features=None if validation is None else by_features[count:],
         validation_by_pixels=None if validation is None else by_pixels[count:],
-        picture=_picture(pixels[shown], source, by_features[shown], by_pixels[shown]),
+        picture=_picture(pixels[shown], source, by_features[shown], by_pixels[shown], resize),
         broken=broken,
     )
 
 
 def _unit_features(extractor: FeatureExtractor, pixels: Tensor, batch_size: int) -> Tensor:
-    return torch.nn.functional.normalize(pooled_features(extractor, pixels, batch_size).double())
+    return torch.nn.functional.normalize(_pooled_features(extractor, pixels, batch_size).double())
 
 
 class _Nearest:
@@ -212,6 +218,7 @@ def _search(
     batch_size: int,
     broken: dict[str, str],
     progress: bool,
+    resize: ResizeRule,
 ) -> tuple[Neighbours, Neighbours]:
     """Nearest of all images and mirror images of a source, by features and by pixels."""
     device = next(extractor.buffers()).device
@@ -221,7 +228,7 @@ def _search(
     by_features, by_pixels = (_Nearest(len(queries), device) for _ in range(2))
     numbers: list[int] = []
     with tqdm(total=len(source), unit="image", disable=not progress) as bar:
-        for batch in eval_batches(source, resolution, batch_size, broken=broken):
+        for batch in eval_batches(source, resolution, batch_size, broken=broken, resize=resize):
             views = to_uint8(batch["images"])
             views = torch.stack([views, views.flip(3)], 1).flatten(0, 1)  # image, mirror, image
             start = 2 * len(numbers)
@@ -237,7 +244,11 @@ def _search(
 
 
 def _picture(
-    pixels: Tensor, source: ImageSource, by_features: Neighbours, by_pixels: Neighbours
+    pixels: Tensor,
+    source: ImageSource,
+    by_features: Neighbours,
+    by_pixels: Neighbours,
+    resize: ResizeRule,
 ) -> Image.Image:
     """Three rows of at most eight samples, then the next three."""
     resolution = pixels.shape[2]
@@ -250,7 +261,7 @@ def _picture(
         for index, mirrored, distance in zip(
             found.indices.tolist(), found.mirrored.tolist(), found.distances.tolist(), strict=True
         ):
-            image = resize_center_crop(source.read(index).image, resolution)
+            image = fit(source.read(index).image, resolution, resize)
             text = f"{kind} {distance:.{digits}f}{' mirrored' if mirrored else ''}"
             yield cell(ImageOps.mirror(image) if mirrored else image), text
 
@@ -266,3 +277,30 @@ def _picture(
         cells += [*row("pixels", by_pixels[part], 1), *filler]
     images, labels = zip(*cells, strict=True)
     return image_grid(images, columns, labels)
+
+
+def _chosen_extractor(features: str | FeatureExtractor) -> FeatureExtractor:
+    """The network of that name, the given one itself, or for `auto` the first one present."""
+    if isinstance(features, FeatureExtractor):
+        return features
+    if features == "auto":
+        found = available_features()
+        features = next(name for name in AUTO_ORDER if found[name])
+    return build_features(features)
+
+
+def _check_samples(images: Tensor, resolution: int) -> Tensor:
+    """Samples as 8-bit pixels (B, 3, H, W), after checks of shape, dtype and values."""
+    expected = (3, resolution, resolution)
+    if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+        wanted = f"(B, 3, {resolution}, {resolution})"
+        raise ValueError(f"samples: expected shape {wanted}, found {tuple(images.shape)}")
+    return to_uint8(images)
+
+
+@torch.no_grad()
+def _pooled_features(extractor: FeatureExtractor, pixels: Tensor, batch_size: int) -> Tensor:
+    """Features of 8-bit pixels (B, 3, H, W) on the extractor's device, shape (B, D)."""
+    device = next(extractor.buffers()).device
+    parts = [extractor.pooled(part.to(device).float() / 255) for part in pixels.split(batch_size)]
+    return torch.cat(parts)

@@ -9,30 +9,19 @@ import torch
 from tqdm import tqdm
 
 from ..data.image_source import ImageSource
-from ..data.images import to_pil
+from ..data.images import to_pil, to_uint8
 from ..data.loader import eval_batches
 from ..files import atomic_folder
 from ..tokenizers.base import Tokenizer
-from ..tokenizers.quantizers.entropy import group_sizes
-from ..tokenizers.tokens import TokenSpec
 from .encode import file_name, grid_of_pairs
-from .metrics.codes import MAX_JOINT, CodeStatistics
 from .metrics.features import FeatureExtractor, available_features, build_features
 from .metrics.frechet import FrechetStatistics, frechet_distance, metric_name
 from .metrics.image import ReconstructionMeter
 from .metrics.perceptual import build_perceptual
+from .metrics.protocol import as_floats
+from .token_statistics import TokenStatistics
 
 _GRID_IMAGES = 64
-
-
-def readable_groups(spec: TokenSpec) -> tuple[int, ...] | None:
-    """Sizes of groups of at most 8 bits, for bit tokens too long for a joint histogram.
-
-    The use of 2**24 codes cannot be measured on a few thousand tokens; that of their bytes can.
-    """
-    if set(spec.codebook_sizes) != {2} or spec.vocab_size <= MAX_JOINT:
-        return None
-    return tuple(2**bits for bits in group_sizes(spec.num_codebooks, 8))
 
 
 def _statistics(extractor: FeatureExtractor) -> FrechetStatistics:
@@ -67,9 +56,9 @@ def reconstruct_source(
 
     Returns:
         Values by metric name. `psnr` is the mean over images in dB, `psnr_non_white` pooled over
-        the pixels that are not pure white; both after rounding to 8 bits. Perceptual and Fréchet
+        the pixels that are not pure white; all after rounding to 8 bits. Perceptual and Fréchet
         values carry the network and a hash of its weights in their name. Token statistics are
-        those of `CodeStatistics`. `images_per_second` covers encoding and decoding only.
+        those of `TokenStatistics`. `images_per_second` covers encoding and decoding only.
 
     Raises:
         DataError: If no image can be read.
@@ -80,12 +69,10 @@ def reconstruct_source(
     if features == "auto":
         features = "efflite0" if available_features()["efflite0"] else "random"
     extractor = None if features == "none" else build_features(features).to(device)
-    meter, codes = ReconstructionMeter(), CodeStatistics(tokenizer.spec.codebook_sizes)
-    groups = readable_groups(tokenizer.spec)
-    group_codes = CodeStatistics(groups or (2,))
+    meter, statistics = ReconstructionMeter(), TokenStatistics(tokenizer.spec)
     sides = [] if extractor is None else [_statistics(extractor), _statistics(extractor)]
     broken: dict[str, str] = {}
-    total, count, seconds, bits = 0.0, 0, 0.0, 0.0
+    total, count, seconds = 0.0, 0, 0.0
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     taken: set[str] = set()
     with contextlib.ExitStack() as stack:
@@ -102,12 +89,10 @@ def reconstruct_source(
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds += time.perf_counter() - started
+            decoded = as_floats(to_uint8(decoded))  # as saved: every number is of 8-bit pictures
             meter.update(images, decoded)
-            codes.update(tokens.indices, tokens.valid)
-            if groups is not None:
-                group_codes.update(tokens.regroup(groups).indices, tokens.valid)
+            statistics.update(tokens)
             total += float(distance(images, decoded).double().sum())
-            bits += tokens.bits_per_image * len(images)
             for side, pixels in zip(sides, (images, decoded), strict=False):
                 assert extractor is not None
                 side.update(extractor.pooled((pixels + 1) / 2))
@@ -134,11 +119,8 @@ def reconstruct_source(
     }
     if extractor is not None and count > 1:
         result[f"{metric_name(extractor)}#{extractor.weights_id}"] = frechet_distance(*sides)
-    result |= codes.compute()
-    if groups is not None:
-        seen = group_codes.compute()
-        result["group_sizes"] = list(groups)
-        result |= {name.replace("entry", "group"): seen[name] for name in seen if "entry" in name}
-    result |= {"bits_per_image": bits / count, "images_per_second": count / seconds}
+    if statistics.groups is not None:
+        result["group_sizes"] = list(statistics.groups)
+    result |= statistics.compute() | {"images_per_second": count / seconds}
     result |= {"fingerprint": tokenizer.fingerprint, "broken": broken}
     return result

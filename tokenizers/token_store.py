@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..data.images import to_uint8
 from .base import Tokenizer
+from .probe import psnr_of_levels
 from .token_store_format import StoredFile, StoreError, check_file, read_header
 from .token_store_writer import TokenStoreWriter
 from .tokens import Tokens, TokenSpec
@@ -212,9 +213,7 @@ class TokenStore:
         probe = load_file(self.path / self.header.probe.file)
         with torch.no_grad():
             images = tokenizer.decode(self.rows(probe["rows"]).to(tokenizer.device))
-        pixels = to_uint8(images).cpu().double()
-        mse = (pixels - probe["images"].double()).square().mean((1, 2, 3))
-        now = (10 * torch.log10(255**2 / mse)).clamp(max=100).tolist()  # as `psnr` caps it
+        now = psnr_of_levels(probe["images"], to_uint8(images).cpu()).tolist()
         pairs = list(zip(probe["psnr"].clamp(max=100).tolist(), now, strict=True))
         for row, (stored, found) in zip(probe["rows"].tolist(), pairs, strict=True):
             if stored != found and not abs(stored - found) <= tolerance_db:

@@ -18,10 +18,11 @@ import click
 from tqdm import tqdm
 
 import tessella
-from tessella.checkpoints import load_tokenizer, save_generator
+from tessella.checkpoints import find_folder, load_tokenizer, save_generator
 from tessella.data.sources import ImageSource, open_source
 from tessella.sample.encode import encode_source
 from tessella.tokenizers.base import Tokenizer
+from tessella.tokenizers.probe import NoProbe, verify_probe
 from tessella.tokenizers.token_store import TokenStore
 from tessella.train.command import (
     flat_config,
@@ -76,6 +77,22 @@ def open_store(path: Path, tokenizer: Tokenizer) -> TokenStore:
     store.check_tokenizer(tokenizer)
     store.verify_probe(tokenizer)
     return store
+
+
+def verify_tokenizer(path: str, tokenizer: Tokenizer) -> str:
+    """Let a tokenizer reconstruct the images stored beside it; a line that says how it went.
+
+    Raises:
+        ProbeError: If it does not reconstruct them as it did when they were stored.
+    """
+    try:
+        result = verify_probe(tokenizer, find_folder(path))
+    except NoProbe as error:
+        return f"not verified: {error}"
+    return (
+        f"verified {path}: {len(result.stored)} stored images come back as they did, "
+        f"to {result.largest_difference:.2g} dB"
+    )
 
 
 def write_store(
@@ -134,6 +151,7 @@ def train(
     accelerator = build_accelerator(run, out)
     main, device = accelerator.is_main_process, accelerator.device
     tokenizer = load_tokenizer(config.tokenizer, device=device)
+    verified = verify_tokenizer(config.tokenizer, tokenizer)
     # What can be refused is refused here: before anything is written, and on every process.
     reader: TokenReader
     if store is not None:
@@ -174,6 +192,7 @@ def train(
         f"{num_classes} classes; {len(reader)} samples of {store.path if store else source.name}; "
         f"{device}, {run.mixed_precision} precision",
     )
+    say(main, verified)
     if unused:
         say(main, f"data.views and data.augment are not used: {data.store} has views of its own")
     accumulation = run.gradient_accumulation_steps

@@ -19,10 +19,13 @@ from tqdm import tqdm
 
 import tessella
 from tessella.checkpoints import save_tokenizer
+from tessella.data.images import to_uint8
 from tessella.data.loader import ImageDataset, eval_batches, make_loader
 from tessella.data.sources import ImageSource, open_source
 from tessella.sample.metrics.image import ReconstructionMeter
 from tessella.sample.metrics.perceptual import PerceptualDistance
+from tessella.sample.metrics.protocol import as_floats
+from tessella.sample.verify import choose_probe
 from tessella.tokenizers.base import Tokenizer
 from tessella.train.command import (
     flat_config,
@@ -66,11 +69,11 @@ def evaluate(
     batch_size: int,
     limit: int = 1000,
 ) -> dict[str, float]:
-    """PSNR, SSIM and perceptual distance of reconstructions of the first `limit` images."""
+    """PSNR, SSIM and perceptual distance of 8-bit reconstructions of the first `limit` images."""
     meter, distance, count = ReconstructionMeter(), 0.0, 0
     for batch in eval_batches(source, tokenizer.resolution, batch_size, limit):
         images = batch["images"].to(tokenizer.device)
-        reconstructions = tokenizer.decode(tokenizer.encode(images))
+        reconstructions = as_floats(to_uint8(tokenizer.decode(tokenizer.encode(images))))
         meter.update(images, reconstructions)
         if perceptual is not None:
             distance += float(perceptual(images, reconstructions).sum())
@@ -205,7 +208,13 @@ def train(
             "perceptual_features": features,
             "validation": {"source": val_source.name, "split": "val", **measured},
         }
-        facts = save_tokenizer(state.ema.module, out / "tokenizer", card=card, overwrite=True)
+        facts = save_tokenizer(
+            state.ema.module,
+            out / "tokenizer",
+            card=card,
+            overwrite=True,
+            probe=choose_probe(val_source, state.tokenizer.resolution),
+        )
         say(main, f"wrote {out / 'tokenizer'} (fingerprint {facts['fingerprint']})")
     return measured
 

@@ -7,15 +7,13 @@ for even sizes: stride 2 pads one pixel more right and below than left and above
 Source: arXiv:1905.11946 (EfficientNet), in the "lite" variant that TensorFlow published for phones.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .extractor import FeatureExtractor, FrozenConv
+from .extractor import FeatureExtractor, FrozenConv, FrozenLinear, enlarged
 from .weights import LoadedWeights
 
 NORM_EPS = 1e-3
@@ -85,14 +83,12 @@ def weight_shapes() -> dict[str, tuple[int, ...]]:
 
 
 class EfficientNetLite0(FeatureExtractor):
-    """Layers `block_0` to `block_15` (linear outputs) and `head`; `pooled` is the 1280-d head mean.
+    """Layers `block_0` to `block_15` (linear outputs) and `head`; `pooled` is the 1280-d head mean,
+    from which `class_logits` gives the 1,000 ImageNet classes (trained on 224 x 224 pixels).
 
     Images are enlarged (bilinear) so that the shorter side has at least 64 pixels and both sides
     are multiples of 32; sizes that already fit pass unchanged. Nothing is ever shrunk.
     """
-
-    classifier_weight: Tensor
-    classifier_bias: Tensor
 
     def __init__(self, weights: LoadedWeights) -> None:
         weights.expect("efflite0", weight_shapes())
@@ -106,32 +102,17 @@ class EfficientNetLite0(FeatureExtractor):
             layers=layers | {"head": (_HEAD, stride)},
             pooled_layers=("head",),
             weights_id=weights.weights_id,
-            resize_rule="bilinear up to >= 64 px and multiples of 32",
+            resize_rule=f"bilinear up to >= {MIN_TRUNK_SIDE} px and multiples of {MULTIPLE}",
+            classifier=FrozenLinear(
+                weights.tensors["classifier.weight"], weights.tensors["classifier.bias"]
+            ),
         )
         self.stem = _folded(weights, "stem", kernel=3, stride=2)
         self.blocks = nn.ModuleList(_Block(weights, i, plan) for i, plan in enumerate(plans))
         self.head = _folded(weights, "head")
-        for field in ("weight", "bias"):
-            value = weights.tensors[f"classifier.{field}"]
-            self.register_buffer(f"classifier_{field}", value, persistent=False)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """ImageNet class scores before the softmax.
-
-        Args:
-            images: As for `forward`; the network was trained on 224 x 224 pixels.
-
-        Returns:
-            Shape (B, 1000), in the usual ImageNet class order.
-        """
-        features = self.pooled(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return F.linear(features, self.classifier_weight, self.classifier_bias)
 
     def _stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        size = _trunk_size(images.shape[2], images.shape[3])
-        if size != tuple(images.shape[2:]):
-            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+        images = enlarged(images, MIN_TRUNK_SIDE, MULTIPLE)
         features = F.relu6(self.stem((images * 255 - 127) / 128), inplace=True)
         for i, block in enumerate(self.blocks):
             features = block(features)
@@ -178,10 +159,3 @@ def _folded(
     before = (kernel - stride) // 2
     padding = (before, kernel - stride - before) if kernel > 1 else (0, 0)
     return FrozenConv(weight, bias, stride=stride, padding=padding, groups=groups)
-
-
-def _trunk_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width in pixels that the trunk sees."""
-    scale = max(1.0, MIN_TRUNK_SIDE / min(height, width))
-    up = [MULTIPLE * math.ceil(side * scale / MULTIPLE - 1e-9) for side in (height, width)]
-    return up[0], up[1]

@@ -5,6 +5,7 @@ Weights are non-persistent buffers: a network has no parameters that an optimize
 checkpoint of the module that holds it does not grow by its weights.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from typing import Self
@@ -28,6 +29,7 @@ class FeatureExtractor(nn.Module, ABC):
         weights_id: First 8 hex digits of a sha256 of the weights; `-fp16` follows when they were
             stored in half precision.
         resize_rule: What the network does to image sizes, in words; `none` if nothing.
+        num_classes: Length of what `class_logits` returns; 0 = no classifier.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class FeatureExtractor(nn.Module, ABC):
         pooled_layers: Collection[str],
         weights_id: str,
         resize_rule: str = "none",
+        classifier: "FrozenLinear | None" = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -46,6 +49,8 @@ class FeatureExtractor(nn.Module, ABC):
         self.num_features = sum(self.layers[layer][0] for layer in self.pooled_layers)
         self.weights_id = weights_id
         self.resize_rule = resize_rule
+        self.classifier = classifier
+        self.num_classes = 0 if classifier is None else len(classifier.bias)
         self.training = False
 
     @property
@@ -98,6 +103,26 @@ class FeatureExtractor(nn.Module, ABC):
         means = [features[layer].mean((2, 3)) for layer in self.pooled_layers]
         return torch.cat(means, 1) if len(means) > 1 else means[0]
 
+    def class_logits(self, pooled: Tensor) -> Tensor:
+        """Class scores before the softmax, from what `pooled` returned: one pass gives both.
+
+        Args:
+            pooled: Shape (B, num_features), any float dtype; computed in float32.
+
+        Returns:
+            Shape (B, num_classes), in the class order of the network's training set.
+
+        Raises:
+            ValueError: If the network has no classifier, or the shape is another one.
+        """
+        if self.classifier is None:
+            raise ValueError(f"{self.name} has no classifier (num_classes = 0)")
+        if pooled.ndim != 2 or pooled.shape[1] != self.num_features:
+            expected = f"(B, {self.num_features})"
+            raise ValueError(f"pooled: expected shape {expected}, found {tuple(pooled.shape)}")
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.classifier(pooled.float())
+
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode whatever `mode` says: the network is frozen."""
         return super().train(False)
@@ -141,6 +166,45 @@ class FrozenConv(nn.Module):
             images = F.pad(images, (before, after, before, after))
             before = 0
         return F.conv2d(images, self.weight, self.bias, self.stride, before, 1, self.groups)
+
+
+class FrozenLinear(nn.Module):
+    """A linear layer whose weight and bias are constants.
+
+    Args:
+        weight: Shape (out, in).
+        bias: Shape (out,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.linear(features, self.weight, self.bias)
+
+
+def enlarged(images: Tensor, min_side: int, multiple: int) -> Tensor:
+    """Images enlarged (bilinear) as far as a trunk needs; sizes that fit pass, nothing shrinks.
+
+    Args:
+        images: Shape (B, C, H, W).
+        min_side: Pixels that the shorter side has at least.
+        multiple: Pixels that both sides are whole multiples of.
+
+    Returns:
+        Shape (B, C, H', W'); gradients reach `images`.
+    """
+    height, width = images.shape[2:]
+    scale = max(1.0, min_side / min(height, width))
+    size = [multiple * math.ceil(side * scale / multiple - 1e-9) for side in (height, width)]
+    if size == [height, width]:
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
 def check_images(images: Tensor) -> None:

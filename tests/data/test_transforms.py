@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessella.data.transforms import AugmentConfig, augment, resize_center_crop
+from tessella.data.transforms import AugmentConfig, augment, fit, resize_center_crop
 
 
 def random_pixels(height, width, seed=0):
@@ -73,3 +73,23 @@ def test_shift_pads_with_the_edge():
 def test_wrong_config(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*expected"):
         AugmentConfig(**wrong)
+
+
+def test_the_rule_of_adm_halves_first():
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (40, 65, 3), dtype=np.uint8))
+    halved = image.resize((32, 20), Image.Resampling.BOX).resize((16, 10), Image.Resampling.BOX)
+    expected = halved.resize((13, 8), Image.Resampling.BICUBIC).crop((2, 0, 10, 8))
+    assert fit(image, 8, "adm").tobytes() == expected.tobytes()
+    assert fit(image, 8, "adm").tobytes() != fit(image, 8, "bicubic").tobytes()
+    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    assert fit(small, 8, "adm").size == (8, 8)
+    exact = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    for rule in ("adm", "bicubic", "none"):
+        assert fit(exact, 8, rule).tobytes() == exact.tobytes()
+
+
+def test_no_rule_refuses_other_sizes():
+    image = Image.new("RGB", (9, 8))
+    with pytest.raises(ValueError, match="9 x 8 pixels; nothing is resized here, expected 8 x 8"):
+        fit(image, 8, "none")

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from tessella.data.images import to_tensor
+from tessella.data.sources import open_source
 from tessella.sample.metrics.efficientnet_lite import weight_shapes
 from tessella.sample.metrics.extractor import FeatureExtractor
 from tessella.sample.metrics.features import FEATURE_NAMES, available_features, build_features
@@ -46,7 +48,7 @@ def test_layers_have_declared_channels_and_pooled_its_size(
 
 
 def test_declared_strides_hold_at_64(extractor: FeatureExtractor) -> None:
-    side = SIDE if extractor.name == "inception_fid" else 64
+    side = {"inception_fid": SIDE, "resnet50": 128}.get(extractor.name, 64)
     slack = {"lpips_alex": 1, "inception_fid": 2}.get(extractor.name, 0)  # borders without padding
     for layer, feature in extractor(images(1, 3, 64, 64)).items():
         assert abs(feature.shape[2] - side // extractor.layers[layer][1]) <= slack
@@ -100,8 +102,8 @@ def test_input_contract_is_checked() -> None:
 def test_names() -> None:
     with pytest.raises(ValueError, match="did you mean 'efflite0'"):
         build_features("eflite0")
-    with pytest.raises(ValueError, match="not in this version"):
-        build_features("resnet50")
+    with pytest.raises(ValueError, match="did you mean 'resnet50'"):
+        build_features("resnet")
     with pytest.raises(ValueError, match="no weight file"):
         build_features("random", path="x.safetensors")
 
@@ -172,6 +174,15 @@ def test_efflite0_pooled_values_are_pinned(efflite0: FeatureExtractor) -> None:
     pooled = efflite0.pooled(images(1, 3, 64, 64))
     assert float(pooled.mean()) == pytest.approx(0.126216, abs=1e-4)
     assert float(pooled.std()) == pytest.approx(0.451596, abs=1e-4)
+
+
+@pytest.mark.parametrize(("index", "label"), [(80, 404), (86, 558)])
+def test_efflite0_names_drawings(efflite0: FeatureExtractor, index: int, label: int) -> None:
+    """Two bundled emoji by their ImageNet classes: airliner and flute."""
+    image = to_tensor(open_source("bundled:emoji", "val").read(index).image)[None] * 0.5 + 0.5
+    probabilities = efflite0.class_logits(efflite0.pooled(image)).softmax(1)
+    assert int(probabilities.argmax()) == label
+    assert float(probabilities.max()) == pytest.approx({404: 0.90, 558: 0.96}[label], abs=0.02)
 
 
 def test_imports_pull_in_neither_torchvision_nor_torch_fidelity() -> None:

@@ -1,10 +1,12 @@
 """Frechet distance against closed forms and other formulas for the same trace."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.image.fid import _compute_fid
 
 from tessella.sample.metrics.features import build_features
 from tessella.sample.metrics.frechet import (
@@ -12,6 +14,7 @@ from tessella.sample.metrics.frechet import (
     frechet_distance,
     metric_name,
     require_fid,
+    spatial_metric_name,
 )
 
 
@@ -44,6 +47,98 @@ def by_eigh(a: Tensor, b: Tensor) -> float:
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
     shift = (a.mean(0) - b.mean(0)).square().sum()
     return float(shift + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def network_like(count: int, size: int, seed: int, shift: float = 0.0) -> Tensor:
+    """Rectified, correlated vectors whose variances fall over three orders, as networks give."""
+    mixing = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    mixing *= torch.arange(1, size + 1)[:, None] ** -0.7
+    draw = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+    return (draw @ mixing + 0.4 + shift).clamp_min(0).double()
+
+
+def by_torchmetrics(a: Tensor, b: Tensor) -> float:
+    return float(_compute_fid(a.mean(0), a.T.cov(), b.mean(0), b.T.cov()))
+
+
+def truth(a: Tensor, b: Tensor) -> float:
+    """From the vectors themselves: tr (A^1/2 B A^1/2)^1/2 = |X Y^T|_* / sqrt((n - 1)(m - 1)).
+
+    X and Y are the centred vectors; no covariance is formed, so nothing is squared.
+    """
+    x, y = a - a.mean(0), b - b.mean(0)
+    n, m = len(a) - 1, len(b) - 1
+    cross = torch.linalg.svdvals(x @ y.T).sum() / (n * m) ** 0.5
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    return float(shift + x.square().sum() / n + y.square().sum() / m - 2 * cross)
+
+
+@pytest.mark.parametrize("count", [40, 100, 127, 129, 600])
+def test_equals_the_truth_of_any_number_of_samples(count: int) -> None:
+    """Every factorisation: far fewer samples than dimensions, somewhat fewer, and more."""
+    a, b = network_like(count, 128, seed=1), network_like(count + 20, 128, seed=2, shift=0.1)
+    for first, second in ((a, b), (b, a)):
+        found = frechet_distance(statistics(first), statistics(second))
+        assert found == pytest.approx(truth(a, b), rel=1e-9)
+
+
+def test_equals_torchmetrics_for_more_samples_than_dimensions() -> None:
+    a, b = network_like(900, 128, seed=1), network_like(1000, 128, seed=2, shift=0.1)
+    found = frechet_distance(statistics(a), statistics(b))
+    assert found == pytest.approx(by_torchmetrics(a, b), rel=1e-6)
+
+
+def test_fewer_samples_than_dimensions() -> None:
+    """Eigenvalues of the product are rounding noise in its null space; their roots are not small.
+
+    The square root of the product is worse: it is singular, and what SciPy returns is complex.
+    """
+    from scipy.linalg import sqrtm
+
+    a, b = network_like(100, 256, seed=1), network_like(100, 256, seed=2)
+    exact = truth(a, b)
+    found = frechet_distance(statistics(a), statistics(b))
+    other = by_torchmetrics(a, b)
+    assert abs(found - exact) < 1e-9 * exact
+    assert 1e-8 * exact < abs(other - exact) < 1e-3 * exact
+    root = sqrtm((a.T.cov() @ b.T.cov()).numpy())
+    by_root = float((a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace())
+    by_root -= 2 * root.trace().real
+    assert abs(by_root - exact) > 100 * abs(found - exact)
+
+
+@pytest.mark.parametrize("count", [300, 2000])
+def test_self_distance_at_the_scale_of_a_network(count: int) -> None:
+    own = statistics(network_like(count, 512, seed=3))
+    assert 0 <= frechet_distance(own, own) < 1e-6
+
+
+def test_features_that_never_change() -> None:
+    """Dead channels and repeated ones make the covariance singular whatever the count is."""
+    a, b = network_like(300, 64, seed=1), network_like(300, 64, seed=2)
+    for values in (a, b):
+        values[:, 5] = 0
+        values[:, 6] = values[:, 7]
+    assert frechet_distance(statistics(a), statistics(b)) == pytest.approx(truth(a, b), rel=1e-8)
+    repeated = statistics(a[:10].repeat(30, 1))
+    assert frechet_distance(repeated, repeated) < 1e-6
+
+
+def test_pickled_parts_merge_to_the_whole() -> None:
+    values = network_like(700, 32, seed=4)
+    whole = statistics(values)
+    merged = FrechetStatistics(32)
+    for part in (values[::3], values[1::3], values[2::3]):
+        merged.merge(pickle.loads(pickle.dumps(statistics(part))))
+    torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(merged.covariance, whole.covariance, rtol=1e-12, atol=1e-14)
+    other = statistics(network_like(500, 32, seed=5))
+    expected = frechet_distance(whole, other)
+    assert frechet_distance(merged, other) == pytest.approx(expected, rel=1e-10)
+    doubled = statistics(values)
+    doubled.merge(doubled)
+    torch.testing.assert_close(doubled.scatter, 2 * whole.scatter)
+    assert doubled.count == 1400
 
 
 @pytest.mark.parametrize("size", [8, 64])
@@ -135,3 +230,5 @@ def test_only_the_inception_network_is_called_fid() -> None:
     require_fid("inception_fid")
     with pytest.raises(ValueError, match="report it as 'FD@efflite0'"):
         require_fid("efflite0")
+    assert spatial_metric_name("inception_fid") == "sFID"
+    assert spatial_metric_name("efflite0") == "spatial FD@efflite0"

@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from tessella.sample.metrics.image import ReconstructionMeter, psnr, psnr_non_white, to_uint8
+from tessella.sample.metrics.image import (
+    MS_SSIM_FORMS,
+    MsSsim,
+    ReconstructionMeter,
+    ms_ssim_form,
+    ms_ssim_name,
+    psnr,
+    psnr_non_white,
+    reconstruction_values,
+    to_uint8,
+)
 
 
 def pair(batch: int, size: int = 24) -> tuple[Tensor, Tensor]:
@@ -111,8 +122,16 @@ def test_equal_images() -> None:
     originals, _ = pair(2)
     meter = ReconstructionMeter()
     meter.update(originals, originals)
-    expected = {"psnr": 100.0, "psnr_non_white": 100.0, "ssim": 1.0, "mse": 0.0, "num_images": 2}
-    assert meter.compute() == pytest.approx(expected)
+    expected = {
+        "psnr": 100.0,
+        "psnr_non_white": 100.0,
+        "ssim": 1.0,
+        "mse": 0.0,
+        "num_images": 2,
+    }
+    result = meter.compute()
+    assert result.pop("ms_ssim_3x5") == pytest.approx(1, abs=1e-4)  # float32 in white areas
+    assert result == pytest.approx(expected)
 
 
 def test_merge_and_summed_states_equal_one_meter() -> None:
@@ -129,6 +148,86 @@ def test_merge_and_summed_states_equal_one_meter() -> None:
         ReconstructionMeter.from_state(torch.zeros(2))
 
 
+def test_values_of_images_are_those_of_the_meter() -> None:
+    originals, reconstructions = pair(4, size=64)
+    values = reconstruction_values(originals, reconstructions)
+    assert list(values) == ["psnr", "psnr_non_white", "ssim", "ms_ssim_4x7", "mse"]
+    assert all(v.shape == (4,) and v.dtype == torch.float64 for v in values.values())
+    assert torch.equal(values["psnr"], psnr(originals, reconstructions))
+    assert torch.equal(values["psnr_non_white"], psnr_non_white(originals, reconstructions))
+    meter = ReconstructionMeter()
+    returned = meter.update(originals, reconstructions)
+    result = meter.compute()
+    for name in values:
+        assert torch.equal(returned[name], values[name])
+        if name != "psnr_non_white":  # pooled over the set
+            assert result[name] == pytest.approx(float(values[name].mean()), rel=1e-12)
+    assert values["ssim"].std() > 0
+    single = reconstruction_values(originals[2:3], reconstructions[2:3])
+    for name, value in single.items():
+        assert float(value) == pytest.approx(float(values[name][2]), rel=1e-5), name
+
+
+def test_ms_ssim_forms_by_size() -> None:
+    expected = {256: "ms_ssim", 176: "ms_ssim", 175: "ms_ssim_4x7", 64: "ms_ssim_4x7"}
+    expected |= {32: "ms_ssim_3x5", 20: "ms_ssim_3x5", 16: "ms_ssim_3x3", 12: "ms_ssim_3x3"}
+    assert {side: ms_ssim_name(side) for side in expected} == expected
+    assert ms_ssim_name(11) is None
+    assert ms_ssim_form(11) is None
+    published = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+    assert ms_ssim_form(256).betas == pytest.approx(published, rel=1e-15)
+    for form in MS_SSIM_FORMS:
+        assert form.min_side == form.window * (form.scales - 1) ** 2
+        assert sum(form.betas) == pytest.approx(sum(published))
+        assert int(3.5 * form.sigma + 0.5) * 2 + 1 == form.window, "how torchmetrics finds it"
+
+
+@pytest.mark.parametrize("form", MS_SSIM_FORMS, ids=lambda form: form.name)
+def test_ms_ssim_at_its_smallest_size(form: MsSsim) -> None:
+    originals, reconstructions = pair(2, size=form.min_side)
+    found = reconstruction_values(originals, reconstructions)[form.name]
+    assert ((found > 0) & (found < 1)).all()
+    scaled = [torch.from_numpy(levels(v)).float() / 255 for v in (reconstructions, originals)]
+    arguments = {"sigma": form.sigma, "kernel_size": form.window, "betas": form.betas}
+    expected = multiscale_structural_similarity_index_measure(
+        *scaled, data_range=1.0, reduction="none", **arguments
+    )
+    torch.testing.assert_close(found.float(), expected)
+    if form.name == "ms_ssim":
+        defaults = multiscale_structural_similarity_index_measure(
+            *scaled, data_range=1.0, reduction="none"
+        )
+        torch.testing.assert_close(found.float(), defaults)
+    with pytest.raises(ValueError, match="must be larger than"):
+        smaller = [v[..., 1:, :] for v in scaled]
+        multiscale_structural_similarity_index_measure(*smaller, data_range=1.0, **arguments)
+
+
+def test_ms_ssim_of_opposites_is_not_nan() -> None:
+    originals, _ = pair(2, size=64)
+    values = reconstruction_values(originals, -originals)["ms_ssim_4x7"]
+    assert values.tolist() == [0, 0]
+
+
+def test_each_form_counts_its_own_images() -> None:
+    meter, other = ReconstructionMeter(), ReconstructionMeter()
+    sets = {size: pair(count, size=size) for size, count in ((64, 1), (32, 3), (11, 2))}
+    meter.update(*sets[64])
+    other.update(*sets[32])
+    other.update(*sets[11])
+    assert ReconstructionMeter.from_state(other.state()) == other
+    meter.merge(other)
+    result = meter.compute()
+    assert result["num_images"] == 6
+    for size, name in ((64, "ms_ssim_4x7"), (32, "ms_ssim_3x5")):
+        expected = float(reconstruction_values(*sets[size])[name].mean())
+        assert result[name] == pytest.approx(expected, rel=1e-12)
+    assert [name for name in result if name.startswith("ms_ssim")] == ["ms_ssim_4x7", "ms_ssim_3x5"]
+    small = ReconstructionMeter()
+    small.update(*sets[11])
+    assert not [name for name in small.compute() if name.startswith("ms_ssim")]
+
+
 def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="call update first"):
         ReconstructionMeter().compute()
@@ -136,5 +235,7 @@ def test_wrong_use_is_refused() -> None:
         psnr(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 15))
     with pytest.raises(ValueError, match="sides >= 11"):
         ReconstructionMeter().update(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="sides >= 11"):
+        reconstruction_values(torch.zeros(1, 3, 8, 16), torch.zeros(1, 3, 8, 16))
     with pytest.raises(ValueError, match="expected floats"):
         to_uint8(torch.zeros(3, dtype=torch.uint8))

@@ -11,9 +11,13 @@ from torch.nn import functional as F
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.image.mifid import MemorizationInformedFrechetInceptionDistance
 
+from tessella.data.images import to_uint8
+from tessella.data.loader import eval_batches
+from tessella.data.sources import open_source
 from tessella.sample.metrics.features import available_features, build_features
 from tessella.sample.metrics.frechet import FrechetStatistics, frechet_distance, metric_name
 from tessella.sample.metrics.inception_fid import (
+    NUM_SPATIAL,
     SIDE,
     InceptionFid,
     resize_tf1,
@@ -105,6 +109,44 @@ def test_first_layers_equal_separate_normalisation(untrained: InceptionFid) -> N
             torch.testing.assert_close(found, features, rtol=1e-4, atol=1e-4)
 
 
+def test_spatial_features(untrained: InceptionFid) -> None:
+    """Position (y, x), channel c of block 6d, the seven first, at place (17 y + x) 7 + c."""
+    seen = []
+    hook = untrained.blocks["6d"][0].register_forward_hook(lambda _, __, out: seen.extend(out))
+    batch = images(2, 3, 64, 48)
+    try:
+        spatial = untrained.spatial_features(batch)
+    finally:
+        hook.remove()
+    assert spatial.shape == (2, NUM_SPATIAL) == (2, 2023)
+    assert [features.shape for features in seen] == [(2, 192, 17, 17)]
+    for y, x, c in ((0, 0, 0), (0, 0, 6), (0, 1, 0), (1, 0, 0), (16, 3, 4), (16, 16, 6)):
+        expected = seen[0][:, c, y, x]
+        assert torch.equal(spatial[:, (17 * y + x) * 7 + c], expected)
+    assert (spatial >= 0).all(), "after the ReLU"
+    assert float((spatial > 0).float().mean()) > 0.1
+    assert len(spatial.unique()) > 100
+
+
+def test_pooled_and_spatial_of_one_pass(untrained: InceptionFid) -> None:
+    batch = images(2, 3, 40, 40).requires_grad_()
+    passes = []
+    hook = untrained.blocks["1"][0].register_forward_hook(lambda *_: passes.append(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pooled, spatial = untrained.pooled_and_spatial(batch)
+    hook.remove()
+    assert passes == [1]
+    assert torch.equal(pooled, untrained.pooled(batch))
+    assert torch.equal(spatial, untrained.spatial_features(batch))
+    assert pooled.dtype == spatial.dtype == torch.float32
+    spatial.sum().backward()
+    assert batch.grad is not None
+    assert batch.grad.abs().sum() > 0
+    assert "spatial" not in untrained.layers
+    with pytest.raises(ValueError, match="sides >= 16"):
+        untrained.pooled_and_spatial(images(1, 3, 8, 8))
+
+
 def test_the_distance_is_called_fid(untrained: InceptionFid) -> None:
     assert metric_name(untrained) == "FID"
     assert untrained.id == "inception_fid#random"
@@ -135,6 +177,28 @@ def test_how_far_half_pixel_centres_are_away() -> None:
     difference = (resize_tf1(ramp, SIDE) - other)[0, 0, 0, 3:-5]  # away from repeated borders
     expected = torch.full_like(difference, 0.5 - 0.5 * 64 / SIDE)
     torch.testing.assert_close(difference, expected, rtol=0, atol=1e-12)
+
+
+@needs_weights
+@pytest.mark.slow
+def test_another_resizer_is_another_metric(genuine: InceptionFid) -> None:
+    """The same 32 drawings, enlarged to 299 pixels in three ways, and their Frechet distances."""
+    batches = eval_batches(open_source("bundled:emoji", "val"), 64, 8, 32)
+    statistics = {name: FrechetStatistics(2048) for name in ("tf1", "bilinear", "bicubic")}
+    with torch.no_grad():
+        for batch in batches:
+            pixels = to_uint8(batch["images"]).float() / 255
+            for name, own in statistics.items():
+                enlarged = pixels
+                if name != "tf1":
+                    size = (SIDE, SIDE)
+                    enlarged = F.interpolate(pixels, size, mode=name, align_corners=False)
+                own.update(genuine.pooled(enlarged))
+    reference = statistics.pop("tf1")
+    assert reference.count == 32
+    found = {name: frechet_distance(own, reference) for name, own in statistics.items()}
+    assert found["bilinear"] > 3, found  # 6.2 and 32.5 when it was added
+    assert found["bicubic"] > 15, found
 
 
 @needs_weights
@@ -174,6 +238,14 @@ def test_equals_the_published_program(genuine: InceptionFid) -> None:
         expected = program((pixels - 128) / 128)
         found = genuine.pooled(pixels / 255)
     torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
+    # sFID takes the output of the program's `mixed_6.conv`: 6d's first branch is that convolution.
+    tensors = program.state_dict()
+    kernel, variance = (
+        tensors[f"net.layers.mixed_6.conv.{field}"].double() for field in ("weight", "var")
+    )
+    folded = kernel * (variance + 1e-3).rsqrt()[:, None, None, None]
+    own = dict(genuine.blocks["6d"][0].named_buffers())["convs.0.weight"]
+    torch.testing.assert_close(own.double(), folded, rtol=1e-6, atol=0)
 
 
 @needs_weights

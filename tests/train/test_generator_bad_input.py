@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
+from safetensors.torch import load_file, save_file
 
 from tessella.checkpoints import load_generator, load_tokenizer, save_tokenizer
 from tessella.data.images import to_uint8
 from tessella.data.loader import eval_batches
 from tessella.data.sources import open_source
 from tessella.sample.metrics.image import psnr
+from tessella.sample.verify import choose_probe
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.probe import PROBE, store_probe
 from tessella.tokenizers.quantizers.fsq import FSQConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.token_store import TokenStore, TokenStoreWriter
@@ -102,6 +105,23 @@ def test_store_of_other_tokens(generator_command: Command, store: Path, tmp_path
     words = [f"tokenizer={other}", f"data.store={store}"]
     result = generator_command("--out", tmp_path / "run", *words)
     _assert_one_message(result, "4x4 tokens of (6x2)", "4x4 tokens of (8x2)")
+
+
+def test_a_tokenizer_that_reconstructs_otherwise(
+    generator_command: Command, tmp_path: Path, classes: Path
+) -> None:
+    """Weights as stored, but the PSNR beside them was another: nothing is trained on it."""
+    folder = _tokenizer(tmp_path / "tokenizer", LFQConfig(bits=8))
+    tokenizer = load_tokenizer(folder)
+    images, source = choose_probe(open_source(classes, "val"), 16)
+    store_probe(tokenizer, folder, images, source=source)
+    tensors = load_file(folder / PROBE)
+    tensors["psnr"] += 0.2
+    about = {"source": source, "fingerprint": tokenizer.fingerprint or ""}
+    save_file(tensors, folder / PROBE, about)
+    result = generator_command("--out", tmp_path / "run", f"tokenizer={folder}")
+    _assert_one_message(result, "probe image 0 comes back at", "do not train on this tokenizer")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("damage", ["shard", "probe", "decodes otherwise"])

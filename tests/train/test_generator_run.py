@@ -23,6 +23,7 @@ def test_the_store_holds_every_view(generator_run: Any, classes: Path) -> None:
     store = TokenStore(generator_run.out / "store")
     assert len(store) == 60 and store.augmentation.bincount().tolist() == [30, 30]
     assert store.classes == ("blob", "dot", "sky") and store.header.source == classes.name
+    assert "not verified: " in generator_run.output  # the fixture's tokenizer stores no images
     assert "wrote " in generator_run.output and "60 images and views" in generator_run.output
 
 

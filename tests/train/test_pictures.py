@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tessella import load_tokenizer
+from tessella.tokenizers.probe import verify_probe
 from tessella.train.pictures import CURVES_HINT, draw_curves, draw_reconstructions
 
 GAP = 2  # pixels around every image of a grid
@@ -83,6 +84,7 @@ def test_the_final_folder_holds_the_averaged_weights(debug_run: Any) -> None:
     assert all(torch.equal(saved[name], averaged[name]) for name in saved)
     assert any(not torch.equal(saved[name], live[name]) for name in saved)
     tokenizer = load_tokenizer(debug_run.out / "tokenizer")
+    assert verify_probe(tokenizer, debug_run.out / "tokenizer").largest_difference < 1e-9
     card = tokenizer.card
     assert card is not None and card["steps"] == 20 and card["images_seen"] == 160
     assert card["processes"] == 1 and card["data"]["source"] == "emoji" and card["seed"] == 0

@@ -1,8 +1,7 @@
-"""Distance of samples to a source and nearest real images, on small sets with known answers."""
+"""Nearest real images, on small sets with known answers."""
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,20 +10,12 @@ from torch import Tensor
 
 from tessella.data.image_source import ImageSource
 from tessella.data.images import save_png, to_float
-from tessella.data.loader import eval_batches
 from tessella.data.sources import open_source
 from tessella.sample.metrics.features import available_features, build_features
-from tessella.sample.metrics.frechet import FrechetStatistics, frechet_distance
 from tessella.sample.metrics.weights import PROVIDERS
 from tessella.sample.nearest import Neighbours, nearest_training_images
-from tessella.sample.quality import (
-    IMAGE_RESIZE,
-    build_reference,
-    measure_samples,
-)
 
 SIDE = 24
-RANDOM_FD = "FD@random#26a530f1"
 
 
 def noise(count: int, seed: int, *, side: int = SIDE) -> Tensor:
@@ -58,117 +49,29 @@ def val(folder: Path) -> ImageSource:
     return open_source(folder, "val")
 
 
-def test_distance_is_that_of_the_features_and_states_its_protocol(
-    train: ImageSource, val: ImageSource
-) -> None:
-    samples = noise(10, seed=2)
-    result = measure_samples(
-        samples.split(3), train, resolution=SIDE, features="random", validation=val
-    )
-    net = build_features("random")
-    statistics = []
-    for images in (samples, noise(20, seed=0), noise(6, seed=1), samples[:6]):
-        statistics.append(FrechetStatistics(net.num_features, extractor_id=net.id))
-        statistics[-1].update(net.pooled((images + 1) / 2))
-    expected = [frechet_distance(s, statistics[1]) for s in (statistics[0], *statistics[2:])]
-    floor = result.pop("floor")
-    found = [result.pop(RANDOM_FD), floor["images"][RANDOM_FD], floor["samples"][RANDOM_FD]]
-    assert found == pytest.approx(expected, rel=1e-4)
-    assert floor["split"] == "val"
-    assert floor["images"]["num_images"] == floor["samples"]["num_images"] == 6
-    assert result == {
-        "num_samples": 10,
-        "num_reference": 20,
-        "data": train.name,
-        "split": "train",
-        "data_fingerprint": train.fingerprint(),
-        "resolution": SIDE,
-        "image_resize": IMAGE_RESIZE,
-        "rounding": "8 bits on both sides",
-        "features": "random",
-        "num_features": net.num_features,
-        "feature_resize": "none",
-        "broken": {},
-    }
-
-
-def test_the_set_itself_has_distance_zero(train: ImageSource) -> None:
-    images = [batch["images"] for batch in eval_batches(train, SIDE, 7)]
-    result = measure_samples(images, train, resolution=SIDE, features="random")
-    assert 0 <= result[RANDOM_FD] < 1e-6
-    assert "floor" not in result
-
-
-def test_samples_are_rounded_to_8_bits(train: ImageSource) -> None:
-    exact = noise(5, seed=3)
-    shaken = (exact + 0.4 / 127.5).clamp(-1, 1)
-    beyond = torch.where(exact == 1, 7.0, exact)
-    values = [
-        measure_samples([images], train, resolution=SIDE, features="random")[RANDOM_FD]
-        for images in (exact, shaken, beyond)
-    ]
-    assert values[0] == values[1] == values[2]
-
-
-def test_order_and_batches_of_samples_do_not_matter(train: ImageSource) -> None:
-    samples, reference = (
-        noise(9, seed=4),
-        build_reference(train, resolution=SIDE, features="random", batch_size=5),
-    )
-    values = [
-        measure_samples(batches, train, resolution=SIDE, reference=reference)[RANDOM_FD]
-        for batches in ([samples], samples.split(2), [samples.flip(0)])
-    ]
-    assert values == pytest.approx([values[0]] * 3, rel=1e-4)
-
-
 def test_broken_images_are_skipped_and_named(tmp_path: Path) -> None:
     write(noise(4, seed=0), tmp_path / "images")
     (tmp_path / "images" / "cut.png").write_bytes(b"\x89PNG")
     source = open_source(tmp_path / "images")
-    result = measure_samples([noise(3, seed=1)], source, resolution=SIDE, features="random")
-    assert result["num_reference"] == 4
-    assert list(result["broken"]) == ["cut.png"]
     nearest = nearest_training_images(noise(4, seed=0)[3:], source, SIDE, features="random")
     assert source.id_of(int(nearest.by_pixels.indices[0])) == "003.png"
     assert list(nearest.broken) == ["cut.png"]
 
 
-def test_wrong_samples_are_refused(train: ImageSource, val: ImageSource) -> None:
-    def measure(*batches: Tensor) -> None:
-        measure_samples(batches, train, resolution=SIDE, features="random")
-
+def test_wrong_samples_are_refused(train: ImageSource) -> None:
     def search(samples: Tensor) -> None:
         nearest_training_images(samples, train, SIDE, features="random")
 
-    with pytest.raises(ValueError, match="at least 2 images, found 0"):
-        measure()
-    with pytest.raises(ValueError, match="at least 2 images, found 1"):
-        measure(noise(1, seed=0))
     with pytest.raises(ValueError, match="found 0 samples"):
         search(noise(1, seed=0)[:0])
     broken = noise(2, seed=0)
     broken[0, 0, 0, 0] = torch.nan
-    for call in (measure, search):
-        with pytest.raises(ValueError, match=r"\(B, 3, 24, 24\), found \(2, 3, 32, 32\)"):
-            call(noise(2, seed=0, side=32))
-        with pytest.raises(ValueError, match="1 values are not finite"):
-            call(broken)
-        with pytest.raises(ValueError, match=r"expected floats .* found torch\.uint8"):
-            call(broken.to(torch.uint8))
-
-
-def test_a_reference_must_fit(folder: Path, train: ImageSource, val: ImageSource) -> None:
-    reference = build_reference(train, resolution=SIDE, features="random")
-    samples = [noise(2, seed=0)]
-    again = open_source(folder, "train")
-    assert measure_samples(samples, again, resolution=SIDE, reference=reference)[RANDOM_FD] > 0
-    with pytest.raises(ValueError, match=r"of \S+ \(train, .*expected \S+ \(val, "):
-        measure_samples(samples, val, resolution=SIDE, reference=reference)
-    with pytest.raises(ValueError, match=r"at 24 px, expected .* at 32 px"):
-        measure_samples(samples, train, resolution=32, reference=reference)
-    with pytest.raises(ValueError, match="give them there"):
-        measure_samples(samples, train, resolution=SIDE, reference=reference, features="random")
+    with pytest.raises(ValueError, match=r"\(B, 3, 24, 24\), found \(2, 3, 32, 32\)"):
+        search(noise(2, seed=0, side=32))
+    with pytest.raises(ValueError, match="1 values are not finite"):
+        search(broken)
+    with pytest.raises(ValueError, match=r"expected floats .* found torch\.uint8"):
+        search(broken.to(torch.uint8))
 
 
 def test_copies_and_mirrored_copies_are_found_at_distance_zero(
@@ -288,15 +191,15 @@ def test_only_the_first_validation_images_are_compared(
 
 
 @pytest.mark.slow
-def test_the_example_in_the_documentation_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_examples_in_the_documentation_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not available_features()["efflite0"]:
-        pytest.skip(f"no weights; {PROVIDERS['efflite0'].command}")
+        pytest.skip(f"no weights; {PROVIDERS['efflite0'].advice}")
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(compile(program, "metrics.md", "exec"), names)
-    assert names["quality"]["num_samples"] == 16
+    for program in programs:
+        exec(compile(program, "metrics.md", "exec"), {})
+    assert "not comparable: gFID under bundled-" in capsys.readouterr().out
     assert (tmp_path / "nearest.png").is_file()

@@ -1,0 +1,118 @@
+"""Image batches as `.npz` files, the form in which reference and sample batches of ADM travel.
+
+`arr_0` holds 8-bit images (N, H, W, 3), `arr_1`, where there is one, labels (N,). Precomputed
+Inception statistics may stand beside them: `mu`, `sigma`, and `mu_s`, `sigma_s` of the spatial
+features (arXiv:2105.05233, guided-diffusion's reference batches).
+"""
+
+import zipfile
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from ..files import sha256_file
+from .image_source import DataError, ImageSource, Sample
+
+IMAGES, LABELS = "arr_0", "arr_1"
+MOMENTS = ("mu", "sigma", "mu_s", "sigma_s")
+
+
+class NpzSource(ImageSource):
+    """The images of one `.npz` file; not compressed ones are mapped, not read.
+
+    Args:
+        path: The file.
+        split: Name of the split that it stands for.
+
+    Raises:
+        DataError: If the file is no such archive, or `arr_0` is missing or no 8-bit RGB.
+    """
+
+    def __init__(self, path: Path, *, split: str = "train") -> None:
+        self.path, self.name, self.split, self.licence = path, path.stem, split, None
+        images = self._images
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise DataError(
+                f"{path}: {IMAGES} is {images.dtype} {images.shape}, expected uint8 (N, H, W, 3)"
+            )
+        if not len(images):
+            raise DataError(f"{path}: {IMAGES} holds no images")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: self.__dict__[name] for name in ("path", "name", "split", "licence")}
+
+    def id_of(self, index: int) -> str:
+        return f"{self.name}/{index:06d}"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ()
+
+    def _sizes(self) -> Iterable[int]:
+        return (int(self._images[0].nbytes) for _ in range(len(self)))
+
+    @cached_property
+    def _fingerprint(self) -> str:  # all images have one size: only the content tells
+        return sha256_file(self.path)
+
+    def read(self, index: int) -> Sample:
+        self._check(index)
+        pixels = np.array(self._images[index])
+        return Sample(image=Image.fromarray(pixels), id=self.id_of(index))
+
+    def moments(self) -> dict[str, np.ndarray]:
+        """Precomputed statistics by name, float64; empty if the file has none.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+        try:
+            with np.load(self.path, allow_pickle=False) as stored:
+                if not set(MOMENTS) <= set(stored.files):
+                    return {}
+                return {name: stored[name].astype(np.float64) for name in MOMENTS}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.path}: cannot be read: {error}") from None
+
+    @cached_property
+    def _images(self) -> np.ndarray:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                member = archive.getinfo(f"{IMAGES}.npy")
+                if member.compress_type == zipfile.ZIP_STORED:
+                    return _mapped(self.path, member)
+            with np.load(self.path, allow_pickle=False) as stored:
+                return stored[IMAGES]
+        except KeyError:
+            raise DataError(f"{self.path}: has no {IMAGES}; expected images there") from None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.path}: not a readable .npz file ({error})") from None
+
+
+def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
+    """A stored member as a memory map: local zip header, then the header of .npy, then values."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(30)
+        if header[:4] != b"PK\x03\x04":
+            raise ValueError(f"no archive member where {member.filename} should be")
+        names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        file.seek(member.header_offset + 30 + names)
+        shape, fortran, dtype = _array_header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds Python objects")
+        return np.memmap(path, dtype, "r", file.tell(), shape, order="F" if fortran else "C")
+
+
+def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)

@@ -1,0 +1,23 @@
+"""`tessella compare`: reports of `tessella evaluate` side by side."""
+
+from pathlib import Path
+
+import click
+
+from .cli_shared import one_clear_error, show
+from .compare import compare_reports, summary
+
+
+@click.command()
+@click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option("--metric", help="Quality on the chart [FID of samples, PSNR of reconstructions].")
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+@one_clear_error
+def compare(
+    reports: tuple[Path, ...], out: Path, metric: str | None, overwrite: bool, as_json: bool
+) -> None:
+    """Compare two or more REPORTS (folders of `tessella evaluate`) of one protocol."""
+    result = compare_reports(reports, out, metric=metric, overwrite=overwrite)
+    show(result if as_json else summary(result) | {"written": str(out)}, as_json=as_json)

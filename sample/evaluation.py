@@ -1,0 +1,172 @@
+"""What evaluations of samples and of reconstructions share: settings, checks, the report."""
+
+import dataclasses
+import datetime
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from .. import __version__
+from ..data.image_source import ImageSource
+from ..files import atomic_folder
+from .metrics.protocol import MetricValue, Preset, Protocol, ProtocolError
+from .report import REPORT_FORMAT, write_report
+
+FEW_IMAGES = 2048
+"""Below as many images as Inception has features, a Fréchet distance is mostly bias."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How to measure.
+
+    Attributes:
+        preset: The rules.
+        data: The data set as the user named it.
+        num: Images per repetition; None: what the preset says.
+        repeats: Repetitions with other seeds.
+        seed: Base of all seeds.
+        batch_size: Images at once, per process.
+        features: Another network than the preset's, which makes it another protocol.
+        device: Where everything runs.
+        progress: Show progress bars on stderr.
+        processes: Those that share the work.
+        cache: Keep statistics of reference images for next time.
+        command: What was typed, for the report.
+    """
+
+    preset: Preset
+    data: str
+    num: int | None = None
+    repeats: int = 3
+    seed: int = 0
+    batch_size: int = 32
+    features: str | None = None
+    device: str | torch.device = "cpu"
+    progress: bool = True
+    processes: PartialState | None = None
+    cache: bool = True
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or self.batch_size < 1 or self.seed < 0:
+            found = f"{self.repeats=}, {self.batch_size=}, {self.seed=}".replace("self.", "")
+            raise ValueError(f"expected repeats and batch_size >= 1 and seed >= 0, found {found}")
+        if self.preset.data not in (None, self.data):
+            raise ProtocolError(
+                f"protocol {self.preset.name} is that of {self.preset.data}, found {self.data}; "
+                f"for other data take val-paired, adm-256 or torch-fidelity"
+            )
+
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+        return 0 if self.processes is None else self.processes.process_index
+
+    def own(self, count: int) -> range:
+        """This process's share of 0 .. count - 1."""
+        world = 1 if self.processes is None else self.processes.num_processes
+        return range(self.rank * count // world, (self.rank + 1) * count // world)
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """A finished measurement, before it is written.
+
+    Attributes:
+        kind: `samples` or `reconstructions`.
+        protocol: What it was measured under.
+        subject: Facts about what was measured.
+        metrics: Values by name.
+        floor: What real images get, by name; of protocols of their own.
+        notes: What a reader must know.
+        per_class: Table with `columns`, `rows` and `about`, or None.
+        curves: As the report wants them.
+        pictures: File name -> title, a line about it, and the picture.
+        broken: Reason by id of each image that could not be read.
+        seconds: What it took.
+    """
+
+    kind: str
+    protocol: Protocol
+    subject: dict[str, Any]
+    metrics: dict[str, MetricValue]
+    floor: dict[str, MetricValue] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    per_class: dict[str, Any] | None = None
+    curves: list[dict[str, Any]] = field(default_factory=list)
+    pictures: dict[str, tuple[str, str, Image.Image]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def report(self, settings: EvaluationSettings) -> dict[str, Any]:
+        """Everything but the pictures themselves, for JSON."""
+        device = torch.device(settings.device)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        processes = 1 if settings.processes is None else settings.processes.num_processes
+        now = datetime.datetime.now(datetime.UTC)
+        report = {
+            "format": REPORT_FORMAT,
+            "version": __version__,
+            "created": now.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "command": settings.command,
+            "kind": self.kind,
+            "subject": self.subject,
+            "protocol": self.protocol.to_dict(),
+            "metrics": {name: value.to_dict() for name, value in self.metrics.items()},
+            "notes": self.notes,
+            "per_class": self.per_class,
+            "curves": self.curves,
+            "pictures": [
+                {"file": file, "title": title, "about": about}
+                for file, (title, about, _) in self.pictures.items()
+            ],
+            "broken": self.broken,
+            "machine": {
+                "device": name,
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "processes": processes,
+                "seconds": round(self.seconds, 1),
+            },
+        }
+        if self.floor:
+            report["floor"] = {name: value.to_dict() for name, value in self.floor.items()}
+        return report
+
+    def write(self, out: Path, settings: EvaluationSettings, *, overwrite: bool) -> dict[str, Any]:
+        """Write report.html, report.json and the pictures; returns the report.
+
+        Raises:
+            FileExistsError: If the folder exists and `overwrite` is False.
+            SaveError: If the disk refuses; nothing is left behind.
+        """
+        report = self.report(settings)
+        with atomic_folder(out, overwrite=overwrite) as folder:
+            write_report(folder, report, {f: p for f, (_, _, p) in self.pictures.items()})
+        return report
+
+
+def short_protocol(protocol: Protocol, **changes: Any) -> Protocol:
+    """The same protocol with other numbers of images: another one, with another id."""
+    return dataclasses.replace(protocol, **changes)
+
+
+def reference_words(source: ImageSource, *, paired: bool) -> str:
+    """Name of what images are compared with, in a protocol."""
+    return f"{'originals of ' if paired else ''}{source.name} ({source.split})"
+
+
+def few_images_note(protocol: Protocol) -> list[str]:
+    """A warning where Fréchet distances are mostly bias."""
+    smaller = min(protocol.num_samples, protocol.reference_images)
+    if smaller >= FEW_IMAGES:
+        return []
+    return [
+        f"Fréchet distances of {smaller:,} images are mostly bias: they compare under this very "
+        f"protocol only, and not with published numbers."
+    ]

@@ -1,0 +1,327 @@
+"""A set of images as the networks of a protocol see it, and the distances between two such sets.
+
+Sets are filled batch by batch, in any order and by any number of processes, and merged; every
+metric is then a function of the set alone. Means and covariances are float64 and O(D^2); the
+features themselves are kept for at most `bank_images` images, for the metrics that need pairs.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.image_source import ImageSource
+from ..data.images import to_uint8
+from ..data.loader import eval_batches
+from .metrics.class_score import ClassScore
+from .metrics.extractor import FeatureExtractor
+from .metrics.feature_bank import FeatureBank
+from .metrics.features import build_features
+from .metrics.frechet import FrechetStatistics, frechet_distance, metric_name
+from .metrics.inception_fid import NUM_SPATIAL, InceptionFid
+from .metrics.kid import kernel_distance
+from .metrics.manifold import ManifoldResult, manifold_metrics
+from .metrics.protocol import ImageHash, Preset, Protocol
+
+
+@dataclass(frozen=True, eq=False)
+class SeenImages:
+    """What the networks say of a batch.
+
+    Attributes:
+        pooled: Features of the distances, (B, D).
+        spatial: Features of sFID, (B, 2023), or None.
+        logits: Of the classifier, (B, classes), or None.
+    """
+
+    pooled: Tensor
+    spatial: Tensor | None
+    logits: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Networks:
+    """The frozen networks of a protocol, on one device.
+
+    Attributes:
+        extractor: Of the distances.
+        classifier: Of the class score, or None.
+    """
+
+    extractor: FeatureExtractor
+    classifier: FeatureExtractor | None
+
+    @classmethod
+    def of(
+        cls, preset: Preset, device: str | torch.device = "cpu", *, features: str | None = None
+    ) -> "Networks":
+        """The networks that a preset names; all weights are found and checked now.
+
+        Args:
+            preset: The rules.
+            device: Where they run.
+            features: Another network for both, which makes it another protocol.
+
+        Raises:
+            WeightsMissing: If one has no weights on this machine; names the command.
+            WeightsError: If the weights found are not the known ones.
+        """
+        extractor = build_features(features or preset.features).to(device)
+        wanted = features or preset.classifier
+        if wanted == extractor.name:
+            return cls(extractor=extractor, classifier=extractor if extractor.num_classes else None)
+        classifier = None if wanted == "none" else build_features(wanted).to(device)
+        return cls(extractor=extractor, classifier=classifier)
+
+    @property
+    def classifier_id(self) -> str:
+        """Name and weights of the classifier, or `none`."""
+        return "none" if self.classifier is None else self.classifier.id
+
+    @property
+    def has_spatial(self) -> bool:
+        """Whether sFID can be measured."""
+        return isinstance(self.extractor, InceptionFid)
+
+    @torch.no_grad()
+    def look(self, levels: Tensor) -> SeenImages:
+        """Features and logits of 8-bit images (B, 3, H, W), on any device."""
+        device = next(self.extractor.buffers()).device
+        images, spatial, logits = levels.to(device).float() / 255, None, None
+        if isinstance(self.extractor, InceptionFid):
+            pooled, spatial = self.extractor.pooled_and_spatial(images)
+        else:
+            pooled = self.extractor.pooled(images)
+        if self.classifier is not None:
+            same = self.classifier is self.extractor
+            seen = pooled if same else self.classifier.pooled(images)
+            logits = self.classifier.class_logits(seen)
+        return SeenImages(pooled, spatial, logits)
+
+
+class ImageSet:
+    """Statistics of a set of images.
+
+    Args:
+        networks: What looks at the images.
+        expected: How many images there will be, to choose those of the bank evenly.
+        bank_images: Most images in the bank.
+
+    Attributes:
+        pooled: Mean and scatter of the features.
+        spatial: The same of the features of sFID, or None.
+        bank: Features, numbers and labels of some images.
+        classes: Class score, or None.
+        hash: Of all pixels.
+        label_counts: Label -> number of images; -1 is none.
+        broken: Reason by id of each image that could not be read.
+    """
+
+    def __init__(self, networks: Networks, *, expected: int, bank_images: int) -> None:
+        extractor, classifier = networks.extractor, networks.classifier
+        self.expected, self.bank_images = expected, bank_images
+        self.pooled = FrechetStatistics(extractor.num_features, extractor_id=extractor.id)
+        self.spatial: FrechetStatistics | None = None
+        if networks.has_spatial:
+            name = f"{extractor.id}.spatial"
+            self.spatial = FrechetStatistics(NUM_SPATIAL, extractor_id=name)
+        self.bank = FeatureBank(extractor.num_features, extractor_id=extractor.id)
+        self.classes: ClassScore | None = None
+        if classifier is not None:
+            self.classes = ClassScore(classifier.num_classes, extractor_id=classifier.id)
+        self.hash = ImageHash()
+        self.label_counts: dict[int, int] = {}
+        self.broken: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return sum(self.label_counts.values())
+
+    def update(self, seen: SeenImages, levels: Tensor, numbers: Tensor, labels: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            seen: What the networks say of it.
+            levels: The images themselves, uint8 (B, 3, H, W).
+            numbers: Which images they are, int64 (B,), in [0, expected), each once.
+            labels: Their classes, int64 (B,); -1 is none.
+
+        Raises:
+            ValueError: If a feature is not finite.
+        """
+        self.pooled.update(seen.pooled)
+        if self.spatial is not None and seen.spatial is not None:
+            self.spatial.update(seen.spatial)
+        if self.classes is not None and seen.logits is not None:
+            self.classes.update(seen.logits)
+        self.hash.update(levels)
+        numbers, labels = numbers.cpu(), labels.cpu()
+        kept = evenly_chosen(numbers, self.expected, self.bank_images)
+        self.bank.update(seen.pooled.cpu()[kept], numbers[kept], labels[kept])
+        for label in labels.tolist():
+            self.label_counts[label] = self.label_counts.get(label, 0) + 1
+
+    def merge(self, other: "ImageSet") -> None:
+        """Add what another object, usually another process's, saw of the same set."""
+        self.pooled.merge(other.pooled)
+        if self.spatial is not None and other.spatial is not None:
+            self.spatial.merge(other.spatial)
+        if self.classes is not None and other.classes is not None:
+            self.classes.merge(other.classes)
+        self.bank.merge(other.bank)
+        self.hash.merge(other.hash)
+        for label, count in other.label_counts.items():
+            self.label_counts[label] = self.label_counts.get(label, 0) + count
+        self.broken |= other.broken
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but `broken`, for a file."""
+        labels = sorted(self.label_counts)
+        found: dict[str, Tensor] = {
+            "pooled.count": torch.tensor(self.pooled.count),
+            "pooled.mean": self.pooled.mean,
+            "pooled.scatter": self.pooled.scatter,
+            "bank.features": self.bank.features,
+            "bank.numbers": self.bank.numbers,
+            "bank.labels": labels_of(self.bank),
+            "hash": self.hash.digests,
+            "labels": torch.tensor([[n, self.label_counts[n]] for n in labels]).reshape(-1, 2),
+        }
+        if self.spatial is not None:
+            found["spatial.mean"] = self.spatial.mean
+            found["spatial.scatter"] = self.spatial.scatter
+        if self.classes is not None:
+            found["classes"] = self.classes.state()
+        return found
+
+    def load_tensors(self, stored: Mapping[str, Tensor]) -> None:
+        """Fill an empty set with what `tensors` gave.
+
+        Raises:
+            KeyError: If one is missing.
+            ValueError: If one does not fit.
+        """
+        sides = {"pooled": self.pooled} | (
+            {} if self.spatial is None else {"spatial": self.spatial}
+        )
+        for name, side in sides.items():
+            mean, scatter = stored[f"{name}.mean"], stored[f"{name}.scatter"]
+            if mean.shape != side.mean.shape or scatter.shape != side.scatter.shape:
+                raise ValueError(f"{name}: found {tuple(mean.shape)}, {tuple(scatter.shape)}")
+            side.mean, side.scatter = mean, scatter
+            side.count = int(stored["pooled.count"])
+        names = ("bank.features", "bank.numbers", "bank.labels")
+        self.bank.update(*(stored[name] for name in names))
+        self.hash.load_digests(stored["hash"])
+        if self.classes is not None:
+            name = self.classes.extractor_id
+            self.classes = ClassScore.from_state(stored["classes"], extractor_id=name)
+        self.label_counts = dict(stored["labels"].tolist())
+
+    def counts(self, num_classes: int) -> Tensor:
+        """Images of each class, int64 (num_classes,)."""
+        return torch.tensor([self.label_counts.get(label, 0) for label in range(num_classes)])
+
+
+def labels_of(bank: FeatureBank) -> Tensor:
+    """Class of every image of a bank, int64; -1 is none."""
+    return torch.full_like(bank.numbers, -1) if bank.labels is None else bank.labels
+
+
+def evenly_chosen(numbers: Tensor, expected: int, most: int) -> Tensor:
+    """Which of the numbers 0 .. expected - 1 belong to the `most` evenly spaced ones, bool."""
+    return (numbers + 1) * most // expected > numbers * most // expected
+
+
+def distances(
+    samples: ImageSet, reference: ImageSet, protocol: Protocol, *, seed: int
+) -> tuple[dict[str, float], ManifoldResult]:
+    """Every metric between two sets.
+
+    Args:
+        samples: Samples or reconstructions.
+        reference: What they are compared with.
+        protocol: Its subsets and neighbours are used.
+        seed: Of the subsets of KID.
+
+    Returns:
+        Values by name: `gFID` or `rFID`, `sFID`, `KID` with the FID Inception, `FD@NET` and
+        `KD@NET` with others, `precision`, `recall`, `density`, `coverage`, and `class_score@NET`
+        with a classifier; and what is known of each image of the banks.
+    """
+    network, suffix = samples.pooled.extractor_id.partition("#")[0], ""
+    frechet, kernel_name = "gFID" if protocol.task == "samples" else "rFID", "KID"
+    if metric_name(network) != "FID":
+        suffix = f"@{network}"
+        frechet, kernel_name = f"FD{suffix}", f"KD{suffix}"
+    values = {frechet: frechet_distance(samples.pooled, reference.pooled)}
+    if samples.spatial is not None and reference.spatial is not None:
+        values["sFID"] = frechet_distance(samples.spatial, reference.spatial)
+    vectors, others = samples.bank.features, reference.bank.features
+    kernel = kernel_distance(
+        vectors,
+        others,
+        subsets=protocol.kid_subsets,
+        subset_size=min(protocol.kid_subset_size, len(vectors), len(others)),
+        rng=torch.Generator().manual_seed(seed),
+    )
+    values[kernel_name] = kernel.mean
+    manifold = manifold_metrics(
+        vectors,
+        others,
+        pr_neighbours=protocol.pr_neighbours,
+        dc_neighbours=protocol.dc_neighbours,
+    )
+    for name in ("precision", "recall", "density", "coverage"):
+        values[f"{name}{suffix}"] = getattr(manifold, name)
+    if samples.classes is not None:
+        classifier = protocol.classifier.partition("#")[0]
+        values[f"class_score@{classifier}"] = samples.classes.compute()
+    return values, manifold
+
+
+def read_images(
+    source: ImageSource,
+    networks: Networks,
+    preset: Preset,
+    resolution: int,
+    *,
+    indices: Iterable[int] | None = None,
+    batch_size: int = 32,
+    bar: "tqdm[None] | None" = None,
+) -> ImageSet:
+    """The set of a source's images, plain views without augmentation.
+
+    Args:
+        source: Where they are.
+        networks: What looks at them.
+        preset: How they are resized, and how many the bank keeps.
+        resolution: Side of the images in pixels.
+        indices: Which of them, e.g. the share of a process; None: all.
+        batch_size: Images at once.
+        bar: Progress.
+
+    Raises:
+        DataError: If none of them can be read, or one has a size that the preset refuses.
+        ValueError: If a feature is not finite.
+    """
+    found = ImageSet(networks, expected=len(source), bank_images=preset.bank_images)
+    batches = eval_batches(
+        source,
+        resolution,
+        batch_size,
+        broken=found.broken,
+        resize=preset.resize,
+        indices=indices,
+    )
+    for batch in batches:
+        levels = to_uint8(batch["images"])
+        try:
+            found.update(networks.look(levels), levels, batch["numbers"], batch["labels"])
+        except ValueError as error:
+            where = f"{source.name} ({source.split}), {networks.extractor.id}"
+            raise ValueError(f"{where}: {error}") from None
+        if bar is not None:
+            bar.update(len(levels))
+    return found

@@ -1,0 +1,159 @@
+"""How bits of binary tokens depend on one another: their correlation, from integer counts.
+
+Balanced bits can still repeat each other, and then carry less than they seem to. Means and stuck
+bits of a run are in `CodeStatistics` already; here is what pairs of bits say.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .codes import STUCK_ABOVE, STUCK_BELOW
+
+_ROWS = 2**16  # rows at once; float32 counts are exact up to 2^24
+_EXACT_TOKENS = 2**31  # products of two counts fit int64 up to here
+
+
+class BitStatistics:
+    """Streaming counts of ones and of joint ones; integers, so order and processes cannot matter.
+
+    Args:
+        num_bits: G, bits of a position.
+
+    Raises:
+        ValueError: If `num_bits` is below 1.
+    """
+
+    def __init__(self, num_bits: int) -> None:
+        if num_bits < 1:
+            raise ValueError(f"num_bits: expected >= 1, found {num_bits}")
+        self.num_bits = num_bits
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, for the next window."""
+        self._joint = torch.zeros(self.num_bits, self.num_bits, dtype=torch.int64)
+        self.num_tokens = 0
+
+    @torch.no_grad()
+    def update(self, bits: Tensor, valid: Tensor | None = None) -> None:
+        """Count a batch.
+
+        Args:
+            bits: int64 or bool, shape (B, N, G), values 0 and 1.
+            valid: Bool, shape (B, N), True = real position; None = all.
+
+        Raises:
+            ValueError: If shape, dtype or values are wrong.
+        """
+        kinds = (torch.int64, torch.bool)
+        if bits.dtype not in kinds or bits.ndim != 3 or bits.shape[2] != self.num_bits:
+            found = f"{bits.dtype} {tuple(bits.shape)}"
+            raise ValueError(f"bits: expected int64 or bool (B, N, {self.num_bits}), found {found}")
+        if valid is None:
+            rows = bits.flatten(0, 1)
+        else:
+            if valid.dtype != torch.bool or valid.shape != bits.shape[:2]:
+                found = f"{valid.dtype} {tuple(valid.shape)}"
+                raise ValueError(f"valid: expected bool {tuple(bits.shape[:2])}, found {found}")
+            rows = bits[valid]
+        if not len(rows):
+            return
+        if bits.dtype == torch.int64:
+            low, high = int(rows.min()), int(rows.max())
+            if low < 0 or high > 1:
+                raise ValueError(f"bits: expected 0 and 1, found {low}..{high}")
+        for part in rows.split(_ROWS):
+            ones = part.float()
+            self._joint += (ones.T @ ones).long().cpu()
+        self.num_tokens += len(rows)
+
+    @property
+    def ones(self) -> Tensor:
+        """Number of ones of each bit, int64, shape (G,)."""
+        return self._joint.diagonal().clone()
+
+    @property
+    def joint_ones(self) -> Tensor:
+        """Number of positions where both bits are one, int64, shape (G, G)."""
+        return self._joint.clone()
+
+    @property
+    def means(self) -> Tensor:
+        """Share of ones of each bit, float64, shape (G,), in [0, 1]; zeros before an update."""
+        return self.ones.double() / max(self.num_tokens, 1)
+
+    @property
+    def stuck_bits(self) -> tuple[int, ...]:
+        """Bits that are one in less than 1 % or more than 99 % of the positions."""
+        means = self.means
+        stuck = (means < STUCK_BELOW) | (means > STUCK_ABOVE)
+        return tuple(stuck.nonzero().flatten().tolist()) if self.num_tokens else ()
+
+    @property
+    def correlation(self) -> Tensor:
+        """Pearson correlation (phi) of every pair of bits, float64, shape (G, G), in [-1, 1].
+
+        A bit that never changes has none: its row is 0. The diagonal is 1 throughout.
+        """
+        count, ones, joint = self.num_tokens, self.ones, self._joint
+        if count > _EXACT_TOKENS:
+            ones, joint = ones.double(), joint.double()
+        covariance = (count * joint - ones[:, None] * ones).double()  # times count^2
+        deviations = covariance.diagonal().sqrt()
+        scale = deviations[:, None] * deviations
+        result = torch.where(scale > 0, covariance / scale, 0.0).clamp(-1, 1)
+        return result.fill_diagonal_(1.0)
+
+    def compute(self) -> dict[str, float]:
+        """Statistics of everything counted.
+
+        Returns:
+            `bit_correlation_mean_abs` and `bit_correlation_max_abs`: over all pairs of different
+            bits that change at all; 0 if there is no such pair.
+
+        Raises:
+            ValueError: If nothing was counted.
+        """
+        if not self.num_tokens:
+            raise ValueError("no tokens were counted: call update first")
+        ones = self.ones
+        changing = ((ones > 0) & (ones < self.num_tokens)).nonzero().flatten()
+        pairs = self.correlation[changing][:, changing].abs()
+        above = pairs[torch.triu(torch.ones_like(pairs), diagonal=1).bool()]
+        return {
+            "bit_correlation_mean_abs": float(above.mean()) if len(above) else 0.0,
+            "bit_correlation_max_abs": float(above.max()) if len(above) else 0.0,
+        }
+
+    def merge(self, other: "BitStatistics") -> None:
+        """Add what another object counted.
+
+        Raises:
+            ValueError: If the numbers of bits differ.
+        """
+        if other.num_bits != self.num_bits:
+            raise ValueError(f"numbers of bits differ: {self.num_bits} and {other.num_bits}")
+        self._joint = self._joint + other._joint
+        self.num_tokens += other.num_tokens
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All counts as int64 tensors on the CPU, for a checkpoint or a gather."""
+        return {"joint": self._joint.clone(), "num_tokens": torch.tensor(self.num_tokens)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Replace all counts by those of `state_dict`.
+
+        Raises:
+            ValueError: If keys are missing or unexpected, or the number of bits differs.
+        """
+        expected = self.state_dict()
+        if set(state) != set(expected):
+            found = f"{sorted(state)}, expected {sorted(expected)}"
+            raise ValueError(f"bit statistics: wrong keys {found}")
+        if state["joint"].shape != self._joint.shape:
+            found = f"{tuple(state['joint'].shape)}, expected {tuple(self._joint.shape)}"
+            raise ValueError(f"bit statistics: joint has shape {found}")
+        self._joint = state["joint"].cpu().clone()
+        self.num_tokens = int(state["num_tokens"])

@@ -1,0 +1,173 @@
+"""All feature vectors of a set of images, with their numbers and labels.
+
+Kernel distances and neighbours need the vectors themselves, not their moments. The vectors come
+out sorted by image number, so neither the order of batches nor the number of processes can show.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...files import atomic_file
+
+
+class FeatureBank:
+    """Feature vectors in float32, kept in memory: 4 n D bytes, 410 MB for 50,000 of D = 2048.
+
+    Reading `features` after an update sorts them, which for a moment needs as much again. Banks
+    pickle, so processes can send them to one another.
+
+    Args:
+        num_features: D, length of the vectors.
+        extractor_id: Which network and weights the features come from, e.g. `efflite0#57934424`.
+            Banks of different ids are not merged; "" matches only "".
+
+    Raises:
+        ValueError: If `num_features` is below 1.
+    """
+
+    def __init__(self, num_features: int, *, extractor_id: str = "") -> None:
+        if num_features < 1:
+            raise ValueError(f"num_features: expected >= 1, found {num_features}")
+        self.num_features = num_features
+        self.extractor_id = extractor_id
+        self._seen: set[int] = set()
+        self._has_labels: bool | None = None
+        self._sorted = True
+        self._features = [torch.zeros(0, num_features)]
+        self._numbers = [torch.zeros(0, dtype=torch.int64)]
+        self._labels = [torch.zeros(0, dtype=torch.int64)]
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, numbers: Tensor, labels: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            features: Shape (B, D), any float dtype, any device.
+            numbers: Which image each vector belongs to, int64, shape (B,); each only once.
+            labels: Classes, int64, shape (B,), or None; the same kind in every call.
+
+        Raises:
+            ValueError: If shapes or dtypes are wrong, a value is not finite in float32, a number
+                was seen before, or some batches have labels and others have not.
+        """
+        if features.ndim != 2 or features.shape[1] != self.num_features:
+            expected = f"(B, {self.num_features})"
+            raise ValueError(f"features: expected {expected}, found {tuple(features.shape)}")
+        for name, values in (("numbers", numbers), ("labels", labels)):
+            if values is None:
+                continue
+            if values.dtype != torch.int64 or values.shape != features.shape[:1]:
+                found = f"{values.dtype} {tuple(values.shape)}"
+                raise ValueError(f"{name}: expected int64 ({len(features)},), found {found}")
+        features = features.detach().to("cpu", torch.float32)
+        if not bool(torch.isfinite(features).all()):
+            bad = int((~torch.isfinite(features)).any(1).sum())
+            raise ValueError(f"features: {bad} of {len(features)} vectors are not finite")
+        if len(features):
+            self._add(features, numbers.cpu(), None if labels is None else labels.cpu())
+
+    def merge(self, other: "FeatureBank") -> None:
+        """Add what another bank holds.
+
+        Raises:
+            ValueError: If the other one is of another size or network, holds an image that is
+                here already, or one of the two has labels and the other has not.
+        """
+        if other.num_features != self.num_features:
+            raise ValueError(f"feature sizes differ: {self.num_features} and {other.num_features}")
+        if other.extractor_id != self.extractor_id:
+            raise ValueError(
+                f"banks of different networks: {self.extractor_id!r} and {other.extractor_id!r}"
+            )
+        if len(other):
+            self._add(other.features, other.numbers, other.labels)
+
+    @property
+    def features(self) -> Tensor:
+        """Vectors by rising image number, float32, shape (n, D); not to be changed."""
+        self._sort()
+        return self._features[0]
+
+    @property
+    def numbers(self) -> Tensor:
+        """Image numbers, rising, int64, shape (n,)."""
+        self._sort()
+        return self._numbers[0]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Classes in the order of `numbers`, int64, shape (n,); None if none were given."""
+        self._sort()
+        return self._labels[0] if self._has_labels else None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to a safetensors file, whole or not at all.
+
+        Raises:
+            SaveError: If the file cannot be written.
+        """
+        tensors = {"features": self.features, "numbers": self.numbers}
+        if self.labels is not None:
+            tensors["labels"] = self.labels
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary, metadata={"extractor_id": self.extractor_id})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "FeatureBank":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If the file is damaged or holds something else.
+        """
+        try:
+            with safe_open(Path(path), framework="pt") as file:
+                extractor_id = (file.metadata() or {}).get("extractor_id", "")
+                features, numbers = file.get_tensor("features"), file.get_tensor("numbers")
+                labels = file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: not a readable feature bank ({error})") from error
+        if features.ndim != 2 or features.dtype != torch.float32:
+            found = f"{features.dtype} {tuple(features.shape)}"
+            raise ValueError(f"{path}: features: expected float32 (n, D), found {found}")
+        try:
+            bank = cls(features.shape[1], extractor_id=extractor_id)
+            bank.update(features, numbers, labels)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return bank
+
+    def _add(self, features: Tensor, numbers: Tensor, labels: Tensor | None) -> None:
+        """Take checked tensors."""
+        has_labels = labels is not None
+        if self._has_labels not in (None, has_labels):
+            raise ValueError("labels: some vectors have one and others have not")
+        new = set(numbers.tolist())
+        repeated = sorted(new & self._seen)
+        if repeated or len(new) < len(numbers):
+            which = f", e.g. {repeated[0]}" if repeated else ""
+            raise ValueError(f"numbers: an image is here more than once{which}")
+        self._seen |= new
+        self._has_labels = has_labels
+        self._features.append(features.clone())
+        self._numbers.append(numbers.clone())
+        if labels is not None:
+            self._labels.append(labels.clone())
+        self._sorted = False
+
+    def _sort(self) -> None:
+        """Make one sorted tensor of each list."""
+        if self._sorted:
+            return
+        order = torch.cat(self._numbers).argsort()
+        for parts in (self._features, self._numbers, self._labels):
+            whole = torch.cat(parts)
+            parts[:] = [whole[order] if len(whole) else whole]
+        self._sorted = True

@@ -1,0 +1,266 @@
+"""The report of an evaluation: report.json for programs, report.html for people.
+
+Both say the same: what was measured, under which protocol, what came out and how to repeat it. The
+page is one file that asks the network for nothing: its pictures are data URIs, its charts SVG, its
+policy (Content-Security-Policy) forbids the rest. A number of another protocol is refused.
+"""
+
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.images import to_pil
+from .charts import require_charts
+from .page import DIRECTIONS
+from .report_page import report_page
+
+REPORT_FORMAT = 1
+FILE = "report.json"
+KINDS = ("samples", "reconstructions")
+
+_TEXT, _LIST, _DICT, _NUMBER, _ANY = "text", "a list", "a mapping", "a number or null", "anything"
+_REPORT = {
+    "version": _TEXT,
+    "created": _TEXT,
+    "command": _TEXT,
+    "kind": _TEXT,
+    "subject": _DICT,
+    "protocol": _DICT,
+    "metrics": _DICT,
+    "notes": _LIST,
+    "curves": _LIST,
+    "pictures": _LIST,
+    "machine": _DICT,
+}
+_SUBJECT = {
+    "name": _TEXT,
+    "system": _TEXT,
+    "fingerprint": _TEXT,
+    "parameters": _NUMBER,
+    "resolution": _ANY,
+    "tokens": _ANY,
+    "bits_per_image": _NUMBER,
+}
+_METRIC = {
+    "mean": _NUMBER,
+    "spread": _NUMBER,
+    "values": _LIST,
+    "unit": _TEXT,
+    "better": _TEXT,
+    "protocol": _TEXT,
+    "about": _TEXT,
+    "group": _TEXT,
+}
+
+
+class ReportError(ValueError):
+    """A report that cannot be written, read or compared; the message says where and why."""
+
+
+def write_report(
+    folder: Path, report: Mapping[str, Any], pictures: Mapping[str, Image.Image]
+) -> None:
+    """Write report.json, report.html and the pictures as PNG into a folder.
+
+    Args:
+        folder: Existing folder, best one of `files.atomic_folder`.
+        report: The report (see `check_report`). Numbers that are not finite become null.
+        pictures: Image for each `file` that the report's `pictures` name.
+
+    Raises:
+        ReportError: If a key is missing or of the wrong kind, a number is of another protocol than
+            the report, or the pictures are not those that the report names.
+        MissingCharts: If there are curves and matplotlib is not installed.
+    """
+    plain = _plain(report, "report")
+    check_report(plain)
+    if plain["curves"]:
+        require_charts()
+    named = [picture["file"] for picture in plain["pictures"]]
+    if sorted(named) != sorted(pictures):
+        raise ReportError(f"pictures {sorted(pictures)} given, the report names {sorted(named)}")
+    blobs = {name: _png(pictures[name]) for name in named}
+    page = report_page(plain, blobs)
+    for name, blob in blobs.items():
+        (folder / name).write_bytes(blob)
+    (folder / FILE).write_text(json_text(plain), encoding="utf-8")
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A report from its folder or its report.json, checked.
+
+    Raises:
+        ReportError: If there is none, or it is broken, incomplete or of another format.
+    """
+    file = Path(path)
+    file = file / FILE if file.is_dir() else file
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ReportError(f"{path}: no {FILE} there; `tessella evaluate` writes one") from None
+    except OSError as error:
+        raise ReportError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise ReportError(f"{file}: not a whole JSON file: {error}") from error
+    try:
+        check_report(report)
+    except ReportError as error:
+        raise ReportError(f"{file}: {error}") from error
+    return report
+
+
+def check_report(report: Any) -> None:
+    """Refuse what is not a complete report of this format and of one protocol.
+
+    `floor` (what real images get, under protocols of their own), `per_class`, `broken` (reasons by
+    image) and `headline` (names of the metrics at the top of the page) may be absent. Facts under
+    `subject`, `protocol` and `machine` are free beyond those that are needed here.
+
+    Raises:
+        ReportError: Naming the key, and what was expected there.
+    """
+    if not isinstance(report, dict) or "format" not in report:
+        raise ReportError("not a report: it has no format number")
+    if report["format"] != REPORT_FORMAT:
+        found, newer = report["format"], ""
+        if isinstance(found, int) and found > REPORT_FORMAT:
+            newer = "; a newer version of tessella wrote it"
+        raise ReportError(
+            f"a report of format {found!r}, this version reads {REPORT_FORMAT}{newer}"
+        )
+    _check_keys(report, _REPORT, "report")
+    if report["kind"] not in KINDS:
+        raise ReportError(f"report.kind: {report['kind']!r}, expected one of {', '.join(KINDS)}")
+    _check_keys(report["subject"], _SUBJECT, "report.subject")
+    _check_keys(report["protocol"], {"id": _TEXT, "name": _TEXT}, "report.protocol")
+    protocol = report["protocol"]["id"]
+    _check_metrics(report["metrics"], protocol, "report.metrics")
+    if report.get("floor") is not None:
+        _check_keys(report, {"floor": _DICT}, "report")
+        _check_metrics(report["floor"], None, "report.floor")
+    if not report["metrics"]:
+        raise ReportError("report.metrics: empty, expected at least one metric")
+    if report.get("per_class") is not None:
+        _check_keys(report, {"per_class": _DICT}, "report")
+        _check_table(report["per_class"])
+    for name in report.get("headline") or []:
+        if name not in report["metrics"]:
+            raise ReportError(f"report.headline: {name!r} is not a metric of the report")
+    for number, curve in enumerate(report["curves"]):
+        _check_curve(curve, f"report.curves[{number}]")
+    _check_pictures(report["pictures"])
+
+
+def _check_keys(section: Any, expected: Mapping[str, str], where: str) -> None:
+    kinds: dict[str, tuple[type, ...]] = {
+        _TEXT: (str,),
+        _LIST: (list,),
+        _DICT: (dict,),
+        _NUMBER: (int, float, type(None)),
+        _ANY: (object,),
+    }
+    if not isinstance(section, dict):
+        raise ReportError(f"{where}: {section!r}, expected a mapping")
+    missing = [name for name in expected if name not in section]
+    if missing:
+        raise ReportError(f"{where}: {', '.join(missing)} missing")
+    for name, kind in expected.items():
+        value = section[name]
+        if not isinstance(value, kinds[kind]) or (kind == _NUMBER and isinstance(value, bool)):
+            raise ReportError(f"{where}.{name}: {value!r}, expected {kind}")
+
+
+def _check_metrics(metrics: dict[str, Any], protocol: str | None, where: str) -> None:
+    """Complete numbers, and where `protocol` is given, of that one only."""
+    for name, metric in metrics.items():
+        _check_keys(metric, _METRIC, f"{where}.{name}")
+        if protocol is not None and metric["protocol"] != protocol:
+            raise ReportError(
+                f"{name} is of protocol {metric['protocol']}, the report of {protocol}"
+            )
+        if metric["better"] not in DIRECTIONS:
+            raise ReportError(f"{where}.{name}.better: {metric['better']!r}, expected lower, higher"
+                              " or none")  # fmt: skip
+        _check_numbers(metric["values"], f"{where}.{name}.values")
+
+
+def _check_numbers(values: Any, where: str) -> None:
+    _check_keys({"list": values}, {"list": _LIST}, where)
+    for number, value in enumerate(values):
+        _check_keys({str(number): value}, {str(number): _NUMBER}, where)
+
+
+def _check_table(table: dict[str, Any]) -> None:
+    _check_keys(table, {"columns": _LIST, "rows": _LIST, "about": _TEXT}, "report.per_class")
+    width = len(table["columns"])
+    for number, row in enumerate(table["rows"]):
+        if not isinstance(row, list) or len(row) != width:
+            raise ReportError(f"report.per_class.rows[{number}]: {row!r}, expected {width} cells")
+
+
+def _check_curve(curve: Any, where: str) -> None:
+    _check_keys(curve, {"x": _TEXT, "metric": _TEXT, "protocol": _TEXT, "lines": _LIST}, where)
+    if not curve["lines"]:
+        raise ReportError(f"{where}.lines: empty, expected at least one line")
+    for number, line in enumerate(curve["lines"]):
+        place = f"{where}.lines[{number}]"
+        _check_keys(line, {"name": _TEXT, "x": _LIST, "y": _LIST}, place)
+        for name in ("x", "y", "spread"):
+            values = line.get(name)
+            if values is None and name == "spread":
+                continue
+            _check_numbers(values, f"{place}.{name}")
+            if len(values) != len(line["x"]):
+                raise ReportError(f"{place}.{name}: {len(values)} numbers for {len(line['x'])} x")
+        if None in line["x"]:
+            raise ReportError(f"{place}.x: null, expected finite numbers")
+
+
+def _check_pictures(pictures: list[Any]) -> None:
+    seen: set[str] = set()
+    for number, picture in enumerate(pictures):
+        where = f"report.pictures[{number}]"
+        _check_keys(picture, {"file": _TEXT, "title": _TEXT, "about": _TEXT}, where)
+        name = picture["file"]
+        if name != Path(name).name or "\\" in name or not name.endswith(".png") or name in seen:
+            raise ReportError(f"{where}.file: {name!r}, expected a file name NAME.png, each once")
+        seen.add(name)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """What JSON can hold: numbers of numpy as Python's, non-finite ones as None, UTF-8 text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_plain(str(key), where): _plain(v, f"{where}.{key}") for key, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [_plain(item, f"{where}[{number}]") for number, item in enumerate(value)]
+    raise ReportError(f"{where}: a {type(value).__name__} cannot be stored in a report")
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """A JSON file's text: indented, UTF-8, and never NaN."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, "PNG", optimize=False)
+    return buffer.getvalue()

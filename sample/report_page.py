@@ -1,0 +1,188 @@
+"""The HTML page of one report: headline, all metrics, pictures, classes, curves, how to repeat."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+from PIL import Image
+
+from .charts import Line, line_chart, swatch
+from .page import (
+    ABSENT,
+    DIRECTIONS,
+    column_texts,
+    fact_block,
+    fact_rows,
+    fact_text,
+    grouped,
+    measured_text,
+    number_text,
+    png_uri,
+    render_page,
+)
+
+_HEADLINES = 4  # numbers at the top
+_BROKEN = 5  # unreadable images named on the page
+
+
+def report_page(report: dict[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """The report as one HTML page.
+
+    Args:
+        report: A checked report.
+        pictures: PNG bytes for each `file` that it names; a picture without is left out.
+
+    Raises:
+        MissingCharts: If there are curves and matplotlib is not installed.
+    """
+    subject, protocol, machine = report["subject"], report["protocol"], report["machine"]
+    floor = {n: m for n, m in (report.get("floor") or {}).items() if n in report["metrics"]}
+    groups = [
+        (title, [_metric_row(name, metric, floor.get(name)) for name, metric in metrics.items()])
+        for title, metrics in grouped(report["metrics"])
+    ]
+    shown = [
+        picture | {"data": png_uri(blob), "width": width, "height": height}
+        for picture in report["pictures"]
+        if (blob := pictures.get(picture["file"])) is not None
+        for width, height in [Image.open(io.BytesIO(blob)).size]
+    ]
+    table = report.get("per_class")
+    sections = {
+        "measured": "What was measured",
+        "metrics": "All metrics",
+        "notes": "Reading these numbers" if report["notes"] or report.get("broken") else "",
+        "pictures": "Pictures" if shown else "",
+        "classes": "By class" if table else "",
+        "curves": "Curves" if report["curves"] else "",
+        "reproduce": "How to reproduce",
+    }
+    fixed = {"tessella": report["version"], "created": report["created"]}
+    return render_page(
+        "report.html",
+        kind=report["kind"],
+        subject=subject,
+        protocol=protocol,
+        lead=_lead(subject),
+        headline=_headline(report, [row for _, rows in groups for row in rows]),
+        sections=[(name, title) for name, title in sections.items() if title],
+        subject_facts=fact_rows(subject, skip=("name",)),
+        protocol_block=fact_block(protocol),
+        groups=groups,
+        has_floor=bool(floor),
+        notes=[fact_text(note) for note in report["notes"]] + _broken(report.get("broken") or {}),
+        pictures=shown,
+        per_class=_class_table(table) if table else None,
+        curves=[_curve(curve, f"curve-{i}") for i, curve in enumerate(report["curves"])],
+        command=report["command"],
+        reproduce_facts=fact_rows(fixed | {"fingerprint": subject["fingerprint"]} | machine),
+        version=report["version"],
+    )
+
+
+def _lead(subject: dict[str, Any]) -> str:
+    bits, parameters = subject["bits_per_image"], subject["parameters"]
+    size = subject["resolution"]
+    parts = [
+        subject["system"],
+        f"{size}x{size} pixels" if isinstance(size, int) else fact_text(size),
+        f"{fact_text(subject['tokens'])} tokens" if isinstance(subject["tokens"], int) else "",
+        fact_text(subject["tokens"]) if isinstance(subject["tokens"], str) else "",
+        f"{number_text(bits)} bits per image" if bits is not None else "",
+        f"{number_text(parameters)} parameters" if parameters is not None else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _broken(broken: Mapping[str, Any]) -> list[str]:
+    """A note about images that could not be read, the first ones by name."""
+    if not broken:
+        return []
+    shown = [f"{name} ({fact_text(reason)})" for name, reason in broken.items()]
+    more = [f"and {len(shown) - _BROKEN:,} more, see report.json"] if len(shown) > _BROKEN else []
+    return [f"Images left out as unreadable, {len(shown):,}: {'; '.join(shown[:_BROKEN] + more)}."]
+
+
+def _metric_row(name: str, metric: dict[str, Any], floor: dict[str, Any] | None) -> dict[str, Any]:
+    value, spread = measured_text(metric["mean"], metric["spread"])
+    each = column_texts(metric["values"]) if len(set(metric["values"])) > 1 else []
+    return {
+        "name": name,
+        "value": value,
+        "spread": spread,
+        "unit": metric["unit"],
+        "direction": DIRECTIONS[metric["better"]],
+        "about": metric["about"],
+        "protocol": metric["protocol"],
+        "num_values": len(metric["values"]) or ABSENT,
+        "each": " · ".join(each),
+        "floor": "" if floor is None else _with_spread(floor),
+        "floor_protocol": "" if floor is None else floor["protocol"],
+    }
+
+
+def _with_spread(metric: dict[str, Any]) -> str:
+    value, spread = measured_text(metric["mean"], metric["spread"])
+    return f"{value} ± {spread}" if spread else value
+
+
+def _headline(report: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics that the report names under `headline`, if it does; by default the first of each
+    group, then others. Codes, speed and what has no better or worse are left to the table.
+    """
+    metrics = report["metrics"]
+    judged = {
+        name: metric
+        for name, metric in metrics.items()
+        if metric["better"] != "none" and metric["group"] not in ("codes", "speed")
+    }
+    firsts = [next(iter(members)) for _, members in grouped(judged)]
+    names = list(dict.fromkeys([*firsts, *judged]))[:_HEADLINES] or list(metrics)[:_HEADLINES]
+    if report.get("headline"):
+        names = report["headline"]
+    by_name = {row["name"]: row for row in rows}
+    word = "seed" if report["kind"] == "samples" else "run"
+    counts = {name: len(metrics[name]["values"]) for name in names}
+    return [
+        by_name[name] | {"count": f"{counts[name]} {word}{'' if counts[name] == 1 else 's'}"}
+        for name in names
+    ]
+
+
+def _class_table(table: dict[str, Any]) -> dict[str, Any]:
+    """Cells as text to show and text to sort by."""
+    columns = []
+    for values in zip(*table["rows"], strict=True):
+        numbers = all(
+            v is None or (isinstance(v, int | float) and v is not True and v is not False)
+            for v in values
+        )
+        texts = column_texts(values) if numbers else [fact_text(value) for value in values]
+        keys = ["" if v is None else str(v) for v in values] if numbers else texts
+        columns.append([{"text": t, "value": k} for t, k in zip(texts, keys, strict=True)])
+    names = [fact_text(name) for name in table["columns"]]
+    return {"columns": names, "rows": list(zip(*columns, strict=True)), "about": table["about"]}
+
+
+def _curve(curve: dict[str, Any], key: str) -> dict[str, Any]:
+    """A chart, its legend and its numbers; the numbers in columns by line over all x."""
+    lines = [
+        Line(name=line["name"], x=line["x"], y=line["y"], spread=line.get("spread"))
+        for line in curve["lines"]
+    ]
+    cells: list[dict[float, str]] = []
+    for line in lines:
+        spreads = line.spread if line.spread is not None else [None] * len(line.x)
+        triples = zip(line.x, line.y, spreads, strict=True)
+        cells.append({x: _with_spread({"mean": y, "spread": s}) for x, y, s in triples})
+    places = sorted({x for line in lines for x in line.x})
+    name = curve["x"].removeprefix("num_").replace("_", " ")
+    return {
+        "x": name,
+        "metric": curve["metric"],
+        "protocol": curve["protocol"],
+        "svg": Markup(line_chart(lines, x_name=name, y_name=curve["metric"], key=key)),
+        "legend": [(line.name, Markup(swatch(i))) for i, line in enumerate(lines)],
+        "table": [(number_text(x), [column.get(x, ABSENT) for column in cells]) for x in places],
+    }

@@ -1,0 +1,75 @@
+"""How tokens use their codebooks, at every level at which a few thousand images can show it."""
+
+from ..tokenizers.quantizers.entropy import group_sizes
+from ..tokenizers.tokens import Tokens, TokenSpec
+from .metrics.bits import BitStatistics
+from .metrics.codes import MAX_JOINT, CodeStatistics
+
+MAX_CORRELATED_BITS = 1024
+"""Most bits of a position whose pairs are counted; the table has the square of that."""
+
+
+def readable_groups(spec: TokenSpec) -> tuple[int, ...] | None:
+    """Sizes of groups of at most 8 bits, for bit tokens too long for a joint histogram.
+
+    The use of 2**24 codes cannot be measured on a few thousand tokens; that of their bytes can.
+    """
+    if set(spec.codebook_sizes) != {2} or spec.vocab_size <= MAX_JOINT:
+        return None
+    return tuple(2**bits for bits in group_sizes(spec.num_codebooks, 8))
+
+
+class TokenStatistics:
+    """Codes, groups of bits, pairs of bits and bits per image of a stream of tokens.
+
+    Args:
+        spec: What the tokens are.
+    """
+
+    def __init__(self, spec: TokenSpec) -> None:
+        self.spec = spec
+        self.codes = CodeStatistics(spec.codebook_sizes)
+        self.groups = readable_groups(spec)
+        self.group_codes = None if self.groups is None else CodeStatistics(self.groups)
+        bits = spec.num_codebooks
+        correlated = set(spec.codebook_sizes) == {2} and 2 <= bits <= MAX_CORRELATED_BITS
+        self.bits = BitStatistics(bits) if correlated else None
+        self.num_images, self.capacity = 0, 0.0
+
+    def update(self, tokens: Tokens) -> None:
+        """Count a batch."""
+        self.codes.update(tokens.indices, tokens.valid)
+        if self.group_codes is not None and self.groups is not None:
+            self.group_codes.update(tokens.regroup(self.groups).indices, tokens.valid)
+        if self.bits is not None:
+            self.bits.update(tokens.indices, tokens.valid)
+        self.num_images += len(tokens)
+        self.capacity += tokens.bits_per_image * len(tokens)
+
+    def merge(self, other: "TokenStatistics") -> None:
+        """Add what another object counted."""
+        self.codes.merge(other.codes)
+        if self.group_codes is not None and other.group_codes is not None:
+            self.group_codes.merge(other.group_codes)
+        if self.bits is not None and other.bits is not None:
+            self.bits.merge(other.bits)
+        self.num_images += other.num_images
+        self.capacity += other.capacity
+
+    def compute(self) -> dict[str, float]:
+        """Everything by name, as `CodeStatistics` and `BitStatistics` call it.
+
+        Returns:
+            Statistics of groups are called `group_*` in the place of `entry_*`; `bits_per_image`
+            is the mean capacity used.
+
+        Raises:
+            ValueError: If nothing was counted.
+        """
+        result = self.codes.compute()
+        if self.bits is not None:
+            result |= self.bits.compute()
+        if self.group_codes is not None:
+            seen = self.group_codes.compute()
+            result |= {k.replace("entry", "group"): v for k, v in seen.items() if "entry" in k}
+        return result | {"bits_per_image": self.capacity / self.num_images}

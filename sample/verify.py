@@ -1,0 +1,88 @@
+"""Proof that a tokenizer folder still computes what was measured, and the images for it."""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import find_folder, load_tokenizer, read_card
+from ..data.image_source import ImageSource
+from ..data.images import to_uint8
+from ..data.loader import eval_batches
+from ..data.sources import open_source
+from ..tokenizers.probe import NUM_PROBES, TOLERANCE_DB, ProbeError, store_probe, verify_probe
+
+DEFAULT_DATA = "bundled:emoji"
+
+
+def choose_probe(source: ImageSource, resolution: int) -> tuple[Tensor, str]:
+    """Evenly spaced images of a source as 8-bit (B, 3, R, R), and where they come from.
+
+    Raises:
+        DataError: If none can be read.
+    """
+    count = min(NUM_PROBES, len(source))
+    indices = [i * len(source) // count for i in range(count)]
+    batches = eval_batches(source, resolution, count, indices=indices)
+    return to_uint8(next(batches)["images"]), f"{source.name} ({source.split})"
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    tolerance_db: float = TOLERANCE_DB,
+) -> dict[str, Any]:
+    """Reconstruct the probe images of a tokenizer folder and compare with the stored PSNR.
+
+    Args:
+        path: A folder, `bundled:NAME` or `hub:owner/name`.
+        device: Where to.
+        tolerance_db: Largest accepted difference of an image, in dB.
+
+    Returns:
+        What was compared: source of the images, PSNR stored and found, the largest difference.
+
+    Raises:
+        ProbeError: If a difference is larger, or there is nothing to compare with.
+        CheckpointError: If the folder is damaged or no model.
+    """
+    folder = find_folder(path)
+    card = read_card(folder)
+    if card.get("kind", "tokenizer") != "tokenizer":
+        where = (card.get("tokenizer") or {}).get("path")
+        hint = f"; its tokenizer is {where}" if where else ""
+        raise ProbeError(f"{path}: holds a {card['kind']}; only tokenizers reconstruct{hint}")
+    tokenizer = load_tokenizer(folder, device=device)
+    result = verify_probe(tokenizer, folder, tolerance_db=tolerance_db)
+    return {
+        "tokenizer": os.fspath(path),
+        "fingerprint": tokenizer.fingerprint,
+        "images": len(result.stored),
+        "source": result.source,
+        "psnr_stored": [round(value, 4) for value in result.stored],
+        "psnr_now": [round(value, 4) for value in result.found],
+        "largest_difference_db": result.largest_difference,
+        "tolerance_db": tolerance_db,
+        "verified": True,
+    }
+
+
+def store(
+    path: str | os.PathLike[str],
+    *,
+    data: str = DEFAULT_DATA,
+    split: str = "val",
+    device: str | torch.device = "cpu",
+) -> None:
+    """Measure a few images of a source now and put them into a tokenizer folder.
+
+    Raises:
+        CheckpointError: If the folder is damaged or no tokenizer.
+        DataError: If the source cannot be read.
+    """
+    folder = find_folder(path)
+    tokenizer = load_tokenizer(folder, device=device)
+    images, source = choose_probe(open_source(data, split), tokenizer.resolution)
+    store_probe(tokenizer, folder, images, source=source)

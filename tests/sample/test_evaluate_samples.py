@@ -1,0 +1,441 @@
+"""`tessella evaluate` of generators and of images that are there, on small sets."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from torch import Tensor
+
+import tessella
+from tessella.checkpoints import load_generator
+from tessella.data.images import save_png, to_float
+from tessella.data.sources import open_source
+from tessella.sample import evaluate_samples
+from tessella.sample.cli import main
+from tessella.sample.image_set import ImageSet, Networks, evenly_chosen
+from tessella.sample.metrics.features import build_features
+from tessella.sample.metrics.frechet import FrechetStatistics, frechet_distance
+from tessella.sample.metrics.protocol import PRESETS, Protocol, ProtocolError, as_floats
+from tessella.sample.reference import cache_file, read_reference
+from tessella.tokenizers.tokens import Tokens
+
+Folders = tuple[Path, Path]
+CLASSES = ("grinning face", "cat", "ship")
+FAST = ("--num-steps", 2, "--features", "random", "--protocol", "val-paired", "--nearest", 0)
+
+
+def noise(count: int, seed: int, side: int = 32) -> Tensor:
+    """Seeded 8-bit images (count, 3, side, side) in [-1, 1]."""
+    rng = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, side, side, 3), generator=rng, dtype=torch.uint8)
+    return to_float(pixels.numpy())
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not os.environ.get("TESSELLA_CACHE"):
+        monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes with 12, 8 and 4 validation images, and 6 training images each."""
+    root = tmp_path_factory.mktemp("data")
+    for label, name in enumerate(CLASSES):
+        for split, count in (("val", 12 - 4 * label), ("train", 6)):
+            for i, image in enumerate(noise(count, seed=10 * label + (split == "val"))):
+                save_png(image, root / split / f"{label} {name}" / f"{i:03d}.png")
+    return root
+
+
+def run(*words: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def named(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generator of `folders` with the class names that `data` has."""
+    generator = load_generator(folders[0])
+    generator.classes = tuple(f"{i} {name}" for i, name in enumerate(CLASSES))
+    out = tmp_path_factory.mktemp("named") / "generator"
+    tessella.save_generator(
+        generator,
+        out,
+        tokenizer_path=folders[1],
+        tokenizer_fingerprint=generator.tokenizer.fingerprint,
+    )
+    return out
+
+
+def test_values_are_those_of_the_samples_that_the_seeds_give(
+    named: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    words = ["--num", 12, "--repeats", 2, "--seed", 5, "--batch-size", 5]
+    result = run("evaluate", "--generator", named, "--data", data, *FAST, *words, "--out", out)
+    found = report(out)
+    protocol = Protocol.from_dict(found["protocol"])
+    assert protocol.id in result.stdout
+    assert (protocol.num_samples, protocol.reference_images, protocol.task) == (12, 24, "samples")
+    assert protocol.features == "random#26a530f1"
+    for value in found["metrics"].values():
+        assert value["protocol"] == protocol.id
+    assert (out / "report.html").read_text(encoding="utf-8").count(protocol.id) > 1
+
+    generator, network = load_generator(named), build_features("random")
+    source = open_source(data, "val")
+    counts = torch.tensor([12, 8, 4])
+    expected = []
+    for repetition in range(2):
+        labels = evaluate_samples.choose_labels(
+            "reference", counts, 12, 5 + repetition, name="val-paired"
+        )
+        assert torch.tensor(labels).bincount().tolist() == [6, 4, 2]
+        seeds = [5 + repetition * 12 + i for i in range(12)]
+        tokens = tessella.generate(generator, labels, seeds=seeds, num_steps=2)
+        images = generator.tokenizer.decode(tokens)
+        sides = [FrechetStatistics(network.num_features) for _ in range(2)]
+        levels = ((images + 1) * 127.5).round() / 255
+        sides[0].update(network.pooled(levels))
+        for i in range(len(source)):
+            pixels = np.asarray(source.read(i).image)
+            sides[1].update(network.pooled((to_float(pixels[None]) + 1) / 2))
+        expected.append(frechet_distance(*sides))
+    value = found["metrics"]["FD@random"]
+    assert value["values"] == pytest.approx(expected, rel=1e-4)
+    assert value["mean"] == pytest.approx(sum(expected) / 2, rel=1e-4)
+    assert value["spread"] == pytest.approx(abs(expected[0] - expected[1]) / 2**0.5, rel=1e-3)
+    assert found["metrics"]["bits_per_image"]["mean"] == 256
+    assert {row[0]: row[1] for row in found["per_class"]["rows"]} == {
+        "0 grinning face": 6,
+        "1 cat": 4,
+        "2 ship": 2,
+    }
+    assert found["subject"]["sampling"]["num_steps"] == 2
+
+
+def test_batches_and_processes_change_nothing(named: Path, data: Path, tmp_path: Path) -> None:
+    words = ["--num", 11, "--repeats", 1]
+    start = ["evaluate", "--generator", named, "--data", data, *FAST, *words]
+    run(*start, "--batch-size", 4, "--out", tmp_path / "one")
+    run(*start, "--batch-size", 11, "--no-cache", "--out", tmp_path / "other")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TESSELLA_CACHE": str(tmp_path / "cache"),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    command = [sys.executable, "-m", "tessella.sample.cli", *map(str, start)]
+    command += ["--out", str(tmp_path / "two")]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors
+    one, other, two = (report(tmp_path / name) for name in ("one", "other", "two"))
+    assert two["machine"]["processes"] == 2
+    assert one["protocol"]["id"] == other["protocol"]["id"] == two["protocol"]["id"]
+    for name, value in one["metrics"].items():
+        if name != "images_per_second":
+            for again in (other, two):
+                assert again["metrics"][name]["mean"] == pytest.approx(
+                    value["mean"], rel=1e-5, abs=1e-8
+                ), name
+    pictures = [(tmp_path / name / "samples.png").read_bytes() for name in ("one", "two")]
+    assert pictures[0] == pictures[1]
+
+
+def test_a_set_against_itself(data: Path, tmp_path: Path) -> None:
+    words = ["--protocol", "val-paired", "--features", "random", "--out", tmp_path / "same"]
+    run("evaluate", "--samples", data / "val", "--data", data, "--nearest", 3, *words)
+    found = report(tmp_path / "same")
+    metrics = {name: value["mean"] for name, value in found["metrics"].items()}
+    assert abs(metrics["FD@random"]) < 1e-6
+    assert [metrics[f"{name}@random"] for name in ("precision", "recall", "coverage")] == [1, 1, 1]
+    assert metrics["duplicate_share"] == 0
+    assert metrics["nearest_pixel_distance"] == 0
+    assert found["subject"]["system"] == "images"
+    assert (tmp_path / "same" / "nearest.png").is_file()
+    assert "floor" not in found, "the reference is the validation split itself"
+
+
+def test_copies_among_samples_are_counted(data: Path, tmp_path: Path) -> None:
+    images = noise(8, seed=1)
+    for i, source in enumerate([0, 1, 2, 3, 4, 5, 2, 5, 5]):
+        save_png(images[source], tmp_path / "images" / f"{i}.png")
+    words = ["--protocol", "val-paired", "--features", "random", "--nearest", 0]
+    out = tmp_path / "report"
+    run("evaluate", "--samples", tmp_path / "images", "--data", data, *words, "--out", out)
+    assert report(out)["metrics"]["exact_duplicate_share"]["mean"] == pytest.approx(3 / 9)
+
+
+def test_curves_are_of_a_protocol_of_their_own(named: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "report"
+    words = ["--num", 6, "--repeats", 1, "--curve-steps", "3,2", "--curve-guidance", "1,3"]
+    start = ["evaluate", "--generator", named, "--data", data, *FAST, *words]
+    run(*start, "--curve-num", 7, "--out", out)
+    found = report(out)
+    (curve,) = [c for c in found["curves"] if c["metric"] == "FD@random"]
+    assert curve["x"] == "num_steps"
+    assert [line["name"] for line in curve["lines"]] == ["guidance 1", "guidance 3"]
+    assert all(line["x"] == [2, 3] for line in curve["lines"])
+    assert len({y for line in curve["lines"] for y in line["y"]}) == 4
+    assert curve["protocol"] != found["protocol"]["id"]
+    assert "<svg" in (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num", 5], "5 images are too few, expected at least 6"),
+        (["--protocol", "torch-fidelity", "--num", 9], "measures 50,000 images, asked for 9"),
+        (["--protocol", "adm-256"], "measures images of 256 pixels, found 32"),
+        (["--protocol", "bundled"], "is that of bundled:emoji, found"),
+        (["--protocol", "bundles"], "unknown; did you mean bundled"),
+        (["--features", "inceptoin_fid"], "did you mean 'inception_fid'"),
+        (["--data", "nowhere"], "no such file or folder"),
+        (["--curve-num", 2, "--curve-steps", "2"], "at least 6 samples, found 2"),
+    ],
+)
+def test_refusals_come_before_the_first_sample(
+    named: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[object],
+    message: str,
+) -> None:
+    refuse_to_draw(monkeypatch)
+    start = ["evaluate", "--generator", named, "--data", data, *FAST]
+    result = run(*start, *words, "--out", tmp_path / "report", code=1)
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def refuse_to_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(*args: object, **kwargs: object) -> Tokens:
+        raise AssertionError("a sample was drawn")
+
+    monkeypatch.setattr(evaluate_samples, "generate", drawn)
+
+
+def test_reference_images_are_refused_before_the_first_sample(
+    named: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_draw(monkeypatch)
+    start = ["evaluate", "--generator", named, "--features", "random", "--nearest", 0]
+    out = ["--out", tmp_path / "report"]
+    mixed = tmp_path / "mixed"
+    for label, name in enumerate(CLASSES):
+        for i, image in enumerate(noise(6, seed=label, side=40 if label == 1 else 32)):
+            save_png(image, mixed / "train" / f"{label} {name}" / f"{i}.png")
+    words = ["--protocol", "torch-fidelity", "--data", mixed]
+    result = run(*start, *words, *out, code=1)
+    assert "40 x 40 pixels; nothing is resized here, expected 32 x 32" in result.stderr
+    assert "1 cat/0.png" in result.stderr
+
+    unlabelled = tmp_path / "flat"
+    for i, image in enumerate(noise(8, seed=0)):
+        save_png(image, unlabelled / "val" / f"{i}.png")
+    words = ["--protocol", "val-paired", "--data", unlabelled]
+    result = run(*start, *words, *out, code=1)
+    assert "classes are not those of flat" in result.stderr
+
+    broken = tmp_path / "broken" / "val" / "0 grinning face"
+    broken.mkdir(parents=True)
+    (broken / "a.png").write_bytes(b"\x89PNG")
+    for name in ("1 cat", "2 ship"):
+        (broken.parent / name).mkdir()
+        (broken.parent / name / "b.png").write_bytes(b"\x89PNG")
+    words = ["--protocol", "val-paired", "--data", tmp_path / "broken", "--num", 9]
+    result = run(*start, *words, *out, code=1)
+    assert "no image can be read" in result.stderr
+
+
+def test_features_that_are_not_finite_are_refused(
+    named: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_draw(monkeypatch)
+    network = build_features("random")
+    pooled = network.pooled
+    monkeypatch.setattr(
+        type(network), "pooled", lambda self, images: pooled(images).fill_(torch.nan)
+    )
+    start = ["evaluate", "--generator", named, "--data", data, *FAST]
+    result = run(*start, "--out", tmp_path / "report", code=1)
+    assert "(val), random#26a530f1: features: 16 of 16 vectors are not finite" in result.stderr
+
+
+def test_equal_numbers_of_classes(
+    named: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    equal = dataclasses.replace(PRESETS["val-paired"], class_balance="equal")
+    monkeypatch.setitem(PRESETS, "val-paired", equal)
+    start = ["evaluate", "--generator", named, "--data", data, *FAST, "--repeats", 1]
+    result = run(*start, "--num", 10, "--out", tmp_path / "a", code=1)
+    assert "10 samples over 3 classes are unbalanced; balanced are 9 and 12" in result.stderr
+    run(*start, "--num", 9, "--out", tmp_path / "b")
+    assert [row[1] for row in report(tmp_path / "b")["per_class"]["rows"]] == [3, 3, 3]
+    words = ["--samples", data / "val", "--protocol", "val-paired", "--features", "random"]
+    result = run("evaluate", *words, "--data", data, "--out", tmp_path / "c", code=1)
+    assert "classes are unbalanced, 4 to 12 samples each" in result.stderr
+
+
+def test_a_folder_of_samples_gives_what_the_generator_gave(
+    named: Path, data: Path, tmp_path: Path
+) -> None:
+    """The grid among the pictures is no sample, and labels come along."""
+    words = ["--num-steps", 2, "--num", 9, "--labels", "0,0,0,0,1,1,1,2,2"]
+    run("sample", "--generator", named, *words, "--out", tmp_path / "samples")
+    words = ["--protocol", "val-paired", "--features", "random", "--nearest", 0]
+    start = ["evaluate", "--samples", tmp_path / "samples", "--data", data, *words]
+    run(*start, "--out", tmp_path / "report")
+    found = report(tmp_path / "report")
+    assert found["protocol"]["num_samples"] == 9
+    assert [row[1] for row in found["per_class"]["rows"]] == [4, 3, 2]
+    (tmp_path / "samples" / "000004.png").unlink()
+    result = run(*start, "--out", tmp_path / "again", code=1)
+    assert "1 of 9 pictures are missing" in result.stderr
+
+
+def test_samples_of_mixed_size(data: Path, tmp_path: Path) -> None:
+    for i, side in enumerate([32] * 7 + [24]):
+        save_png(noise(1, seed=i, side=side)[0], tmp_path / "images" / f"{i}.png")
+    words = ["--protocol", "val-paired", "--features", "random", "--out", tmp_path / "report"]
+    result = run("evaluate", "--samples", tmp_path / "images", "--data", data, *words, code=1)
+    assert "7.png has 24 x 24 pixels" in result.stderr
+    Image.new("RGB", (32, 24)).save(tmp_path / "images" / "0.png")
+    result = run("evaluate", "--samples", tmp_path / "images", "--data", data, *words, code=1)
+    assert "expected square images, found 32 x 24" in result.stderr
+
+
+def test_reference_is_cached_and_the_cache_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, image in enumerate(noise(7, seed=0)):
+        to_image(image).save(folder / f"{i}.bmp")  # all of one size, whatever they show
+    preset, networks = PRESETS["val-paired"], Networks.of(PRESETS["val-paired"], features="random")
+    looked: list[int] = []
+    look = Networks.look
+
+    def counting(self: Networks, levels: Tensor) -> Any:
+        looked.append(len(levels))
+        return look(self, levels)
+
+    monkeypatch.setattr(Networks, "look", counting)
+
+    def read() -> ImageSet:
+        looked.clear()
+        source = open_source(folder, "train")
+        return read_reference(source, networks, preset, 32, progress=False)
+
+    first = read()
+    assert sum(looked) == 7
+    file = cache_file(open_source(folder, "train"), networks, preset, 32)
+    assert file.is_file()
+    again = read()
+    assert looked == []
+    assert torch.equal(first.pooled.scatter, again.pooled.scatter)
+    assert torch.equal(first.bank.features, again.bank.features)
+    assert first.hash.hexdigest() == again.hash.hexdigest()
+    assert first.label_counts == again.label_counts
+    to_image(noise(1, seed=9)[0]).save(folder / "3.bmp")
+    changed = read()
+    assert sum(looked) == 7, "same names and sizes, other pixels"
+    assert changed.hash.hexdigest() != first.hash.hexdigest()
+    file.write_bytes(file.read_bytes()[:1000])
+    assert read().hash.hexdigest() == changed.hash.hexdigest()
+    assert sum(looked) == 7, "a truncated cache is not read"
+
+
+def to_image(image: Tensor) -> Image.Image:
+    levels = ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+    return Image.fromarray(levels.numpy())
+
+
+def test_the_bank_is_spread_over_the_set() -> None:
+    numbers = torch.arange(100)
+    kept = numbers[evenly_chosen(numbers, 100, 10)]
+    assert kept.diff().tolist() == [10] * 9
+    assert evenly_chosen(numbers, 100, 1000).all()
+    odd = torch.arange(7)
+    assert evenly_chosen(odd, 7, 3).sum() == 3
+
+
+def test_statistics_in_an_npz_replace_those_of_its_images(tmp_path: Path) -> None:
+    from tessella.data.npz_source import NpzSource
+    from tessella.sample.reference import _use_moments
+
+    class Sides:
+        """As much of an `ImageSet` as counts here."""
+
+        def __init__(self) -> None:
+            from tessella.sample.metrics.protocol import ImageHash
+
+            self.pooled, self.spatial = FrechetStatistics(4), FrechetStatistics(2)
+            for side in (self.pooled, self.spatial):
+                side.update(torch.randn(6, side.num_features))
+            self.hash = ImageHash()
+
+    sigma = torch.randn(4, 4).double()
+    moments = {
+        "mu": np.arange(4.0),
+        "sigma": (sigma @ sigma.T).numpy(),
+        "mu_s": np.ones(2),
+        "sigma_s": np.eye(2),
+    }
+    pixels = np.zeros((6, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", arr_0=pixels, **moments)
+    found: Any = Sides()
+    before = found.hash.hexdigest()
+    _use_moments(found, NpzSource(tmp_path / "a.npz"))
+    assert found.pooled.mean.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(found.pooled.covariance, sigma @ sigma.T)
+    torch.testing.assert_close(found.spatial.covariance, torch.eye(2).double())
+    assert found.hash.hexdigest() != before
+    for wrong, message in (({"mu": np.ones(3)}, "expected"), ({"mu": np.full(4, np.nan)}, "not")):
+        np.savez(tmp_path / "b.npz", arr_0=pixels, **(moments | wrong))
+        with pytest.raises(ProtocolError, match=message):
+            _use_moments(Sides(), NpzSource(tmp_path / "b.npz"))  # type: ignore[arg-type]
+
+
+def test_truncation_is_part_of_the_protocol() -> None:
+    images = as_floats(torch.full((1, 3, 4, 4), 100, dtype=torch.uint8)) + 0.9 / 127.5
+    rounded = evaluate_samples.to_levels(images, PRESETS["bundled"].rounding)
+    cut = evaluate_samples.to_levels(images, PRESETS["adm-256"].rounding)
+    assert (int(rounded[0, 0, 0, 0]), int(cut[0, 0, 0, 0])) == (101, 100)

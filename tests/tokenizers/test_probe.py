@@ -1,0 +1,130 @@
+"""Probe images: a tokenizer folder proves that it still computes what was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+from tessella.checkpoints import load_tokenizer, save_tokenizer
+from tessella.data.sources import open_source
+from tessella.sample.cli import main
+from tessella.sample.metrics.image import psnr
+from tessella.sample.verify import choose_probe
+from tessella.tokenizers.base import Tokenizer
+from tessella.tokenizers.build import build_tokenizer
+from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.probe import PROBE, NoProbe, ProbeError, verify_probe
+from tessella.tokenizers.quantizers.lfq import LFQConfig
+from tessella.tokenizers.vqgan import VQGANConfig
+
+CONFIG = VQGANConfig(
+    resolution=32,
+    autoencoder=ConvAutoencoderConfig(
+        base_channels=8, channel_multipliers=(1, 1, 2), num_res_blocks=1, norm_groups=4
+    ),
+    quantizer=LFQConfig(bits=4),
+)
+
+
+def built(seed: int = 0) -> Tokenizer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_tokenizer(CONFIG).eval()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    probe = choose_probe(open_source("bundled:emoji", "val"), 32)
+    save_tokenizer(built(), tmp_path / "tokenizer", probe=probe, dtype=torch.float16)
+    return tmp_path / "tokenizer"
+
+
+def run(*words: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def rewrite(folder: Path, **changes: torch.Tensor) -> None:
+    from safetensors import safe_open
+
+    with safe_open(folder / PROBE, "pt") as file:
+        about = file.metadata()
+    save_file(load_file(folder / PROBE) | changes, folder / PROBE, about)
+
+
+def test_stored_values_are_those_of_the_weights_in_the_file(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    stored = load_file(folder / PROBE)
+    assert stored["images"].shape == (8, 3, 32, 32)
+    images = stored["images"].float() / 127.5 - 1
+    expected = psnr(images, tokenizer.decode(tokenizer.encode(images)))
+    torch.testing.assert_close(stored["psnr"], expected)
+    result = verify_probe(tokenizer, folder)
+    assert result.source == "emoji (val)"
+    assert result.largest_difference < 1e-9
+    source = open_source("bundled:emoji", "val")
+    spread = [source.read(i * len(source) // 8).id for i in range(8)]
+    assert len(set(spread)) == 8
+
+
+def test_the_command(folder: Path) -> None:
+    told = json.loads(run("verify", folder, "--json").stdout)
+    assert told["verified"] and told["images"] == 8 and told["largest_difference_db"] < 1e-9
+    assert "verified" in run("verify", folder).stdout
+    (folder / PROBE).unlink()
+    result = run("verify", folder, code=1)
+    assert f"tessella verify {folder} --store" in result.stderr
+    run("verify", folder, "--store", "--split", "train")
+    assert "emoji (train)" in run("verify", folder).stdout
+
+
+def test_weights_that_compute_something_else_are_found(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    with torch.no_grad():
+        tokenizer.last_layer.mul_(1.5)
+    with pytest.raises(ProbeError, match=r"probe image \d comes back at .* dB, it was .* dB"):
+        verify_probe(tokenizer, folder)
+    assert verify_probe(tokenizer, folder, tolerance_db=50).largest_difference > 0.1
+
+
+def test_a_probe_of_nan_is_a_difference(folder: Path) -> None:
+    rewrite(folder, psnr=torch.full((8,), torch.nan, dtype=torch.float64))
+    assert "it was nan dB" in run("verify", folder, code=1).stderr
+
+
+def test_damaged_and_foreign_probes(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / PROBE).read_bytes()
+    other = tmp_path / "other"
+    save_tokenizer(built(seed=1), other)
+    with pytest.raises(NoProbe):
+        verify_probe(load_tokenizer(other), other)
+    (other / PROBE).write_bytes(whole)
+    with pytest.raises(ProbeError, match="measured with the tokenizer"):
+        verify_probe(load_tokenizer(other), other)
+    tokenizer = load_tokenizer(folder)
+    (folder / PROBE).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ProbeError, match="truncated or damaged"):
+        verify_probe(tokenizer, folder)
+    (folder / PROBE).write_bytes(whole)
+    rewrite(folder, psnr=torch.zeros(3))
+    with pytest.raises(ProbeError, match=r"8 images, \(3,\) values"):
+        verify_probe(tokenizer, folder)
+    rewrite(folder, images=torch.zeros(8, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(ProbeError, match="expected uint8 images of 32 pixels"):
+        verify_probe(tokenizer, folder)
+
+
+def test_only_tokenizers_are_verified() -> None:
+    result = run("verify", "bundled:maskbit-emoji-64", code=1)
+    assert "holds a generator" in result.stderr and "bundled:bits-emoji-64" in result.stderr
+
+
+def test_the_shipped_tokenizer_computes_what_was_measured() -> None:
+    tokenizer = load_tokenizer("bundled:bits-emoji-64")
+    from tessella.checkpoints import find_folder
+
+    assert verify_probe(tokenizer, find_folder("bundled:bits-emoji-64")).largest_difference < 0.1

@@ -1,0 +1,146 @@
+"""A few originals in a tokenizer's folder, with the PSNR that it reached: does it still?
+
+Weights that load without complaint can still be of another version, device or precision than those
+that were measured. Before anybody trains on a tokenizer, `verify_probe` lets it reconstruct the
+images of `probe.safetensors` and compares.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..data.images import to_uint8
+from ..files import atomic_file
+from .base import Tokenizer
+
+PROBE = "probe.safetensors"
+NUM_PROBES = 8
+TOLERANCE_DB = 0.1
+
+
+class ProbeError(ValueError):
+    """A tokenizer that does not reconstruct as it did, or cannot be asked."""
+
+
+class NoProbe(ProbeError):
+    """A folder without probe images."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeResult:
+    """What became of the probe images.
+
+    Attributes:
+        source: Where they come from, in words.
+        stored: PSNR when they were stored, dB, one each.
+        found: PSNR now.
+    """
+
+    source: str
+    stored: list[float]
+    found: list[float]
+
+    @property
+    def largest_difference(self) -> float:
+        """Of any image, in dB."""
+        pairs = zip(self.stored, self.found, strict=True)
+        return max(abs(stored - found) for stored, found in pairs)
+
+
+def psnr_of_levels(originals: Tensor, reconstructions: Tensor) -> Tensor:
+    """PSNR of 8-bit images (B, 3, H, W) in dB, float64 (B,), at most 100."""
+    mse = (originals.double() - reconstructions.double()).square().mean((1, 2, 3))
+    return (10 * torch.log10(255**2 / mse)).clamp_max(100)
+
+
+@torch.no_grad()
+def measure_probe(tokenizer: Tokenizer, images: Tensor) -> Tensor:
+    """PSNR of each 8-bit image (B, 3, R, R) after encoding and decoding, float64 (B,), in dB."""
+    rng = torch.Generator().manual_seed(0)
+    inputs = images.to(tokenizer.device).float() / 127.5 - 1
+    decoded = tokenizer.decode(tokenizer.encode(inputs, rng=rng), rng=rng)
+    return psnr_of_levels(images.cpu(), to_uint8(decoded).cpu())
+
+
+def store_probe(
+    tokenizer: Tokenizer, folder: str | os.PathLike[str], images: Tensor, *, source: str
+) -> None:
+    """Measure images and put them into a tokenizer's folder; an older probe is replaced.
+
+    Args:
+        tokenizer: As loaded from that folder.
+        folder: Which.
+        images: 8-bit, (B, 3, R, R).
+        source: Where they come from, in words.
+
+    Raises:
+        ValueError: If the images are not 8-bit of the tokenizer's resolution.
+        SaveError: If the disk refuses.
+    """
+    side = tokenizer.resolution
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side) or not len(images):
+        found = f"{tuple(images.shape)} {images.dtype}"
+        raise ValueError(f"probe images: expected (B, 3, {side}, {side}) uint8, found {found}")
+    tensors = {"images": images.cpu().contiguous(), "psnr": measure_probe(tokenizer, images)}
+    about = {"source": source, "fingerprint": tokenizer.fingerprint or ""}
+    with atomic_file(Path(folder) / PROBE) as temporary:
+        save_file(tensors, temporary, about)
+
+
+def verify_probe(
+    tokenizer: Tokenizer, folder: str | os.PathLike[str], *, tolerance_db: float = TOLERANCE_DB
+) -> ProbeResult:
+    """Reconstruct the probe images and compare with the PSNR stored beside them.
+
+    Args:
+        tokenizer: As loaded from that folder, on any device.
+        folder: Which.
+        tolerance_db: Largest accepted difference of an image, in dB.
+
+    Raises:
+        NoProbe: If the folder has no probe images.
+        ProbeError: If they are damaged, of another tokenizer, or a PSNR differs by more.
+    """
+    path = Path(folder) / PROBE
+    if not path.is_file():
+        raise NoProbe(
+            f"{folder}: no probe images are stored, so there is nothing to verify with; "
+            f"store some: tessella verify {folder} --store"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            images, psnr = file.get_tensor("images"), file.get_tensor("psnr")
+    except (SafetensorError, OSError) as error:
+        raise ProbeError(f"{path}: truncated or damaged ({error})") from None
+    side = tokenizer.resolution
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side) or not len(images):
+        raise ProbeError(
+            f"{path}: expected uint8 images of {side} pixels, "
+            f"found {tuple(images.shape)} {images.dtype}"
+        )
+    if psnr.shape != images.shape[:1]:
+        raise ProbeError(f"{path}: {len(images)} images, {tuple(psnr.shape)} values of PSNR")
+    if about.get("fingerprint") != tokenizer.fingerprint:
+        raise ProbeError(
+            f"{path}: measured with the tokenizer {about.get('fingerprint') or 'of no folder'}, "
+            f"this one is {tokenizer.fingerprint or 'of no folder'}"
+        )
+    result = ProbeResult(
+        about.get("source", "unknown"),
+        stored=psnr.double().tolist(),
+        found=measure_probe(tokenizer, images).tolist(),
+    )
+    for number, (stored, found) in enumerate(zip(result.stored, result.found, strict=True)):
+        if not abs(stored - found) <= tolerance_db:
+            raise ProbeError(
+                f"{folder}: probe image {number} comes back at {found:.2f} dB, it was "
+                f"{stored:.2f} dB (tolerance {tolerance_db} dB): do not train on this tokenizer; "
+                f"its weights, precision or device do not compute what was measured"
+            )
+    return result
