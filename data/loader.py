@@ -222,21 +222,21 @@ def eval_batches(
         limit: Largest number of images delivered; None = all.
         broken: Filled in place with the reason for each image skipped, by id.
         resize: How other sizes come to the resolution, a rule of `transforms.fit`.
-        indices: Which images of the source; None = all. If there are none, nothing is yielded.
+        indices: Which images of the source; None = all. Only of all must one be readable.
 
     Yields:
         Batches as of `make_loader`; `numbers` are indices into the source.
 
     Raises:
         ValueError: If a size is below 1.
-        DataError: If no image can be read, or `resize` refuses the size of one.
+        DataError: If no image of the source can be read, or `resize` refuses the size of one.
     """
     if resolution < 1 or batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"{resolution=}, {batch_size=}, {limit=}; expected at least 1")
     broken = {} if broken is None else broken
     items: list[_Decoded] = []
     numbers: list[int] = []
-    delivered, index = 0, None
+    delivered = 0
     for index in range(len(source)) if indices is None else indices:
         if limit is not None and delivered + len(items) >= limit:
             break
@@ -251,7 +251,7 @@ def eval_batches(
     if items:
         yield _batch(np.stack([item.pixels for item in items]), items, numbers)
         delivered += len(items)
-    if not delivered and index is not None:
+    if not delivered and indices is None:
         name, reason = next(iter(broken.items()))
         raise DataError(f"{source.name}: no image can be read; {name}: {reason}")
 

@@ -1,8 +1,8 @@
 """Image batches as `.npz` files, the form in which reference and sample batches of ADM travel.
 
-`arr_0` holds 8-bit images (N, H, W, 3), `arr_1`, where there is one, labels (N,). Precomputed
-Inception statistics may stand beside them: `mu`, `sigma`, and `mu_s`, `sigma_s` of the spatial
-features (arXiv:2105.05233, guided-diffusion's reference batches).
+`arr_0` holds 8-bit images (N, H, W, 3), `arr_1`, where there is one, labels (N,) whose classes are
+called by their numbers. Precomputed Inception statistics may stand beside them: `mu`, `sigma`, and
+`mu_s`, `sigma_s` of the spatial features (arXiv:2105.05233, guided-diffusion's reference batches).
 """
 
 import zipfile
@@ -18,7 +18,8 @@ from ..files import sha256_file
 from .image_source import DataError, ImageSource, Sample
 
 IMAGES, LABELS = "arr_0", "arr_1"
-MOMENTS = ("mu", "sigma", "mu_s", "sigma_s")
+MOMENTS = (("mu", "sigma"), ("mu_s", "sigma_s"))
+MAX_CLASSES = 100_000
 
 
 class NpzSource(ImageSource):
@@ -51,9 +52,11 @@ class NpzSource(ImageSource):
     def id_of(self, index: int) -> str:
         return f"{self.name}/{index:06d}"
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return ()
+    @cached_property
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        if self._labels is None:
+            return ()
+        return tuple(str(label) for label in range(int(self._labels.max()) + 1))
 
     def _sizes(self) -> Iterable[int]:
         return (int(self._images[0].nbytes) for _ in range(len(self)))
@@ -65,21 +68,43 @@ class NpzSource(ImageSource):
     def read(self, index: int) -> Sample:
         self._check(index)
         pixels = np.array(self._images[index])
-        return Sample(image=Image.fromarray(pixels), id=self.id_of(index))
+        label = None if self._labels is None else int(self._labels[index])
+        return Sample(image=Image.fromarray(pixels), id=self.id_of(index), label=label)
 
     def moments(self) -> dict[str, np.ndarray]:
-        """Precomputed statistics by name, float64; empty if the file has none.
+        """Precomputed statistics by name, float64; a mean never comes without its covariance.
 
         Raises:
-            DataError: If they cannot be read.
+            DataError: If they cannot be read, are not finite, or are no mean and covariance.
         """
         try:
             with np.load(self.path, allow_pickle=False) as stored:
-                if not set(MOMENTS) <= set(stored.files):
-                    return {}
-                return {name: stored[name].astype(np.float64) for name in MOMENTS}
+                found = {
+                    name: stored[name].astype(np.float64)
+                    for pair in MOMENTS
+                    if set(pair) <= set(stored.files)
+                    for name in pair
+                }
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"{self.path}: cannot be read: {error}") from None
+        for mean, covariance in MOMENTS:
+            if mean in found:
+                _check_moments(found[mean], found[covariance], f"{self.path}: {covariance}")
+        return found
+
+    @cached_property
+    def _labels(self) -> np.ndarray | None:
+        with np.load(self.path, allow_pickle=False) as stored:
+            labels = stored[LABELS] if LABELS in stored.files else None
+        if labels is None:
+            return None
+        whole = labels.shape == (len(self),) and np.issubdtype(labels.dtype, np.integer)
+        if not whole or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+            raise DataError(
+                f"{self.path}: {LABELS} is {labels.dtype} {labels.shape}, expected ({len(self)},) "
+                f"labels from 0 on"
+            )
+        return labels
 
     @cached_property
     def _images(self) -> np.ndarray:
@@ -94,6 +119,18 @@ class NpzSource(ImageSource):
             raise DataError(f"{self.path}: has no {IMAGES}; expected images there") from None
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{self.path}: not a readable .npz file ({error})") from None
+
+
+def _check_moments(mean: np.ndarray, covariance: np.ndarray, where: str) -> None:
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise DataError(f"{where} is {covariance.shape}, its mean {mean.shape}")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise DataError(f"{where}: it or its mean is not finite")
+    largest = np.abs(covariance).max()
+    if np.abs(covariance - covariance.T).max() > 1e-6 * largest:
+        raise DataError(f"{where} is not symmetric, so it is no covariance")
+    if np.linalg.eigvalsh(covariance)[0] < -1e-6 * largest:
+        raise DataError(f"{where} has a negative eigenvalue, so it is no covariance")
 
 
 def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:

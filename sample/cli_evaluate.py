@@ -9,17 +9,21 @@ import click
 
 from ..checkpoints import load_generator, load_tokenizer
 from ..data.image_source import DataError, ImageSource
+from ..data.npz_source import NpzSource
 from ..data.sources import open_source
 from ..tokenizers.probe import TOLERANCE_DB
 from . import verify as verification
 from .charts import require_charts
-from .cli_sample import chosen_sampling, sampling_options
+from .cli_sample import SAMPLING_KNOBS, chosen_sampling, sampling_options
 from .cli_shared import NumberList, chosen_device, one_clear_error, show
+from .curves import Curves
+from .evaluate_images import evaluate_images
 from .evaluate_reconstructions import evaluate_tokenizer
-from .evaluate_samples import Curves, evaluate_generator, evaluate_images
-from .evaluation import Evaluation, EvaluationSettings
-from .metrics.protocol import PRESETS, find_preset
-from .sample_folder import join_processes, open_samples
+from .evaluate_samples import evaluate_generator
+from .evaluation import Evaluation, EvaluationSettings, check_out
+from .metrics.presets import PRESETS, find_preset
+from .processes import join_processes
+from .sample_folder import open_samples
 
 
 @click.command()
@@ -35,8 +39,8 @@ from .sample_folder import join_processes, open_samples
     show_default=True,
     help=f"One of {', '.join(PRESETS)}.",
 )
-@click.option("--num", type=int, help="Images per repetition [the protocol's].")
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--num", type=click.IntRange(min=1), help="Images per repetition [the protocol's].")
+@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions with other seeds.  [3]")
 @click.option("--features", help="Another network of the distances: another protocol.")
 @click.option("--curve-steps", type=NumberList(int, 1), help="Measure over steps too, e.g. 4,8,16.")
 @click.option("--curve-guidance", type=NumberList(float, 0), help="And over guidance, e.g. 1,2,3.")
@@ -44,9 +48,7 @@ from .sample_folder import join_processes, open_samples
 @click.option(
     "--nearest",
     type=click.IntRange(min=0),
-    default=128,
-    show_default=True,
-    help="Samples whose nearest training images are looked for.",
+    help="Samples whose nearest training images are looked for.  [128]",
 )
 @click.option("--no-cache", is_flag=True, help="Look at the reference images anew.")
 @sampling_options
@@ -62,12 +64,12 @@ def evaluate(
     split: str | None,
     protocol_name: str,
     num: int | None,
-    repeats: int,
+    repeats: int | None,
     features: str | None,
     curve_steps: list[int] | None,
     curve_guidance: list[float] | None,
     curve_num: int,
-    nearest: int,
+    nearest: int | None,
     no_cache: bool,
     compile: bool,
     out: Path,
@@ -78,15 +80,24 @@ def evaluate(
 
     Numbers carry the id of their protocol; those of different ids are never compared.
     """
+    drawing = {f"--{name.replace('_', '-')}": options[name] for name in SAMPLING_KNOBS}
+    drawing |= {"--curve-steps": curve_steps, "--curve-guidance": curve_guidance}
+    drawing |= {"--compile": compile or None}
+    given = [name for name, value in drawing.items() if value is not None]
     if samples is not None and (generator_path or tokenizer_path):
         raise ValueError("give one of --generator, --tokenizer and --samples")
     if not (samples or generator_path or tokenizer_path):
         raise ValueError("nothing to measure: give --generator, --tokenizer or --samples")
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists already; choose another name or --overwrite it")
+    if generator_path is None and given:
+        raise ValueError(f"{', '.join(given)}: only of use with --generator")
+    if samples is not None and (repeats or 1) > 1:
+        raise ValueError("--repeats: images that are there can be measured once only")
+    if samples is None and generator_path is None and nearest:
+        raise ValueError(
+            "--nearest: reconstructions are near their originals; not with --tokenizer"
+        )
+    check_out(out, overwrite=overwrite)
     wants_curves = bool(curve_steps or curve_guidance)
-    if wants_curves and generator_path is None:
-        raise ValueError("--curve-steps and --curve-guidance go with --generator")
     if wants_curves:
         require_charts()
     preset = find_preset(protocol_name)
@@ -98,7 +109,7 @@ def evaluate(
         preset=preset,
         data=chosen_data,
         num=num,
-        repeats=repeats,
+        repeats=repeats or 3,
         seed=options["seed"],
         batch_size=options["batch_size"],
         features=features,
@@ -115,7 +126,9 @@ def evaluate(
         evaluation = evaluate_tokenizer(tokenizer, source, settings, name=tokenizer_path)
     else:
         source = open_source(chosen_data, split or preset.reference_split)
-        validation = _validation(chosen_data, source)
+        validation = _other_split(chosen_data, source, "val")
+        training = _other_split(chosen_data, source, "train")
+        num_nearest = 128 if nearest is None else nearest
         if samples is not None:
             evaluation = evaluate_images(
                 open_samples(samples),
@@ -123,7 +136,8 @@ def evaluate(
                 settings,
                 name=samples,
                 validation=validation,
-                num_nearest=nearest,
+                training=training,
+                num_nearest=num_nearest,
             )
         else:
             assert generator_path is not None
@@ -139,11 +153,12 @@ def evaluate(
                 settings,
                 name=generator_path,
                 validation=validation,
+                training=training,
                 sampling=chosen_sampling(generator, options),
                 precision=options["precision"],
                 compile=compile,
                 curves=curves if wants_curves else None,
-                num_nearest=nearest,
+                num_nearest=num_nearest,
             )
     if evaluation is None:  # another process writes
         return
@@ -170,8 +185,15 @@ def evaluate(
 @click.command()
 @click.argument("path")
 @click.option("--device", help="Torch device [cuda if there is one, else cpu].")
-@click.option("--tolerance", type=float, default=TOLERANCE_DB, show_default=True, help="In dB.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=TOLERANCE_DB,
+    show_default=True,
+    help="In dB.",
+)
 @click.option("--store", is_flag=True, help="First store images with the PSNR they reach now.")
+@click.option("--overwrite", is_flag=True, help="Let --store replace images that are there.")
 @click.option("--data", default=verification.DEFAULT_DATA, show_default=True, help="For --store.")
 @click.option("--split", default="val", show_default=True, help="Of --data.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
@@ -181,6 +203,7 @@ def verify(
     device: str | None,
     tolerance: float,
     store: bool,
+    overwrite: bool,
     data: str,
     split: str,
     as_json: bool,
@@ -188,16 +211,16 @@ def verify(
     """Reconstruct the images stored in the tokenizer folder PATH and compare the PSNR."""
     chosen = chosen_device(device)
     if store:
-        verification.store(path, data=data, split=split, device=chosen)
+        verification.store(path, data=data, split=split, device=chosen, overwrite=overwrite)
     show(verification.verify(path, device=chosen, tolerance_db=tolerance), as_json=as_json)
 
 
-def _validation(data: str, source: ImageSource) -> ImageSource | None:
-    """Real images besides the reference, if the data set has any."""
-    if source.split == "val":
+def _other_split(data: str, source: ImageSource, split: str) -> ImageSource | None:
+    """Another split of the data, if there is one with other images."""
+    if source.split == split or isinstance(source, NpzSource):
         return None
     try:
-        found = open_source(data, "val")
+        found = open_source(data, split)
     except DataError:
         return None
     return None if found.fingerprint() == source.fingerprint() else found

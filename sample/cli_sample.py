@@ -16,7 +16,8 @@ from .cli_shared import chosen_device, one_clear_error, show
 from .edit import box_mask, read_masked_image, token_mask, variation_mask
 from .generate import choose_sampling, generate, labels_of
 from .guidance import GuidanceSchedule
-from .sample_folder import join_processes, sample_to_folder, table_of
+from .processes import join_processes
+from .sample_folder import sample_to_folder, table_of
 from .sampling import SamplingConfig, format_table
 
 
@@ -57,7 +58,7 @@ def generator_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-_KNOBS = (
+SAMPLING_KNOBS = (
     "sampler",
     "num_steps",
     "schedule",
@@ -81,7 +82,7 @@ def _open(options: dict[str, Any]) -> tuple[Generator, SamplingConfig]:
 
 def chosen_sampling(generator: Generator, options: dict[str, Any]) -> SamplingConfig:
     """The generator's sampling settings with those of `sampling_options`."""
-    knobs = {name: options[name] for name in _KNOBS if options[name] is not None}
+    knobs = {name: options[name] for name in SAMPLING_KNOBS if options[name] is not None}
     return choose_sampling(generator, None, knobs)
 
 

@@ -1,6 +1,7 @@
 """What every command of `tessella` does alike: errors, output, common options."""
 
 import json
+import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -31,9 +32,19 @@ def show(result: dict[str, Any], *, as_json: bool) -> None:
     for name, reason in result.get("broken", {}).items():
         click.echo(f"skipped broken image {name}: {reason}", err=True)
     if as_json:
-        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        text = json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False)
+        click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
         return
     _show_section(result, "")
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that JSON does not know as null."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _show_section(section: dict[str, Any], indent: str) -> None:

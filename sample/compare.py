@@ -13,6 +13,7 @@ from .. import __version__
 from ..data.images import BrokenImage, read_image
 from ..files import atomic_folder
 from .charts import Point, require_charts, scatter_chart
+from .metrics.protocol import Protocol, differing_fields
 from .page import (
     ABSENT,
     DIRECTIONS,
@@ -28,7 +29,7 @@ from .page import (
 from .report import ReportError, json_text, read_report
 
 BEST, NEAR = "best", "within spread"
-_DEFAULTS = {"samples": ("fid", "fd", "kid"), "reconstructions": ("psnr", "rfid", "fid", "fd")}
+_DEFAULTS = {"samples": ("gfid", "fd@"), "reconstructions": ("psnr", "rfid")}
 """How the names of the metrics begin that stand for quality, the first choice first."""
 _FACTS = ("system", "parameters", "resolution", "tokens", "bits_per_image", "fingerprint")
 _MISSING = "(not recorded)"
@@ -116,16 +117,14 @@ def _refuse_own_input(folders: Sequence[Path], out: Path) -> None:
 def _refuse_other(first: dict[str, Any], other: dict[str, Any], name: str, path: str) -> None:
     one, two = first["protocol"], other["protocol"]
     if one["id"] != two["id"]:
-        fields = dict.fromkeys([*one, *two])
+        fields = differing_fields(Protocol.from_dict(one), Protocol.from_dict(two))
         differing = [
-            f"{field}: {fact_text(one.get(field, _MISSING))} against "
-            f"{fact_text(two.get(field, _MISSING))}"
-            for field in fields
-            if field != "id" and one.get(field, _MISSING) != two.get(field, _MISSING)
+            f"{field}: {fact_text(here)} against {fact_text(there)}"
+            for field, (here, there) in fields.items()
         ]
         raise ReportError(
             f"{name} is of protocol {one['id']}, {path} of {two['id']}; their numbers cannot be "
-            f"compared. {'; '.join(differing) or 'No recorded fact differs'}"
+            f"compared. {'; '.join(differing)}"
         )
     if first["kind"] != other["kind"]:
         raise ReportError(f"{name} reports {first['kind']}, {path} {other['kind']}")

@@ -3,6 +3,7 @@
 Each image is compared with its original, and the set of all with the set of all originals.
 """
 
+import functools
 import time
 from typing import Any
 
@@ -23,8 +24,9 @@ from .image_table import ImageTable
 from .metrics.catalogue import metric_values
 from .metrics.image import ReconstructionMeter
 from .metrics.perceptual import PerceptualDistance, build_perceptual
+from .metrics.presets import MIN_IMAGES
 from .metrics.protocol import Protocol, as_floats, to_levels
-from .reference import share
+from .processes import collected, own_share, told
 from .token_statistics import TokenStatistics
 
 NUM_GRID, NUM_WORST = 32, 16
@@ -37,8 +39,7 @@ class Reconstructed:
         networks: Of the distributions.
         distance: Of the images of a pair.
         tokenizer: Whose tokens they are.
-        expected: How many images there will be.
-        bank_images: See `ImageSet`.
+        most: Images in the banks at most.
     """
 
     def __init__(
@@ -47,11 +48,10 @@ class Reconstructed:
         distance: PerceptualDistance,
         tokenizer: Tokenizer,
         *,
-        expected: int,
-        bank_images: int,
+        most: int,
     ) -> None:
-        self.originals = ImageSet(networks, expected=expected, bank_images=bank_images)
-        self.images = ImageSet(networks, expected=expected, bank_images=bank_images)
+        self.originals = ImageSet(networks, most=most)
+        self.images = ImageSet(networks, most=most)
         self.tokens = TokenStatistics(tokenizer.spec)
         self.meter = ReconstructionMeter()
         self.table: ImageTable | None = None
@@ -67,14 +67,22 @@ class Reconstructed:
         networks: Networks,
         distance: PerceptualDistance,
     ) -> None:
-        """Look at a batch of `eval_batches` and at its reconstructions, 8-bit (B, 3, H, W)."""
-        originals = to_uint8(batch["images"])
+        """Look at a batch of `eval_batches` and at its reconstructions.
+
+        Args:
+            batch: Of the originals.
+            levels: Reconstructions, 8-bit (B, 3, H, W), on the device of the networks.
+            tokens: Between the two.
+            networks: Of the distributions.
+            distance: Of the pairs.
+        """
+        originals = to_uint8(batch["images"]).to(levels.device)
         numbers, labels = batch["numbers"], batch["labels"]
         before, after = networks.look(originals), networks.look(levels)
-        self.originals.update(before, originals, numbers, labels)
-        self.images.update(after, levels.cpu(), numbers, labels)
+        keys = self.originals.update(before, originals, numbers, labels)
+        self.images.update(after, levels, numbers, labels, keys=keys)
         self.tokens.update(tokens)
-        pair = as_floats(originals).to(levels.device), as_floats(levels)
+        pair = as_floats(originals), as_floats(levels)
         values = self.meter.update(*pair) | {self.perceptual: distance(*pair)}
         if before.logits is not None and after.logits is not None:
             same = before.logits.argmax(1) == after.logits.argmax(1)
@@ -126,24 +134,41 @@ def evaluate_tokenizer(
     preset, resolution = settings.preset, tokenizer.resolution
     preset.check_resolution(resolution)
     num = preset.check_number(settings.num, len(source), "reconstructions")
+    chosen = [i * len(source) // num for i in range(num)]
     networks = Networks.of(preset, settings.device, features=settings.features)
     distance = build_perceptual(preset.perceptual).to(settings.device)
     random = _is_random(tokenizer, source, settings)
     repeats = settings.repeats if random else 1
     runs: list[Reconstructed] = []
     for repetition in range(repeats):
-        found = Reconstructed(
-            networks, distance, tokenizer, expected=num, bank_images=preset.bank_images
-        )
+        found = Reconstructed(networks, distance, tokenizer, most=preset.reference_bank)
         title = f"reconstructions {repetition + 1} of {repeats}"
-        seed = settings.seed + repetition * num if random else None
-        _reconstruct(found, tokenizer, source, settings, networks, distance, seed, title)
-        runs.append(share(found, settings.processes))
-    if settings.rank:
+        seed = settings.seed + repetition * len(source) if random else None
+        whole = collected(
+            functools.partial(
+                _reconstruct,
+                found,
+                tokenizer,
+                source,
+                [chosen[i] for i in own_share(num, settings.processes)],
+                settings,
+                networks,
+                distance,
+                seed,
+                title,
+            ),
+            settings.processes,
+        )
+        if whole is not None:
+            runs.append(whole)
+    if not runs:
         return None
     first = runs[0]
-    if first.table is None:
-        raise DataError(f"{source.name} ({source.split}): no image can be read")
+    if first.table is None or len(first.images) < MIN_IMAGES:
+        raise DataError(
+            f"{source.name} ({source.split}): {len(first.images)} of {num} images could be read, "
+            f"expected at least {MIN_IMAGES}"
+        )
     protocol = preset.bind(
         task="reconstructions",
         resolution=resolution,
@@ -152,7 +177,7 @@ def evaluate_tokenizer(
         classifier=networks.classifier_id,
         perceptual=distance.id,
         reference=reference_words(source, paired=True),
-        reference_hash=first.originals.hash.hexdigest()[:16],
+        reference_hash=first.originals.identity(with_labels=False),
         reference_images=len(first.originals),
         num_samples=len(first.images),
         class_balance="none",
@@ -168,10 +193,11 @@ def evaluate_tokenizer(
         protocol=protocol,
         subject=_subject(tokenizer, name),
         metrics=metric_values(
-            [_values(run, protocol, settings.seed + i) for i, run in enumerate(runs)], protocol
+            [_values(run, protocol, settings, i) for i, run in enumerate(runs)], protocol
         ),
         notes=notes,
         broken=first.images.broken,
+        images_per_second=len(first.images) / first.seconds,
     )
     if source.classes:
         evaluation.per_class = {
@@ -195,14 +221,14 @@ def _reconstruct(
     found: Reconstructed,
     tokenizer: Tokenizer,
     source: ImageSource,
+    own: list[int],
     settings: EvaluationSettings,
     networks: Networks,
     distance: PerceptualDistance,
     seed: int | None,
     title: str,
-) -> None:
-    """This process's share of one repetition; `seed` is that of image 0 of a random tokenizer."""
-    own = settings.own(found.originals.expected)
+) -> Reconstructed:
+    """This process's images of one repetition; `seed` is that of image 0 of a random tokenizer."""
     silent = not settings.progress or settings.rank > 0
     with tqdm(total=len(own), desc=title, unit="image", disable=silent) as bar:
         for batch in eval_batches(
@@ -216,10 +242,13 @@ def _reconstruct(
             begun = time.perf_counter()
             seeds = None if seed is None else [seed + i for i in batch["numbers"].tolist()]
             tokens, decoded = _there_and_back(tokenizer, batch["images"], seeds)
-            levels = to_levels(decoded, settings.preset.rounding).cpu()
+            levels = to_levels(decoded, settings.preset.rounding)
+            if levels.is_cuda:
+                torch.cuda.synchronize(levels.device)
             found.seconds += time.perf_counter() - begun
             found.add(batch, levels, tokens, networks, distance)
             bar.update(len(levels))
+    return found
 
 
 def _there_and_back(
@@ -243,26 +272,33 @@ def _there_and_back(
 
 
 def _is_random(tokenizer: Tokenizer, source: ImageSource, settings: EvaluationSettings) -> bool:
-    """Whether seeds change what comes back, tried on two images."""
-    first = range(min(2, len(source)))
-    batches = eval_batches(
-        source, tokenizer.resolution, 2, resize=settings.preset.resize, indices=first
-    )
-    images = next(batches)["images"]
-    count = len(images)
-    decoded = [_there_and_back(tokenizer, images, [seed] * count)[1] for seed in (0, 1)]
-    return not torch.equal(*decoded)
+    """Whether seeds change what comes back, tried on an image; the main process decides for all."""
+
+    def tried() -> bool:
+        for batch in eval_batches(source, tokenizer.resolution, 1, resize=settings.preset.resize):
+            decoded = [_there_and_back(tokenizer, batch["images"], [seed])[1] for seed in (0, 1)]
+            return not torch.equal(*decoded)
+        return False
+
+    return told(tried(), settings.processes)
 
 
-def _values(run: Reconstructed, protocol: Protocol, seed: int) -> dict[str, float]:
+def _values(
+    run: Reconstructed, protocol: Protocol, settings: EvaluationSettings, repetition: int
+) -> dict[str, float]:
     """Every metric of one repetition."""
     assert run.table is not None
     pixels = {name: v for name, v in run.meter.compute().items() if name != "num_images"}
     means = run.table.means()
-    values, _ = distances(run.images, run.originals, protocol, seed=seed)
+    values, _ = distances(
+        run.images,
+        run.originals,
+        protocol,
+        seed=settings.seed + repetition,
+        device=settings.device,
+    )
     values |= pixels | {name: means[name] for name in means if name not in pixels}
-    values |= run.tokens.compute()
-    return values | {"images_per_second": len(run.images) / run.seconds}
+    return values | run.tokens.compute()
 
 
 def _subject(tokenizer: Tokenizer, name: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What evaluations of samples and of reconstructions share: settings, checks, the report."""
 
-import dataclasses
 import datetime
+import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from PIL import Image
 
 from .. import __version__
 from ..data.image_source import ImageSource
-from ..files import atomic_folder
-from .metrics.protocol import MetricValue, Preset, Protocol, ProtocolError
-from .report import REPORT_FORMAT, write_report
+from ..files import SaveError, atomic_folder
+from .metrics.presets import Preset
+from .metrics.protocol import MetricValue, Protocol, ProtocolError
+from .report import FILE, REPORT_FORMAT, write_report
 
 FEW_IMAGES = 2048
 """Below as many images as Inception has features, a Fréchet distance is mostly bias."""
@@ -56,6 +58,8 @@ class EvaluationSettings:
         if self.repeats < 1 or self.batch_size < 1 or self.seed < 0:
             found = f"{self.repeats=}, {self.batch_size=}, {self.seed=}".replace("self.", "")
             raise ValueError(f"expected repeats and batch_size >= 1 and seed >= 0, found {found}")
+        if self.num is not None and (not isinstance(self.num, int) or self.num < 1):
+            raise ValueError(f"num: expected a whole number >= 1, found {self.num}")
         if self.preset.data not in (None, self.data):
             raise ProtocolError(
                 f"protocol {self.preset.name} is that of {self.preset.data}, found {self.data}; "
@@ -66,11 +70,6 @@ class EvaluationSettings:
     def rank(self) -> int:
         """Of this process."""
         return 0 if self.processes is None else self.processes.process_index
-
-    def own(self, count: int) -> range:
-        """This process's share of 0 .. count - 1."""
-        world = 1 if self.processes is None else self.processes.num_processes
-        return range(self.rank * count // world, (self.rank + 1) * count // world)
 
 
 @dataclass(kw_only=True)
@@ -83,12 +82,14 @@ class Evaluation:
         subject: Facts about what was measured.
         metrics: Values by name.
         floor: What real images get, by name; of protocols of their own.
+        protocols: Those of floor and curves, by id.
         notes: What a reader must know.
         per_class: Table with `columns`, `rows` and `about`, or None.
         curves: As the report wants them.
         pictures: File name -> title, a line about it, and the picture.
         broken: Reason by id of each image that could not be read.
-        seconds: What it took.
+        images_per_second: Of sampling and decoding, or of encoding and decoding; None: neither.
+        seconds: What it all took.
     """
 
     kind: str
@@ -96,12 +97,19 @@ class Evaluation:
     subject: dict[str, Any]
     metrics: dict[str, MetricValue]
     floor: dict[str, MetricValue] = field(default_factory=dict)
+    protocols: dict[str, Protocol] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     per_class: dict[str, Any] | None = None
     curves: list[dict[str, Any]] = field(default_factory=list)
     pictures: dict[str, tuple[str, str, Image.Image]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    images_per_second: float | None = None
     seconds: float = 0.0
+
+    def add_floor(self, values: dict[str, MetricValue], protocol: Protocol) -> None:
+        """Add what real images get under a protocol."""
+        self.floor |= values
+        self.protocols[protocol.id] = protocol
 
     def report(self, settings: EvaluationSettings) -> dict[str, Any]:
         """Everything but the pictures themselves, for JSON."""
@@ -117,6 +125,7 @@ class Evaluation:
             "kind": self.kind,
             "subject": self.subject,
             "protocol": self.protocol.to_dict(),
+            "protocols": {name: found.to_dict() for name, found in self.protocols.items()},
             "metrics": {name: value.to_dict() for name, value in self.metrics.items()},
             "notes": self.notes,
             "per_class": self.per_class,
@@ -132,6 +141,7 @@ class Evaluation:
                 "threads": torch.get_num_threads(),
                 "processes": processes,
                 "seconds": round(self.seconds, 1),
+                "images_per_second": self.images_per_second,
             },
         }
         if self.floor:
@@ -139,21 +149,35 @@ class Evaluation:
         return report
 
     def write(self, out: Path, settings: EvaluationSettings, *, overwrite: bool) -> dict[str, Any]:
-        """Write report.html, report.json and the pictures; returns the report.
+        """Write report.html, report.json and the pictures; returns what the JSON says.
 
         Raises:
             FileExistsError: If the folder exists and `overwrite` is False.
             SaveError: If the disk refuses; nothing is left behind.
         """
-        report = self.report(settings)
         with atomic_folder(out, overwrite=overwrite) as folder:
-            write_report(folder, report, {f: p for f, (_, _, p) in self.pictures.items()})
-        return report
+            pictures = {file: picture for file, (_, _, picture) in self.pictures.items()}
+            return write_report(folder, self.report(settings), pictures)
 
 
-def short_protocol(protocol: Protocol, **changes: Any) -> Protocol:
-    """The same protocol with other numbers of images: another one, with another id."""
-    return dataclasses.replace(protocol, **changes)
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse a place where no report can be written, before any work is done.
+
+    Raises:
+        FileExistsError: If it is there and is not to be replaced, or is something else than a
+            report.
+        SaveError: If nothing can be written there.
+    """
+    if out.exists():
+        if not overwrite:
+            raise FileExistsError(f"{out} exists already; choose another name or --overwrite it")
+        if not (out / FILE).is_file() and not (out.is_dir() and not any(out.iterdir())):
+            raise FileExistsError(f"{out} is no report; --overwrite replaces reports only")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        os.rmdir(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise SaveError(f"cannot write {out}: {error.strerror}") from None
 
 
 def reference_words(source: ImageSource, *, paired: bool) -> str:

@@ -2,9 +2,10 @@
 
 Sets are filled batch by batch, in any order and by any number of processes, and merged; every
 metric is then a function of the set alone. Means and covariances are float64 and O(D^2); the
-features themselves are kept for at most `bank_images` images, for the metrics that need pairs.
+features themselves are kept for some images only, for the metrics that need pairs.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,15 +16,17 @@ from tqdm import tqdm
 from ..data.image_source import ImageSource
 from ..data.images import to_uint8
 from ..data.loader import eval_batches
-from .metrics.class_score import ClassScore
+from .metrics.class_score import ClassScore, class_score_name
 from .metrics.extractor import FeatureExtractor
 from .metrics.feature_bank import FeatureBank
 from .metrics.features import build_features
 from .metrics.frechet import FrechetStatistics, frechet_distance, metric_name
+from .metrics.image_hash import ImageHash, content_keys
 from .metrics.inception_fid import NUM_SPATIAL, InceptionFid
 from .metrics.kid import kernel_distance
 from .metrics.manifold import ManifoldResult, manifold_metrics
-from .metrics.protocol import ImageHash, Preset, Protocol
+from .metrics.presets import Preset
+from .metrics.protocol import Protocol
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ class Networks:
             WeightsError: If the weights found are not the known ones.
         """
         extractor = build_features(features or preset.features).to(device)
-        wanted = features or preset.classifier
+        wanted = preset.classifier if features in (None, preset.features) else features
         if wanted == extractor.name:
             return cls(extractor=extractor, classifier=extractor if extractor.num_classes else None)
         classifier = None if wanted == "none" else build_features(wanted).to(device)
@@ -106,22 +109,21 @@ class ImageSet:
 
     Args:
         networks: What looks at the images.
-        expected: How many images there will be, to choose those of the bank evenly.
-        bank_images: Most images in the bank.
+        most: Images in the bank at most, those with the smallest keys.
 
     Attributes:
         pooled: Mean and scatter of the features.
         spatial: The same of the features of sFID, or None.
-        bank: Features, numbers and labels of some images.
+        bank: Features, keys (in the place of numbers) and labels of some images.
         classes: Class score, or None.
         hash: Of all pixels.
         label_counts: Label -> number of images; -1 is none.
         broken: Reason by id of each image that could not be read.
     """
 
-    def __init__(self, networks: Networks, *, expected: int, bank_images: int) -> None:
+    def __init__(self, networks: Networks, *, most: int) -> None:
         extractor, classifier = networks.extractor, networks.classifier
-        self.expected, self.bank_images = expected, bank_images
+        self.most = most
         self.pooled = FrechetStatistics(extractor.num_features, extractor_id=extractor.id)
         self.spatial: FrechetStatistics | None = None
         if networks.has_spatial:
@@ -138,14 +140,27 @@ class ImageSet:
     def __len__(self) -> int:
         return sum(self.label_counts.values())
 
-    def update(self, seen: SeenImages, levels: Tensor, numbers: Tensor, labels: Tensor) -> None:
+    def update(
+        self,
+        seen: SeenImages,
+        levels: Tensor,
+        numbers: Tensor,
+        labels: Tensor,
+        *,
+        keys: Tensor | None = None,
+    ) -> Tensor:
         """Add a batch.
 
         Args:
             seen: What the networks say of it.
             levels: The images themselves, uint8 (B, 3, H, W).
-            numbers: Which images they are, int64 (B,), in [0, expected), each once.
+            numbers: Which images they are, int64 (B,), each once.
             labels: Their classes, int64 (B,); -1 is none.
+            keys: What orders the bank and chooses its images, int64 (B,), each once; None: by
+                content, whatever the order of the files.
+
+        Returns:
+            The keys used.
 
         Raises:
             ValueError: If a feature is not finite.
@@ -155,12 +170,14 @@ class ImageSet:
             self.spatial.update(seen.spatial)
         if self.classes is not None and seen.logits is not None:
             self.classes.update(seen.logits)
-        self.hash.update(levels)
-        numbers, labels = numbers.cpu(), labels.cpu()
-        kept = evenly_chosen(numbers, self.expected, self.bank_images)
-        self.bank.update(seen.pooled.cpu()[kept], numbers[kept], labels[kept])
+        digests = self.hash.update(levels)
+        keys = content_keys(digests, numbers) if keys is None else keys.cpu()
+        self.bank.update(seen.pooled, keys, labels)
+        if len(self.bank) > 2 * self.most:
+            self.bank.trim(self.most)
         for label in labels.tolist():
             self.label_counts[label] = self.label_counts.get(label, 0) + 1
+        return keys
 
     def merge(self, other: "ImageSet") -> None:
         """Add what another object, usually another process's, saw of the same set."""
@@ -170,6 +187,7 @@ class ImageSet:
         if self.classes is not None and other.classes is not None:
             self.classes.merge(other.classes)
         self.bank.merge(other.bank)
+        self.bank.trim(self.most)
         self.hash.merge(other.hash)
         for label, count in other.label_counts.items():
             self.label_counts[label] = self.label_counts.get(label, 0) + count
@@ -177,6 +195,7 @@ class ImageSet:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but `broken`, for a file."""
+        self.bank.trim(self.most)
         labels = sorted(self.label_counts)
         found: dict[str, Tensor] = {
             "pooled.count": torch.tensor(self.pooled.count),
@@ -207,8 +226,11 @@ class ImageSet:
         )
         for name, side in sides.items():
             mean, scatter = stored[f"{name}.mean"], stored[f"{name}.scatter"]
-            if mean.shape != side.mean.shape or scatter.shape != side.scatter.shape:
-                raise ValueError(f"{name}: found {tuple(mean.shape)}, {tuple(scatter.shape)}")
+            for values, own in ((mean, side.mean), (scatter, side.scatter)):
+                if values.shape != own.shape or values.dtype != own.dtype:
+                    raise ValueError(f"{name}: found {tuple(values.shape)} {values.dtype}")
+                if not bool(values.isfinite().all()):
+                    raise ValueError(f"{name}: not finite")
             side.mean, side.scatter = mean, scatter
             side.count = int(stored["pooled.count"])
         names = ("bank.features", "bank.numbers", "bank.labels")
@@ -218,6 +240,27 @@ class ImageSet:
             name = self.classes.extractor_id
             self.classes = ClassScore.from_state(stored["classes"], extractor_id=name)
         self.label_counts = dict(stored["labels"].tolist())
+        if not len(self) == self.pooled.count == len(stored["hash"]):
+            raise ValueError(f"{len(self)} labels, {self.pooled.count} images")
+
+    def relabel(self, labels: Mapping[int, int], counts: Mapping[int, int]) -> bool:
+        """Take over labels by key, and numbers of images by label; False if a key is unknown."""
+        keys = self.bank.numbers.tolist()
+        if any(key not in labels for key in keys):
+            return False
+        renewed = FeatureBank(self.bank.num_features, extractor_id=self.bank.extractor_id)
+        own = torch.tensor([labels[key] for key in keys], dtype=torch.int64)
+        renewed.update(self.bank.features, self.bank.numbers, own)
+        self.bank, self.label_counts = renewed, dict(counts)
+        return True
+
+    def identity(self, *, with_labels: bool) -> str:
+        """Hash of the pixels, and of the labels if they matter: 16 hexadecimal digits."""
+        digest = self.hash.hexdigest()
+        if with_labels:
+            text = digest + str(sorted(self.label_counts.items()))
+            digest = hashlib.sha256(text.encode()).hexdigest()
+        return digest[:16]
 
     def counts(self, num_classes: int) -> Tensor:
         """Images of each class, int64 (num_classes,)."""
@@ -229,13 +272,13 @@ def labels_of(bank: FeatureBank) -> Tensor:
     return torch.full_like(bank.numbers, -1) if bank.labels is None else bank.labels
 
 
-def evenly_chosen(numbers: Tensor, expected: int, most: int) -> Tensor:
-    """Which of the numbers 0 .. expected - 1 belong to the `most` evenly spaced ones, bool."""
-    return (numbers + 1) * most // expected > numbers * most // expected
-
-
 def distances(
-    samples: ImageSet, reference: ImageSet, protocol: Protocol, *, seed: int
+    samples: ImageSet,
+    reference: ImageSet,
+    protocol: Protocol,
+    *,
+    seed: int,
+    device: str | torch.device = "cpu",
 ) -> tuple[dict[str, float], ManifoldResult]:
     """Every metric between two sets.
 
@@ -244,6 +287,7 @@ def distances(
         reference: What they are compared with.
         protocol: Its subsets and neighbours are used.
         seed: Of the subsets of KID.
+        device: Where pairs of features are compared.
 
     Returns:
         Values by name: `gFID` or `rFID`, `sFID`, `KID` with the FID Inception, `FD@NET` and
@@ -258,7 +302,9 @@ def distances(
     values = {frechet: frechet_distance(samples.pooled, reference.pooled)}
     if samples.spatial is not None and reference.spatial is not None:
         values["sFID"] = frechet_distance(samples.spatial, reference.spatial)
-    vectors, others = samples.bank.features, reference.bank.features
+    for side in (samples, reference):
+        side.bank.trim(side.most)
+    vectors, others = samples.bank.features.to(device), reference.bank.features.to(device)
     kernel = kernel_distance(
         vectors,
         others,
@@ -266,7 +312,8 @@ def distances(
         subset_size=min(protocol.kid_subset_size, len(vectors), len(others)),
         rng=torch.Generator().manual_seed(seed),
     )
-    values[kernel_name] = kernel.mean
+    deviation = f"{kernel_name.partition('@')[0]}_deviation{suffix}"
+    values |= {kernel_name: kernel.mean, deviation: kernel.std}
     manifold = manifold_metrics(
         vectors,
         others,
@@ -277,7 +324,7 @@ def distances(
         values[f"{name}{suffix}"] = getattr(manifold, name)
     if samples.classes is not None:
         classifier = protocol.classifier.partition("#")[0]
-        values[f"class_score@{classifier}"] = samples.classes.compute()
+        values[class_score_name(classifier)] = samples.classes.compute()
     return values, manifold
 
 
@@ -303,10 +350,11 @@ def read_images(
         bar: Progress.
 
     Raises:
-        DataError: If none of them can be read, or one has a size that the preset refuses.
+        DataError: If one has a size that the preset refuses, or all of the source are asked for
+            and none can be read.
         ValueError: If a feature is not finite.
     """
-    found = ImageSet(networks, expected=len(source), bank_images=preset.bank_images)
+    found = ImageSet(networks, most=preset.reference_bank)
     batches = eval_batches(
         source,
         resolution,

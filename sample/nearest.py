@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.image_source import ImageSource
+from ..data.image_source import DataError, ImageSource
 from ..data.images import image_grid, to_pil, to_uint8
 from ..data.loader import eval_batches
 from ..data.transforms import ResizeRule, fit
@@ -46,8 +46,8 @@ class Neighbours:
         )
 
     def summary(self) -> dict[str, float]:
-        """`min` and `median` (the lower of two middle ones) of the distances."""
-        return {"min": float(self.distances.min()), "median": float(self.distances.median())}
+        """`min` and `median` of the distances."""
+        return {"min": float(self.distances.min()), "median": float(self.distances.quantile(0.5))}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +59,7 @@ class NearestImages:
         by_pixels: Nearest by the root mean square difference of 8-bit pixels, in [0, 255].
         features_id: Network and hash of its weights.
         source: Where the real images are.
+        num_searched: How many of them were looked at.
         validation_by_features: The same for real validation images, or None.
         validation_by_pixels: The same.
         picture: Rows of samples, their nearest by features and their nearest by pixels.
@@ -69,6 +70,7 @@ class NearestImages:
     by_pixels: Neighbours
     features_id: str
     source: ImageSource
+    num_searched: int
     validation_by_features: Neighbours | None
     validation_by_pixels: Neighbours | None
     picture: Image.Image
@@ -122,6 +124,7 @@ def nearest_training_images(
     resize: ResizeRule = "bicubic",
     validation: ImageSource | None = None,
     max_validation: int = 512,
+    max_searched: int = 50_000,
     num_shown: int = 8,
     batch_size: int = 32,
     device: str | torch.device = "cpu",
@@ -141,7 +144,8 @@ def nearest_training_images(
             that is present.
         resize: How real images come to the resolution, a rule of `data.transforms.fit`.
         validation: Real images that were not trained on, for comparison; None: no comparison.
-        max_validation: Largest number of these, the first ones of the split.
+        max_validation: Largest number of these, evenly spaced in the split.
+        max_searched: Largest number of real images looked at, evenly spaced in the source.
         num_shown: Samples in the picture, the first ones.
         batch_size: Images at once.
         device: Where network and search run.
@@ -161,11 +165,25 @@ def nearest_training_images(
     queries = [pixels]
     if validation is not None:
         real = eval_batches(
-            validation, resolution, batch_size, max_validation, broken=broken, resize=resize
+            validation,
+            resolution,
+            batch_size,
+            broken=broken,
+            resize=resize,
+            indices=_evenly(len(validation), max_validation),
         )
         queries += [to_uint8(batch["images"]) for batch in real]
+    searched = _evenly(len(source), max_searched)
     by_features, by_pixels = _search(
-        torch.cat(queries), source, resolution, extractor, batch_size, broken, progress, resize
+        torch.cat(queries),
+        source,
+        searched,
+        resolution,
+        extractor,
+        batch_size,
+        broken,
+        progress,
+        resize,
     )
     count = len(pixels)
     shown = slice(num_shown)
@@ -174,6 +192,7 @@ def nearest_training_images(
         by_pixels=by_pixels[:count],
         features_id=extractor.id,
         source=source,
+        num_searched=len(searched),
         validation_by_features=None if validation is None else by_features[count:],
         validation_by_pixels=None if validation is None else by_pixels[count:],
         picture=_picture(pixels[shown], source, by_features[shown], by_pixels[shown], resize),
@@ -213,6 +232,7 @@ class _Nearest:
 def _search(
     queries: Tensor,
     source: ImageSource,
+    searched: list[int],
     resolution: int,
     extractor: FeatureExtractor,
     batch_size: int,
@@ -220,15 +240,19 @@ def _search(
     progress: bool,
     resize: ResizeRule,
 ) -> tuple[Neighbours, Neighbours]:
-    """Nearest of all images and mirror images of a source, by features and by pixels."""
+    """Nearest of some images of a source and their mirror images, by features and by pixels."""
     device = next(extractor.buffers()).device
     query_features = _unit_features(extractor, queries, batch_size)
     query_pixels = queries.to(device).flatten(1).double()
     query_squares = query_pixels.square().sum(1, keepdim=True)
     by_features, by_pixels = (_Nearest(len(queries), device) for _ in range(2))
     numbers: list[int] = []
-    with tqdm(total=len(source), unit="image", disable=not progress) as bar:
-        for batch in eval_batches(source, resolution, batch_size, broken=broken, resize=resize):
+    batches = eval_batches(
+        source, resolution, batch_size, broken=broken, resize=resize, indices=searched
+    )
+    title = "nearest images"
+    with tqdm(total=len(searched), desc=title, unit="image", disable=not progress) as bar:
+        for batch in batches:
             views = to_uint8(batch["images"])
             views = torch.stack([views, views.flip(3)], 1).flatten(0, 1)  # image, mirror, image
             start = 2 * len(numbers)
@@ -239,6 +263,9 @@ def _search(
             by_pixels.update(query_squares + pixels.square().sum(1) - 2 * products, start)
             numbers += batch["numbers"].tolist()
             bar.update(len(batch["ids"]))
+    if not numbers:
+        name, reason = next(iter(broken.items()))
+        raise DataError(f"{source.name}: no image can be read; {name}: {reason}")
     by_pixels.distances = (by_pixels.distances / query_pixels.shape[1]).sqrt()
     return by_features.neighbours(numbers), by_pixels.neighbours(numbers)
 
@@ -277,6 +304,12 @@ def _picture(
         cells += [*row("pixels", by_pixels[part], 1), *filler]
     images, labels = zip(*cells, strict=True)
     return image_grid(images, columns, labels)
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most that many indices below `count`, evenly spaced."""
+    chosen = min(count, most)
+    return [i * count // chosen for i in range(chosen)]
 
 
 def _chosen_extractor(features: str | FeatureExtractor) -> FeatureExtractor:

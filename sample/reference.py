@@ -9,27 +9,32 @@ import contextlib
 import hashlib
 import json
 import os
+from collections import Counter
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ..data.image_source import ImageSource
+from .. import __version__
+from ..data.image_source import DataError, ImageSource
 from ..data.images import to_uint8
 from ..data.loader import eval_batches
 from ..data.npz_source import NpzSource
 from ..files import atomic_file
 from .image_set import ImageSet, Networks, read_images
-from .metrics.protocol import ImageHash, Preset, ProtocolError
+from .metrics.image_hash import ImageHash, content_keys
+from .metrics.inception_fid import NUM_SPATIAL
+from .metrics.presets import Preset
+from .metrics.protocol import ProtocolError
 from .metrics.weights import cache_root
+from .processes import collected, own_share, told
 
-_CACHE_FORMAT = 1
-_PROBED = 16
+MOST_VERIFIED = 100_000
+"""Images of a cached reference that are decoded and compared with it, evenly spaced."""
 
 
 def read_reference(
@@ -51,88 +56,88 @@ def read_reference(
         preset: How they are resized.
         resolution: Side of the images in pixels.
         batch_size: Images at once.
-        processes: Those that share the work; each gets the whole set.
+        processes: Those that share the work. The main one gets the whole set, the others the
+            number of images of each class.
         progress: Show a progress bar on stderr.
         cache: Look into the cache, and write to it.
 
     Raises:
         DataError: If no image can be read, or one has a size that the preset refuses.
-        ProtocolError: If the source is empty.
+        ProtocolError: If the source is empty, or brings statistics that do not fit.
         ValueError: If a feature is not finite.
     """
     if not len(source):
         raise ProtocolError(f"{source.name} ({source.split}): the reference is empty")
-    rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
+    moments = _moments_of(source, networks)
     file = cache_file(source, networks, preset, resolution)
-    found = _cached(file, source, networks, preset, resolution) if cache and rank == 0 else None
-    known = [found is not None]
-    if processes is not None:
-        broadcast_object_list(known)
-    if not known[0]:
-        own = range(rank * len(source) // world, (rank + 1) * len(source) // world)
-        with tqdm(
-            total=len(own),
-            desc=f"{source.split} images",
-            unit="image",
-            disable=not progress or rank,
-        ) as bar:
-            found = read_images(
-                source,
-                networks,
-                preset,
-                resolution,
-                indices=own,
-                batch_size=batch_size,
-                bar=bar,
+    main = processes is None or processes.is_main_process
+    found = _cached(file, source, networks, preset, resolution) if cache and main else None
+    known = told(found is not None, processes)
+    if not known:
+        own = own_share(len(source), processes)
+        silent = not progress or not main
+        title = f"{source.split} images"
+        with tqdm(total=len(own), desc=title, unit="image", disable=silent) as bar:
+            found = collected(
+                lambda: read_images(
+                    source,
+                    networks,
+                    preset,
+                    resolution,
+                    indices=own,
+                    batch_size=batch_size,
+                    bar=bar,
+                ),
+                processes,
             )
-    whole = share(found, processes)
-    if cache and rank == 0 and not known[0] and not whole.broken:
+    counts, broken = told(
+        (found.label_counts, found.broken) if found is not None else ({}, {}), processes
+    )
+    if found is None:
+        found = ImageSet(networks, most=preset.reference_bank)
+        found.label_counts, found.broken = counts, broken
+    if not len(found):
+        name, reason = next(iter(found.broken.items()))
+        raise DataError(f"{source.name} ({source.split}): no image can be read; {name}: {reason}")
+    if not main:
+        return found
+    if cache and not known and not found.broken:
         with contextlib.suppress(OSError), atomic_file(file) as temporary:
-            save_file(whole.tensors(), temporary)
-    if isinstance(source, NpzSource) and networks.has_spatial:
-        _use_moments(whole, source)
-    return whole
+            save_file(found.tensors(), temporary)
+    if moments:
+        _use_moments(found, moments)
+    return found
 
 
-def _use_moments(found: ImageSet, source: NpzSource) -> None:
+def _moments_of(source: ImageSource, networks: Networks) -> dict[str, np.ndarray]:
+    """Statistics that a source brings along, checked; empty if there are none to be used."""
+    if not isinstance(source, NpzSource) or not networks.has_spatial:
+        return {}
+    moments = source.moments()
+    for name, size in (("mu", networks.extractor.num_features), ("mu_s", NUM_SPATIAL)):
+        if name in moments and len(moments[name]) != size:
+            raise ProtocolError(
+                f"{source.path}: {name} has {len(moments[name])} values, expected {size}"
+            )
+    return moments if "mu" in moments else {}
+
+
+def _use_moments(found: ImageSet, moments: dict[str, np.ndarray]) -> None:
     """Put statistics that the file brings along in the place of those of its images.
 
     The images of ADM's reference batches are a sample; their statistics are of the whole set.
     """
-    moments = source.moments()
     sides = ((found.pooled, "mu", "sigma"), (found.spatial, "mu_s", "sigma_s"))
-    for side, mean_name, covariance_name in sides if moments else ():
-        assert side is not None
+    for side, mean_name, covariance_name in sides:
+        if side is None or mean_name not in moments:
+            continue
         mean, covariance = (torch.from_numpy(moments[n]) for n in (mean_name, covariance_name))
-        if mean.shape != side.mean.shape or covariance.shape != side.scatter.shape:
-            raise ProtocolError(
-                f"{source.path}: {mean_name} and {covariance_name} are {tuple(mean.shape)} and "
-                f"{tuple(covariance.shape)}, expected {tuple(side.mean.shape)} and its square"
-            )
-        if not bool(mean.isfinite().all() & covariance.isfinite().all()):
-            raise ProtocolError(f"{source.path}: {mean_name} or {covariance_name} is not finite")
         # Of how many images they are is not stored; enough for any rank.
         side.count = max(side.count, side.num_features + 1)
         side.mean, side.scatter = mean, covariance * (side.count - 1)
         found.hash.add(mean.numpy().tobytes() + covariance.numpy().tobytes())
-
-
-Mergeable = TypeVar("Mergeable", bound="_Merges")
-
-
-class _Merges(Protocol):
-    def merge(self, other: Any, /) -> None:
-        """Add what another object saw."""
-
-
-def share(found: Mergeable | None, processes: PartialState | None) -> Mergeable:
-    """One object of what all processes saw, on every process, merged in the order of ranks."""
-    parts = [found] if processes is None else gather_object([found])
-    seen = [part for part in parts if part is not None]
-    whole = seen[0]
-    for part in seen[1:]:
-        whole.merge(part)
-    return whole
+    if "mu_s" not in moments:
+        found.spatial = None  # of the whole set like `mu`, or not at all
 
 
 def cache_file(source: ImageSource, networks: Networks, preset: Preset, resolution: int) -> Path:
@@ -143,10 +148,10 @@ def cache_file(source: ImageSource, networks: Networks, preset: Preset, resoluti
         source.fingerprint(),
         resolution,
         preset.resize,
-        preset.bank_images,
+        preset.reference_bank,
         networks.extractor.id,
         networks.classifier_id,
-        _CACHE_FORMAT,
+        __version__,
     ]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     return cache_root() / "references" / f"{digest[:32]}.safetensors"
@@ -155,16 +160,26 @@ def cache_file(source: ImageSource, networks: Networks, preset: Preset, resoluti
 def _cached(
     file: Path, source: ImageSource, networks: Networks, preset: Preset, resolution: int
 ) -> ImageSet | None:
-    """The set in a file of the cache; None if there is none that can be read."""
-    found = ImageSet(networks, expected=len(source), bank_images=preset.bank_images)
+    """The set in a file of the cache; None if there is none that can be read and still is true."""
+    found = ImageSet(networks, most=preset.reference_bank)
     try:
         with safe_open(os.fspath(file), "pt") as stored:
             found.load_tensors({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
-    # Names and sizes agree; a few images say whether the pixels do.
-    probed = sorted({i * len(source) // _PROBED for i in range(_PROBED)})
-    now = ImageHash()
-    for batch in eval_batches(source, resolution, _PROBED, resize=preset.resize, indices=probed):
-        now.update(to_uint8(batch["images"]))
-    return found if now.is_part_of(found.hash) else None
+    # Names and sizes agree; the pixels say whether they are the same, and labels are read anew.
+    count = min(len(source), MOST_VERIFIED)
+    chosen = [i * len(source) // count for i in range(count)]
+    now, counts = ImageHash(), Counter[int]()
+    labels: dict[int, int] = {}
+    with contextlib.suppress(DataError):  # what is wrong is said when all images are read
+        for batch in eval_batches(source, resolution, 256, resize=preset.resize, indices=chosen):
+            digests = now.update(to_uint8(batch["images"]))
+            keys = content_keys(digests, batch["numbers"])
+            labels |= dict(zip(keys.tolist(), batch["labels"].tolist(), strict=True))
+            counts.update(batch["labels"].tolist())
+    if count < len(source):
+        return found if now.is_part_of(found.hash) else None
+    if now.hexdigest() != found.hash.hexdigest() or not found.relabel(labels, counts):
+        return None
+    return found

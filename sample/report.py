@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..data.images import to_pil
 from .charts import require_charts
+from .metrics.protocol import Protocol, ProtocolError
 from .page import DIRECTIONS
 from .report_page import report_page
 
@@ -67,8 +68,8 @@ class ReportError(ValueError):
 
 def write_report(
     folder: Path, report: Mapping[str, Any], pictures: Mapping[str, Image.Image]
-) -> None:
-    """Write report.json, report.html and the pictures as PNG into a folder.
+) -> dict[str, Any]:
+    """Write report.json, report.html and the pictures as PNG into a folder; returns the JSON.
 
     Args:
         folder: Existing folder, best one of `files.atomic_folder`.
@@ -93,6 +94,7 @@ def write_report(
         (folder / name).write_bytes(blob)
     (folder / FILE).write_text(json_text(plain), encoding="utf-8")
     (folder / "report.html").write_text(page, encoding="utf-8")
+    return plain
 
 
 def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -113,9 +115,27 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ReportError(f"{file}: not a whole JSON file: {error}") from error
     try:
         check_report(report)
-    except ReportError as error:
+        for stored in (report["protocol"], *(report.get("protocols") or {}).values()):
+            Protocol.from_dict(stored)
+        _check_sums(report)
+    except (ReportError, ProtocolError) as error:
         raise ReportError(f"{file}: {error}") from error
     return report
+
+
+def _check_sums(report: dict[str, Any]) -> None:
+    """Refuse a mean that is not that of its values: somebody changed one of them.
+
+    Raises:
+        ReportError: Naming the metric.
+    """
+    for name, metric in [*report["metrics"].items(), *(report.get("floor") or {}).items()]:
+        values = [value for value in metric["values"] if value is not None]
+        if not values or metric["mean"] is None:
+            continue
+        mean = sum(values) / len(values)
+        if not math.isclose(mean, metric["mean"], rel_tol=1e-6, abs_tol=1e-9):
+            raise ReportError(f"{name}: mean {metric['mean']}, that of its values is {mean}")
 
 
 def check_report(report: Any) -> None:
@@ -152,7 +172,10 @@ def check_report(report: Any) -> None:
     if report.get("per_class") is not None:
         _check_keys(report, {"per_class": _DICT}, "report")
         _check_table(report["per_class"])
-    for name in report.get("headline") or []:
+    headline = report.get("headline") or []
+    if not isinstance(headline, list):
+        raise ReportError(f"report.headline: {headline!r}, expected a list of metrics")
+    for name in headline:
         if name not in report["metrics"]:
             raise ReportError(f"report.headline: {name!r} is not a metric of the report")
     for number, curve in enumerate(report["curves"]):

@@ -7,7 +7,6 @@ seed, so their number changes nothing.
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,14 +28,8 @@ from .generate import Precision, check_labels, choose_sampling, generate
 from .sampling import SamplingConfig, SamplingStep, sampling_table
 
 RECORDS = "images.jsonl"
+MAX_LABELS = 100_000
 _GRID_IMAGES, _GRID_COLUMNS = 64, 16
-
-
-def join_processes() -> PartialState | None:
-    """The group of processes this one was launched with; None if it was started alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
-    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def sample_to_folder(
@@ -69,7 +62,7 @@ def sample_to_folder(
         overwrite: Replace a folder that is already there.
         progress: Show a progress bar on stderr.
         name: What to call the generator in the files, e.g. its path.
-        processes: The processes that share the work, of `join_processes`.
+        processes: The processes that share the work, of `processes.join_processes`.
 
     Returns:
         On the main process what was written and how fast; empty on the others.

@@ -11,7 +11,14 @@ from ..data.image_source import ImageSource
 from ..data.images import to_uint8
 from ..data.loader import eval_batches
 from ..data.sources import open_source
-from ..tokenizers.probe import NUM_PROBES, TOLERANCE_DB, ProbeError, store_probe, verify_probe
+from ..tokenizers.probe import (
+    NUM_PROBES,
+    PROBE,
+    TOLERANCE_DB,
+    ProbeError,
+    store_probe,
+    verify_probe,
+)
 
 DEFAULT_DATA = "bundled:emoji"
 
@@ -75,14 +82,27 @@ def store(
     data: str = DEFAULT_DATA,
     split: str = "val",
     device: str | torch.device = "cpu",
+    overwrite: bool = False,
 ) -> None:
     """Measure a few images of a source now and put them into a tokenizer folder.
 
+    Args:
+        path: A local folder.
+        data: Where the images are.
+        split: Of the data.
+        device: Where to.
+        overwrite: Replace images that are stored already.
+
     Raises:
+        ProbeError: If the path is no local folder, or there are images already.
         CheckpointError: If the folder is damaged or no tokenizer.
         DataError: If the source cannot be read.
     """
+    if os.fspath(path).startswith(("bundled:", "hub:")):
+        raise ProbeError(f"{path}: images are stored in folders of your own only")
     folder = find_folder(path)
+    if (folder / PROBE).exists() and not overwrite:
+        raise ProbeError(f"{folder / PROBE}: images are stored there; --overwrite replaces them")
     tokenizer = load_tokenizer(folder, device=device)
     images, source = choose_probe(open_source(data, split), tokenizer.resolution)
     store_probe(tokenizer, folder, images, source=source)

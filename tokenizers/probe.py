@@ -126,6 +126,8 @@ def verify_probe(
         )
     if psnr.shape != images.shape[:1]:
         raise ProbeError(f"{path}: {len(images)} images, {tuple(psnr.shape)} values of PSNR")
+    if not bool(psnr.isfinite().all()):
+        raise ProbeError(f"{path}: the stored values of PSNR are not finite: {psnr.tolist()}")
     if about.get("fingerprint") != tokenizer.fingerprint:
         raise ProbeError(
             f"{path}: measured with the tokenizer {about.get('fingerprint') or 'of no folder'}, "

@@ -1,8 +1,8 @@
 """`make demo`: from pictures to tokens to new pictures in some ten minutes on two CPU cores.
 
 Trains the default bit tokenizer for a short while on the bundled emoji, writes a token store of
-them, trains a small MaskBit on the store, and draws a grid of every class. Each step is the
-command that a long run uses, and is printed.
+them, trains a small MaskBit on the store, draws a grid of every class, and measures it. Each step
+is the command that a long run uses, and is printed.
 """
 
 import shlex
@@ -15,6 +15,7 @@ import click
 
 from tessella.checkpoints import load_generator, load_tokenizer
 from tessella.data.sources import open_source
+from tessella.sample.metrics.features import available_features
 from tessella.sample.reconstruct import reconstruct_source
 
 FOLDER = Path(__file__).parent
@@ -73,6 +74,11 @@ def main(
         "sample", "--generator", generator, "--num", "52", "--guidance", "2",
         "--out", str(out / "samples"),
     )  # fmt: skip
+    network = "efflite0" if available_features()["efflite0"] else "random"
+    tessella(
+        "evaluate", "--generator", generator, "--num", "104", "--repeats", "1", "--guidance", "2",
+        "--features", network, "--nearest", "52", "--out", str(out / "report"),
+    )  # fmt: skip
     decoder = load_tokenizer(tokenizer)
     measured = reconstruct_source(
         decoder,
@@ -93,6 +99,7 @@ All of it took {seconds / 60:.1f} minutes:
   {store}: the training set as tokens
   {generator}: {model.num_parameters()["total"]:,} parameters, {generator_steps} steps
   {out / "samples" / "grid.png"}: new pictures, by class
+  {out / "report" / "report.html"}: how good they are, by a quick protocol
   {out / "tokenizer" / "curves.png"}, {out / "generator" / "curves.png"}: how it went
 Models trained longer come with the package: tessella sample --generator bundled:maskbit-emoji-64"""
     )

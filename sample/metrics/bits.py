@@ -4,8 +4,6 @@ Balanced bits can still repeat each other, and then carry less than they seem to
 bits of a run are in `CodeStatistics` already; here is what pairs of bits say.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -137,23 +135,3 @@ class BitStatistics:
             raise ValueError(f"numbers of bits differ: {self.num_bits} and {other.num_bits}")
         self._joint = self._joint + other._joint
         self.num_tokens += other.num_tokens
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """All counts as int64 tensors on the CPU, for a checkpoint or a gather."""
-        return {"joint": self._joint.clone(), "num_tokens": torch.tensor(self.num_tokens)}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Replace all counts by those of `state_dict`.
-
-        Raises:
-            ValueError: If keys are missing or unexpected, or the number of bits differs.
-        """
-        expected = self.state_dict()
-        if set(state) != set(expected):
-            found = f"{sorted(state)}, expected {sorted(expected)}"
-            raise ValueError(f"bit statistics: wrong keys {found}")
-        if state["joint"].shape != self._joint.shape:
-            found = f"{tuple(state['joint'].shape)}, expected {tuple(self._joint.shape)}"
-            raise ValueError(f"bit statistics: joint has shape {found}")
-        self._joint = state["joint"].cpu().clone()
-        self.num_tokens = int(state["num_tokens"])

@@ -13,6 +13,8 @@ _CATALOGUE: dict[str, _Entry] = {
     "sFID": ("lower", "distribution", "Fréchet distance on 7 x 17 x 17 spatial features"),
     "KID": ("lower", "distribution", "unbiased squared MMD, cubic kernel; may be negative"),
     "KD": ("lower", "distribution", "the same on another network's features: not KID"),
+    "KID_deviation": ("none", "distribution", "of KID over its subsets"),
+    "KD_deviation": ("none", "distribution", "of KD over its subsets"),
     "precision": ("higher", "distribution", "share that lies where reference images lie"),
     "recall": ("higher", "distribution", "share of the reference that lies where these lie"),
     "density": ("higher", "distribution", "reference neighbourhoods an image lies in, over k"),
@@ -38,9 +40,16 @@ _CATALOGUE: dict[str, _Entry] = {
     "bit_correlation_max_abs": ("lower", "codes", "largest |correlation| of a pair of bits"),
     "duplicate_share": ("lower", "memorisation", "share of samples with an earlier twin"),
     "exact_duplicate_share": ("lower", "memorisation", "share with an identical earlier twin"),
-    "nearest_feature_distance": ("none", "memorisation", "median to the nearest training image"),
-    "nearest_pixel_distance": ("none", "memorisation", "median RMS level difference, 0 to 255"),
-    "images_per_second": ("none", "speed", "on this machine; sampling and decoding, or both ways"),
+    "nearest_feature_distance": (
+        "none",
+        "memorisation",
+        "median of so many to the nearest training image, 1 - cosine",
+    ),
+    "nearest_pixel_distance": (
+        "none",
+        "memorisation",
+        "median of so many to the nearest training image, RMS of 8-bit levels",
+    ),
 }
 
 

@@ -5,6 +5,7 @@ Weights are non-persistent buffers: a network has no parameters that an optimize
 checkpoint of the module that holds it does not grow by its weights.
 """
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
@@ -78,11 +79,15 @@ class FeatureExtractor(nn.Module, ABC):
             raise ValueError(
                 f"{self.name}: no layer {sorted(unknown)}; layers: {', '.join(self.layers)}"
             )
+        return self._collect(images, wanted)
+
+    def _collect(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+        """The wanted outputs of `_stages`, in float32 on every device: no autocast, no TF32."""
         features: dict[str, Tensor] = {}
         images = images.float()
         if images.device.type == "cpu":  # measured: 1.2 to 1.7 times faster there
             images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(images.device.type, enabled=False), _full_float32(images.device):
             for layer, feature in self._stages(images):
                 if layer in wanted:
                     features[layer] = feature
@@ -130,6 +135,19 @@ class FeatureExtractor(nn.Module, ABC):
     @abstractmethod
     def _stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Layers in order of depth, computed one by one as the caller asks for them."""
+
+
+def _full_float32(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Convolutions without TF32, which CUDA uses by default: 10 bits of mantissa move FID."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=True,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )
 
 
 class FrozenConv(nn.Module):

@@ -4,15 +4,8 @@ Kernel distances and neighbours need the vectors themselves, not their moments. 
 out sorted by image number, so neither the order of batches nor the number of processes can show.
 """
 
-import os
-from pathlib import Path
-
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-
-from ...files import atomic_file
 
 
 class FeatureBank:
@@ -108,41 +101,16 @@ class FeatureBank:
         self._sort()
         return self._labels[0] if self._has_labels else None
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a safetensors file, whole or not at all.
-
-        Raises:
-            SaveError: If the file cannot be written.
-        """
-        tensors = {"features": self.features, "numbers": self.numbers}
-        if self.labels is not None:
-            tensors["labels"] = self.labels
-        with atomic_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"extractor_id": self.extractor_id})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "FeatureBank":
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: If the file is damaged or holds something else.
-        """
-        try:
-            with safe_open(Path(path), framework="pt") as file:
-                extractor_id = (file.metadata() or {}).get("extractor_id", "")
-                features, numbers = file.get_tensor("features"), file.get_tensor("numbers")
-                labels = file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: not a readable feature bank ({error})") from error
-        if features.ndim != 2 or features.dtype != torch.float32:
-            found = f"{features.dtype} {tuple(features.shape)}"
-            raise ValueError(f"{path}: features: expected float32 (n, D), found {found}")
-        try:
-            bank = cls(features.shape[1], extractor_id=extractor_id)
-            bank.update(features, numbers, labels)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        return bank
+    def trim(self, most: int) -> None:
+        """Keep the vectors with the `most` smallest numbers."""
+        if len(self) <= most:
+            return
+        self._sort()
+        kept = slice(most)
+        self._seen = set(self._numbers[0][kept].tolist())
+        self._features = [self._features[0][kept].clone()]
+        self._numbers = [self._numbers[0][kept].clone()]
+        self._labels = [part[kept].clone() for part in self._labels]
 
     def _add(self, features: Tensor, numbers: Tensor, labels: Tensor | None) -> None:
         """Take checked tensors."""

@@ -6,15 +6,10 @@ value is dominated by its bias: compare at one fixed number of images only.
 """
 
 import math
-import os
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ...files import atomic_file
 from .extractor import FeatureExtractor
 
 _FID_EXTRACTOR = "inception_fid"
@@ -90,36 +85,6 @@ class FrechetStatistics:
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 vectors, found {self.count}")
         return self.scatter / (self.count - 1)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write count, mean and scatter to a safetensors file, whole or not at all.
-
-        Raises:
-            SaveError: If the file cannot be written.
-        """
-        tensors = {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
-        with atomic_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"extractor_id": self.extractor_id})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "FrechetStatistics":
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: If the file is damaged or holds something else.
-        """
-        try:
-            with safe_open(Path(path), framework="pt") as file:
-                extractor_id = (file.metadata() or {}).get("extractor_id", "")
-                count, mean, scatter = (file.get_tensor(k) for k in ("count", "mean", "scatter"))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: not readable Frechet statistics ({error})") from error
-        if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
-            found = f"{tuple(mean.shape)} and {tuple(scatter.shape)}"
-            raise ValueError(f"{path}: mean and scatter do not fit: {found}")
-        statistics = cls(len(mean), extractor_id=extractor_id)
-        statistics.count, statistics.mean, statistics.scatter = int(count), mean, scatter
-        return statistics
 
     def _move(self, count: int, mean: Tensor) -> Tensor:
         """Add `count` vectors to count and mean; the v of the v v^T that the scatter still lacks.

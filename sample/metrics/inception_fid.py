@@ -219,17 +219,7 @@ class InceptionFid(FeatureExtractor):
     def _maps(self, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
         """What `forward` does, for names that may be `spatial`."""
         check_images(images)
-        images = images.float()
-        if images.device.type == "cpu":
-            images = images.contiguous(memory_format=torch.channels_last)
-        maps: dict[str, Tensor] = {}
-        with torch.autocast(images.device.type, enabled=False):
-            for name, features in self._stages(images):
-                if name in names:
-                    maps[name] = features
-                if len(maps) == len(names):
-                    break
-        return maps
+        return self._collect(images, names)
 
     def _stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         features = (resize_tf1(images * 255, SIDE) - 128) / 128

@@ -59,8 +59,10 @@ def manifold_metrics(
 ) -> ManifoldResult:
     """Precision and recall (k = 3), density and coverage (k = 5) of two feature sets.
 
-    The neighbourhood of a vector is the closed ball that reaches its k-th neighbour in its own set,
-    itself not counted. O((n + m)^2 D) time; memory O((n + m) D + block^2).
+    The neighbourhood of a vector is the ball that reaches its k-th neighbour in its own set, itself
+    not counted; as in the authors' code it is closed for precision and recall and open for density
+    and coverage, which matters for copies only. O((n + m)^2 D) time; memory O((n + m) D + block^2);
+    computed where the features are, in float64.
 
     Args:
         samples: Features, shape (n, D), any float dtype.
@@ -83,10 +85,12 @@ def manifold_metrics(
     sample_radii = _neighbour_distances(samples, pr_neighbours, block)[:, -1]
 
     n, m = len(samples), len(reference)
-    in_manifold, recalled, covered = (torch.zeros(size, dtype=torch.bool) for size in (n, m, m))
-    balls = torch.zeros(n, dtype=torch.int64)
-    nearest = torch.zeros(n, dtype=torch.int64)
-    distance = torch.full((n,), torch.inf, dtype=torch.float64)
+    place = samples.device
+    in_manifold, recalled, covered = (
+        torch.zeros(size, dtype=torch.bool, device=place) for size in (n, m, m)
+    )
+    balls, nearest = (torch.zeros(n, dtype=torch.int64, device=place) for _ in range(2))
+    distance = torch.full((n,), torch.inf, dtype=torch.float64, device=place)
     for start in range(0, n, block):
         rows = slice(start, start + block)
         for first in range(0, m, block):
@@ -94,13 +98,15 @@ def manifold_metrics(
             squared = _squared_distances(samples[rows], reference[columns])
             in_manifold[rows] |= (squared <= pr_radii[columns]).any(1)
             recalled[columns] |= (squared <= sample_radii[rows, None]).any(0)
-            inside = squared <= dc_radii[columns]
+            inside = squared < dc_radii[columns]
             balls[rows] += inside.sum(1)
             covered[columns] |= inside.any(0)
             values, places = squared.min(1)
             nearer = values < distance[rows]  # not <=: of equals the first block's stays
             distance[rows] = torch.where(nearer, values, distance[rows])
             nearest[rows] = torch.where(nearer, places + first, nearest[rows])
+    in_manifold, recalled, covered = in_manifold.cpu(), recalled.cpu(), covered.cpu()
+    balls, nearest, distance = balls.cpu(), nearest.cpu(), distance.cpu()
     density = balls.double() / dc_neighbours
     return ManifoldResult(
         precision=float(in_manifold.double().mean()),
@@ -122,7 +128,7 @@ def _whole_numbers(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, 
     Sums of D squares stay below 2^51. The shift is the middle of each feature's range, which the
     order of rows cannot change.
     """
-    both = (samples.cpu(), reference.cpu())
+    both = (samples, reference.to(samples.device))
     low = torch.minimum(*(vectors.amin(0) for vectors in both)).double()
     high = torch.maximum(*(vectors.amax(0) for vectors in both)).double()
     middle = (low + high) / 2
@@ -151,7 +157,7 @@ def _neighbour_distances(vectors: Tensor, count: int, block: int) -> Tensor:
     found = []
     for start in range(0, len(vectors), block):
         rows = vectors[start : start + block]
-        nearest = torch.full((len(rows), count), torch.inf, dtype=torch.float64)
+        nearest = torch.full((len(rows), count), torch.inf, dtype=torch.float64, device=rows.device)
         for first in range(0, len(vectors), block):
             squared = _squared_distances(rows, vectors[first : first + block])
             if first == start:

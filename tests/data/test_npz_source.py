@@ -18,7 +18,9 @@ def test_images_come_back(tmp_path: Path, save) -> None:
     save(tmp_path / "batch.npz", arr_0=PIXELS, arr_1=np.arange(5))
     source = open_source(tmp_path / "batch.npz", "val")
     assert isinstance(source, NpzSource)
-    assert (len(source), source.split, source.name, source.classes) == (5, "val", "batch", ())
+    assert (len(source), source.split, source.name) == (5, "val", "batch")
+    assert source.classes == ("0", "1", "2", "3", "4")
+    assert [source.read(i).label for i in range(5)] == [0, 1, 2, 3, 4]
     for i in range(5):
         assert np.array_equal(np.asarray(source.read(i).image), PIXELS[i])
     again = pickle.loads(pickle.dumps(source))
@@ -38,6 +40,30 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", arr_0=PIXELS[::-1])
     a, b = (NpzSource(tmp_path / name) for name in ("a.npz", "b.npz"))
     assert a.fingerprint() != b.fingerprint()
+
+
+def test_labels_are_checked(tmp_path: Path) -> None:
+    np.savez(tmp_path / "none.npz", arr_0=PIXELS)
+    none = NpzSource(tmp_path / "none.npz")
+    assert none.classes == () and none.read(0).label is None
+    for labels in (np.arange(4), np.arange(5) - 1, np.arange(5.0), np.arange(5) + 10**6):
+        np.savez(tmp_path / "bad.npz", arr_0=PIXELS, arr_1=labels)
+        with pytest.raises(DataError, match=r"arr_1 is .* expected"):
+            NpzSource(tmp_path / "bad.npz").read(0)
+
+
+def test_what_is_no_covariance_is_refused(tmp_path: Path) -> None:
+    for sigma, message in (
+        (-np.eye(3), "negative eigenvalue"),
+        (np.triu(np.ones((3, 3))), "not symmetric"),
+        (np.eye(2), "is \\(2, 2\\), its mean"),
+        (np.full((3, 3), np.nan), "not finite"),
+    ):
+        np.savez(tmp_path / "bad.npz", arr_0=PIXELS, mu=np.zeros(3), sigma=sigma)
+        with pytest.raises(DataError, match=message):
+            NpzSource(tmp_path / "bad.npz").moments()
+    np.savez(tmp_path / "half.npz", arr_0=PIXELS, mu=np.zeros(3), sigma=np.eye(3), mu_s=np.ones(2))
+    assert set(NpzSource(tmp_path / "half.npz").moments()) == {"mu", "sigma"}
 
 
 def test_statistics(tmp_path: Path) -> None:

@@ -26,7 +26,12 @@ def test_demo_makes_what_it_says(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     promised = ["tokenizer/tokenizer", "generator/generator", "store", "samples/grid.png"]
-    promised += ["reconstructions/grid.png", "tokenizer/curves.png", "generator/curves.png"]
+    promised += [
+        "report/report.html",
+        "reconstructions/grid.png",
+        "tokenizer/curves.png",
+        "generator/curves.png",
+    ]
     for path in promised:
         assert (out / path).exists(), path
         assert str(out / path) in done.stdout, path

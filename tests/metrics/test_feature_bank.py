@@ -1,7 +1,6 @@
 """The bank gives back what went in, sorted by number, whatever the order of batches."""
 
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -53,41 +52,6 @@ def test_the_bank_keeps_copies() -> None:
     bank.update(features, torch.arange(3))
     features.zero_()
     assert float(bank.features.abs().min()) > 0
-
-
-@pytest.mark.parametrize("labelled", [False, True])
-def test_save_and_load(tmp_path: Path, labelled: bool) -> None:
-    saved = FeatureBank(5, extractor_id="efflite0#57934424")
-    saved.update(vectors(4), torch.tensor([3, 1, 8, 0]), torch.arange(4) if labelled else None)
-    saved.save(tmp_path / "bank.safetensors")
-    assert [file.name for file in tmp_path.iterdir()] == ["bank.safetensors"]
-    loaded = FeatureBank.load(tmp_path / "bank.safetensors")
-    assert loaded.extractor_id == saved.extractor_id
-    assert torch.equal(loaded.features, saved.features)
-    assert torch.equal(loaded.numbers, saved.numbers)
-    assert (loaded.labels is None) == (not labelled)
-    if labelled:
-        assert torch.equal(loaded.labels, saved.labels)
-    with pytest.raises(ValueError, match=r"more than once, e\.g\. 8"):
-        loaded.update(vectors(1), torch.tensor([8]), torch.zeros(1).long() if labelled else None)
-
-
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "bank.safetensors"
-    with pytest.raises(ValueError, match="not a readable feature bank"):
-        FeatureBank.load(file)
-    bank = FeatureBank(5)
-    bank.update(vectors(4), torch.arange(4))
-    bank.save(file)
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-40])
-    with pytest.raises(ValueError, match="not a readable feature bank"):
-        FeatureBank.load(file)
-    not_finite = bytearray(whole)
-    not_finite[-4:] = b"\x00\x00\xc0\x7f"  # a NaN as the last value; int64 comes first
-    file.write_bytes(bytes(not_finite))
-    with pytest.raises(ValueError, match=r"bank\.safetensors: features: 1 of 4 vectors"):
-        FeatureBank.load(file)
 
 
 def test_wrong_use_is_refused() -> None:

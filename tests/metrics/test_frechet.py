@@ -1,7 +1,6 @@
 """Frechet distance against closed forms and other formulas for the same trace."""
 
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -188,19 +187,6 @@ def test_order_and_batch_size_do_not_matter() -> None:
         torch.testing.assert_close(other.covariance, whole.covariance, rtol=1e-6, atol=1e-9)
         assert frechet_distance(other, whole) < 1e-6
     torch.testing.assert_close(whole.covariance, values.T.cov(), rtol=1e-6, atol=1e-9)
-
-
-def test_save_and_load(tmp_path: Path) -> None:
-    saved = FrechetStatistics(8, extractor_id="efflite0#57934424")
-    saved.update(features(10, 8, seed=5).float())
-    saved.save(tmp_path / "reference.safetensors")
-    loaded = FrechetStatistics.load(tmp_path / "reference.safetensors")
-    assert (loaded.count, loaded.extractor_id) == (10, "efflite0#57934424")
-    assert torch.equal(loaded.scatter, saved.scatter)
-    assert torch.equal(loaded.mean, saved.mean)
-    (tmp_path / "reference.safetensors").write_bytes(b"garbage")
-    with pytest.raises(ValueError, match="not readable Frechet statistics"):
-        FrechetStatistics.load(tmp_path / "reference.safetensors")
 
 
 def test_wrong_use_is_refused() -> None:

@@ -35,8 +35,8 @@ def by_loops(
     return {
         "in_manifold": [any(d[i][j] <= pr_radii[j] for j in m) for i in n],
         "recalled": [any(d[i][j] <= own_radii[i] for i in n) for j in m],
-        "sample_density": [sum(d[i][j] <= dc_radii[j] for j in m) / dc for i in n],
-        "covered": [any(d[i][j] <= dc_radii[j] for i in n) for j in m],
+        "sample_density": [sum(d[i][j] < dc_radii[j] for j in m) / dc for i in n],
+        "covered": [any(d[i][j] < dc_radii[j] for i in n) for j in m],
         "nearest_reference": [min(m, key=d[i].__getitem__) for i in n],
         "nearest_distance": [min(d[i]) ** 0.5 for i in n],
     }
@@ -83,16 +83,20 @@ def test_by_hand_on_a_line() -> None:
     samples = torch.tensor([[-1.0], [0.5], [4.5]])
     found = manifold_metrics(samples, reference, pr_neighbours=1, dc_neighbours=1)
     assert found.in_manifold.tolist() == [True, True, False]  # -1 lies on the border of 0's
-    assert found.sample_density.tolist() == [1, 2, 0]
+    assert found.sample_density.tolist() == [0, 2, 0]  # where the ball is open
     assert found.covered.tolist() == [True, True, False, False]
     assert found.recalled.tolist() == [True, True, True, True]  # radii 1.5, 1.5 and 4
-    assert (found.precision, found.density, found.coverage) == (pytest.approx(2 / 3), 1.0, 0.5)
+    assert (found.precision, found.density, found.coverage) == (
+        pytest.approx(2 / 3),
+        pytest.approx(2 / 3),
+        0.5,
+    )
     assert found.nearest_reference.tolist() == [0, 0, 3]
     assert found.nearest_distance.tolist() == [1.0, 0.5, 1.5]
 
 
 def test_copies_of_the_reference() -> None:
-    """Their distances are exactly 0, so even balls of radius 0 hold them."""
+    """Their distances are exactly 0, so even closed balls of radius 0 hold them; open ones not."""
     reference = vectors(40, 128, seed=5) * 13.7
     found = manifold_metrics(reference.flip(0), reference, block=16)
     assert (found.precision, found.recall, found.coverage) == (1.0, 1.0, 1.0)
@@ -101,8 +105,8 @@ def test_copies_of_the_reference() -> None:
     assert found.nearest_reference.tolist() == list(range(39, -1, -1))
     twins = reference[:10].repeat(6, 1)  # every radius is 0
     collapsed = manifold_metrics(twins, twins, block=16)
-    assert (collapsed.precision, collapsed.recall, collapsed.coverage) == (1.0, 1.0, 1.0)
-    assert collapsed.density == pytest.approx(6 / 5)
+    assert (collapsed.precision, collapsed.recall) == (1.0, 1.0)
+    assert (collapsed.density, collapsed.coverage) == (0.0, 0.0)
     assert manifold_metrics(vectors(40, 128, seed=6), twins).precision == 0
 
 

@@ -5,7 +5,27 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-PROTOCOL = "bundled-1a2b3c4d"
+from tessella.sample.metrics.presets import PRESETS
+from tessella.sample.metrics.protocol import Protocol
+
+
+def protocol_of(num_samples: int) -> Protocol:
+    """A protocol of samples of the bundled data."""
+    return PRESETS["bundled"].bind(
+        task="samples",
+        resolution=64,
+        features="inception_fid#7ff4a85c",
+        feature_resize="TF1 bilinear without half-pixel centres to 299 px",
+        classifier="efflite0#57934424",
+        perceptual="none",
+        reference="emoji (train)",
+        reference_hash="0123456789abcdef",
+        reference_images=1381,
+        num_samples=num_samples,
+    )
+
+
+PROTOCOL, FLOOR, CURVES = (protocol_of(count).id for count in (1381, 154, 300))
 NASTY = "<script>alert('x')</script> & \"quotes\" 'single' $x_{$ \u202e\u6f22\u5b57"
 NASTY_SHOWN = NASTY.replace("\u202e", "\ufffd")
 
@@ -56,21 +76,10 @@ def full_report(*, nasty: bool = False, **fields: Any) -> dict[str, Any]:
             "sampling": {"sampler": "confidence", "num_steps": 16, "guidance": 2.0},
             "licence": "Apache-2.0",
         },
-        "protocol": {
-            "id": PROTOCOL,
-            "name": "bundled",
-            "features": "FID@inception-2015-12-05",
-            "features_sha256": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
-            "reference": "bundled:emoji train",
-            "num_reference": 1381,
-            "num_samples": 1381,
-            "resize": "none",
-            "crop": None,
-            "class_balance": "as the training images",
-            "seeds": [0, 1, 2],
-        },
+        "protocol": protocol_of(1381).to_dict(),
+        "protocols": {p.id: p.to_dict() for p in map(protocol_of, (154, 300))},
         "metrics": {
-            "FID": metric(113.8, 0.9),
+            "gFID": metric(113.8, 0.9),
             "KID": metric(0.03124, 0.0011, about="Kernel distance, unbiased for few images."),
             "precision": metric(0.7312, 0.02, better="higher", about="Share of samples near data."),
             "recall": metric(float("nan"), None, better="higher", about="Not defined here."),
@@ -102,7 +111,7 @@ def full_report(*, nasty: bool = False, **fields: Any) -> dict[str, Any]:
             ),
         },
         "floor": {
-            "FID": metric(100.9, protocol="bundled-0f0f0f0f"),
+            "gFID": metric(100.9, protocol=FLOOR),
             "precision": metric(0.8841, 0.01, better="higher"),
             "copies": metric(0.0065, group="memorisation"),
         },
@@ -122,7 +131,7 @@ def full_report(*, nasty: bool = False, **fields: Any) -> dict[str, Any]:
             {
                 "x": "num_steps",
                 "metric": name,
-                "protocol": "bundled-77aa88bb",
+                "protocol": CURVES,
                 "lines": [
                     {
                         "name": NASTY if nasty and guidance == 2 else f"guidance {guidance:g}",
@@ -133,7 +142,7 @@ def full_report(*, nasty: bool = False, **fields: Any) -> dict[str, Any]:
                     for guidance in (1, 2, 3.5)
                 ],
             }
-            for name, scale in (("FID", 1.0), ("KID", 0.0004))
+            for name, scale in (("gFID", 1.0), ("KID", 0.0004))
             for falling in [(160.1, 131.5, 113.8, 112.0, 113.1)]
         ],
         "pictures": [

@@ -38,7 +38,7 @@ def save(folder: Path, *, name: str, fid: float, spread: float | None, **fields:
     """Write a report with one FID; `fields` replace parts of it."""
     report = support.full_report(curves=[], **fields)
     report["subject"] = report["subject"] | {"name": name, "bits_per_image": 64 * len(name)}
-    report["metrics"]["FID"] = metric(fid, spread, protocol=report["protocol"]["id"])
+    report["metrics"]["gFID"] = metric(fid, spread, protocol=report["protocol"]["id"])
     folder.mkdir()
     write_report(folder, report, support.pictures_of(report))
     return folder
@@ -58,8 +58,8 @@ def test_two_reports_side_by_side(two: list[Path], tmp_path: Path) -> None:
     result = compare_reports(two, out)
     assert json.loads((out / "compare.json").read_text(encoding="utf-8")) == result
     assert [s["name"] for s in result["subjects"]] == ["maskbit (a)", "maskbit (b)"]
-    assert result["metric"] == "FID" and result["protocol"]["id"] == support.PROTOCOL
-    assert [c["mark"] for c in result["metrics"]["FID"]["cells"]] == ["best", ""]
+    assert result["metric"] == "gFID" and result["protocol"]["id"] == support.PROTOCOL
+    assert [c["mark"] for c in result["metrics"]["gFID"]["cells"]] == ["best", ""]
     assert [c["mark"] for c in result["metrics"]["KID"]["cells"]] == ["best", "best"]
     assert [c["mark"] for c in result["metrics"]["peak memory"]["cells"]] == ["", ""]
     assert result["metrics"]["recall"]["cells"][0]["mean"] is None
@@ -101,9 +101,8 @@ def test_best_and_within_spread(metrics: list[Any], better: str, expected: list[
 
 
 def test_another_protocol_is_refused_with_what_differs(two: list[Path], tmp_path: Path) -> None:
-    protocol = support.full_report()["protocol"]
-    changed = protocol | {"id": "bundled-99999999", "num_samples": 5000, "crop": "centre"}
-    metrics = {"KID": metric(0.03, protocol="bundled-99999999")}
+    changed = support.protocol_of(5000).to_dict()
+    metrics = {"KID": metric(0.03, protocol=changed["id"])}
     other = save(
         tmp_path / "c", name="c", fid=90, spread=None, protocol=changed, metrics=metrics, floor=None
     )
@@ -111,10 +110,9 @@ def test_another_protocol_is_refused_with_what_differs(two: list[Path], tmp_path
         compare_reports([*two, other], tmp_path / "out")
     message = str(caught.value)
     for words in (
-        "of protocol bundled-1a2b3c4d",
-        "of bundled-99999999",
+        f"of protocol {support.PROTOCOL}",
+        f"of {changed['id']}",
         "num_samples: 1,381 against 5,000",
-        "crop: none against centre",
     ):
         assert words in message
     assert "resize" not in message and not (tmp_path / "out").exists()
@@ -140,7 +138,7 @@ def test_what_is_missing_is_said(two: list[Path], tmp_path: Path) -> None:
     report = json.loads((two[1] / "report.json").read_text(encoding="utf-8"))
     report["subject"]["bits_per_image"] = None
     report["machine"]["device"] = "NVIDIA H100"
-    report["protocol"]["licence"] = "MIT"
+    report["protocol"]["reference"] = "my emoji (train)"
     report["notes"] = ["Only this one."]
     (two[1] / "report.json").write_text(json.dumps(report), encoding="utf-8")
     notes = compare_reports(two, tmp_path / "out")["notes"]
@@ -148,7 +146,7 @@ def test_what_is_missing_is_said(two: list[Path], tmp_path: Path) -> None:
     assert "maskbit (b) is not on the chart: its report has no bits per image." in notes
     assert "maskbit (a) has no picture here: samples.png" in said
     assert "Not of one device: maskbit (a) cpu, maskbit (b) NVIDIA H100." in notes
-    assert "Protocol, licence: (not recorded) against MIT." in notes
+    assert "Protocol, reference: emoji (train) against my emoji (train)." in notes
     assert "maskbit (b): Only this one." in notes
 
 
@@ -157,19 +155,19 @@ def test_the_metric_of_the_chart() -> None:
         one = {"kind": kind, "metrics": {name: metric(1.0) for name in names}}
         return [one, one]
 
-    samples = reports("samples", "KID", "FD@random#1", "FID#1a2b", "precision")
-    assert choose_metric(samples, None) == "FID#1a2b"
-    assert choose_metric(samples, "fid") == "FID#1a2b"
+    samples = reports("samples", "KID", "FD@random#1", "gFID", "precision")
+    assert choose_metric(samples, None) == "gFID"
+    assert choose_metric(samples, "gfid") == "gFID"
     assert choose_metric(samples, "precision") == "precision"
     assert choose_metric(reports("samples", "precision"), None) == "precision"
     assert choose_metric(reports("reconstructions", "rFID", "PSNR"), None) == "PSNR"
-    assert choose_metric(reports("reconstructions", "MAE", "rFID#1"), None) == "rFID#1"
+    assert choose_metric(reports("reconstructions", "MAE", "rFID"), None) == "rFID"
     with pytest.raises(ReportError, match="did you mean precision"):
         choose_metric(samples, "precison")
     with pytest.raises(ReportError, match=r"not in these reports \(they have KID, FD@random"):
         choose_metric(samples, "zzz")
-    with pytest.raises(ReportError, match="any of FD@random#1, FID#1a2b"):
-        choose_metric(samples, "F")
+    with pytest.raises(ReportError, match="any of gFID, gFIDx"):
+        choose_metric(reports("samples", "gFID", "gFIDx"), "gF")
     apart = [{"kind": "samples", "metrics": {name: metric(1.0)}} for name in ("A", "B")]
     with pytest.raises(ReportError, match="no metric in common"):
         choose_metric(apart, None)
@@ -212,12 +210,12 @@ def test_command_prints_and_explains(two: list[Path], tmp_path: Path) -> None:
     words = [*map(str, two), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(compare, [*words, "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["metric"] == "FID"
+    assert json.loads(done.stdout)["metric"] == "gFID"
     done = CliRunner().invoke(compare, [*words, "--overwrite", "--metric", "kid"])
     assert done.exit_code == 0 and "113.80 ± 0.90 best" in done.stdout
-    assert "bundled-1a2b3c4d" in done.stdout
-    done = CliRunner().invoke(compare, [*words, "--overwrite", "--metric", "FIB"])
-    assert done.exit_code == 1 and "did you mean FID?" in done.stderr
+    assert support.PROTOCOL in done.stdout
+    done = CliRunner().invoke(compare, [*words, "--overwrite", "--metric", "gFIB"])
+    assert done.exit_code == 1 and "did you mean gFID?" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

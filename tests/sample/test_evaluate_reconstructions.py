@@ -1,6 +1,11 @@
 """`tessella evaluate` of tokenizers, on a small random one."""
 
+import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
+import tessella
 from tessella.checkpoints import load_tokenizer
 from tessella.data.images import save_png, to_float
 from tessella.data.sources import open_source
@@ -17,7 +23,7 @@ from tessella.sample.evaluate_reconstructions import evaluate_tokenizer
 from tessella.sample.evaluation import EvaluationSettings
 from tessella.sample.image_table import ImageTable
 from tessella.sample.metrics.features import available_features
-from tessella.sample.metrics.protocol import PRESETS
+from tessella.sample.metrics.presets import PRESETS
 from tessella.sample.metrics.weights import PROVIDERS
 from tessella.sample.reconstruct import reconstruct_source
 from tessella.tokenizers.tokens import Tokens
@@ -46,6 +52,36 @@ def run(*words: object, code: int = 0) -> Result:
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == code, result.output
     return result
+
+
+def launch_two(*words: object, code: int = 0) -> list[str]:
+    """A command in two processes, started as torchrun starts them; what each wrote to stderr."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": str(Path(tessella.__file__).parent.parent),
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = []
+    for rank in ranks:
+        said.append(rank.communicate(timeout=120)[1])
+        assert rank.returncode == code, said[-1]
+    return said
 
 
 def settings(data: Path, **changes: Any) -> EvaluationSettings:
@@ -140,7 +176,12 @@ def test_refusals(folders: Folders, data: Path, tmp_path: Path) -> None:
         ([*fast, "--data", data, "--num", 11], "11 images to be reconstructed, the data have 10"),
         ([*fast, "--data", data, "--split", "train"], "no split"),
         ([*fast], "does not say which images"),
-        ([*fast, "--data", data, "--curve-steps", "4"], "go with --generator"),
+        (
+            [*fast, "--data", data, "--curve-steps", "4"],
+            "--curve-steps: only of use with --generator",
+        ),
+        ([*fast, "--data", data, "--guidance", "2"], "--guidance: only of use with --generator"),
+        ([*fast, "--data", data, "--nearest", "4"], "not with --tokenizer"),
         (["--protocol", "adm-256", "--data", data], "256 pixels, found 32"),
         ([*fast, "--data", data, "--samples", data], "give one of"),
     ):
@@ -149,9 +190,72 @@ def test_refusals(folders: Folders, data: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "report").exists()
     result = run("evaluate", "--data", data, "--out", tmp_path / "report", code=1)
     assert "nothing to measure" in result.stderr
-    (tmp_path / "report").mkdir()
+    precious = tmp_path / "report"
+    precious.mkdir()
+    (precious / "photo.png").write_bytes(b"")
     result = run(*start, *fast, "--data", data, code=1)
     assert "exists already" in result.stderr
+    result = run(*start, *fast, "--data", data, "--overwrite", code=1)
+    assert "is no report; --overwrite replaces reports only" in result.stderr
+    assert (precious / "photo.png").exists()
+    words = ["--tokenizer", folders[1], *fast, "--data", data]
+    result = run("evaluate", *words, "--out", precious / "photo.png" / "x", code=1)
+    assert "cannot write" in result.stderr and "File exists" in result.stderr
+
+
+def test_num_takes_evenly_spaced_images(folders: Folders, data: Path) -> None:
+    """The files are sorted by class; the first six would all be cats."""
+    found = evaluate_tokenizer(
+        load_tokenizer(folders[1]), open_source(data, "val"), settings(data, num=6), name="x"
+    )
+    assert found is not None and found.per_class is not None
+    assert [row[:2] for row in found.per_class["rows"]] == [["cat", 5], ["dog", 1]]
+
+
+def test_broken_images_are_left_out_on_any_process(folders: Folders, tmp_path: Path) -> None:
+    """Also if all of one process's share are, and the first ones."""
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (16, 32, 32, 3), generator=rng, dtype=torch.uint8)
+    for i, image in enumerate(to_float(pixels.numpy())):
+        save_png(image, tmp_path / "data" / "val" / f"{i:02d}.png")
+        if i >= 8 or i < 2:
+            (tmp_path / "data" / "val" / f"{i:02d}.png").write_bytes(b"\x89PNG")
+    words = ["--features", "random", "--protocol", "val-paired", "--data", tmp_path / "data"]
+    start = ["evaluate", "--tokenizer", folders[1], *words, "--batch-size", 1]
+    run(*start, "--out", tmp_path / "one")
+    launch_two("-m", "tessella.sample.cli", *start, "--out", tmp_path / "two")
+    one, two = (
+        json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8"))
+        for name in ("one", "two")
+    )
+    assert one["protocol"] == two["protocol"] and one["broken"] == two["broken"]
+    assert one["protocol"]["num_samples"] == 6 and len(one["broken"]) == 10
+    for name, value in one["metrics"].items():
+        assert two["metrics"][name]["mean"] == pytest.approx(value["mean"], rel=1e-9), name
+
+
+def test_a_fault_of_one_process_ends_all(folders: Folders, tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (8, 32, 32, 3), generator=rng, dtype=torch.uint8)
+    for i, image in enumerate(to_float(pixels.numpy())):
+        save_png(image[:, :24] if i == 7 else image, tmp_path / "data" / "train" / f"{i}.png")
+    resized = dataclasses.replace(PRESETS["val-paired"], resize="none")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from tessella.sample.metrics import presets\n"
+        "from tessella.sample.metrics.presets import PRESETS, Preset\n"
+        f"PRESETS['val-paired'] = {resized!r}\n"
+        "from tessella.sample.cli import main\n"
+        "main(sys.argv[1:])\n",
+        encoding="utf-8",
+    )
+    words = ["--features", "random", "--protocol", "val-paired", "--data", tmp_path / "data"]
+    start = ["evaluate", "--tokenizer", folders[1], *words, "--split", "train"]
+    said = launch_two(script, *start, "--out", tmp_path / "out", code=1)
+    assert "24 x 32 pixels" in said[1] or "32 x 24 pixels" in said[1]
+    assert "another process failed" in said[0] and "Traceback" not in said[0] + said[1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_table_does_not_care_who_added_what() -> None:

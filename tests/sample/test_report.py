@@ -146,9 +146,9 @@ def test_page_says_protocol_spread_seeds_and_floor(written: Path) -> None:
     said = " ".join(" ".join(Links(text).words).split())
     assert "113.80 ± 0.90" in said and "113.8 · 112.9 · 114.7" in said
     assert "↓ lower is better" in said and "3 seeds" in said and "real images 100.9" in said
-    assert "bundled-0f0f0f0f" in said and "bundled-77aa88bb" in said
+    assert support.FLOOR in said and support.CURVES in said
     assert "n/a" in said and "nan" not in said.replace("finance", "").lower().split()
-    assert text.count('title="FID, protocol bundled-1a2b3c4d"') == 2
+    assert text.count(f'title="gFID, protocol {support.PROTOCOL}"') == 2
     assert "licence" in said and "Apache-2.0" in said  # a fact that no schema knows
     assert "3,760,000 parameters" in said and "num_samples: 1381" in said
     assert "and 2 more, see report.json" in said
@@ -171,7 +171,7 @@ def test_headline_is_chosen_or_asked_for(tmp_path: Path) -> None:
         text = (tmp_path / "report.html").read_text(encoding="utf-8")
         return re.findall(r'<div class="name">([^<]*)</div>', text)
 
-    assert names() == ["FID", "features distance", "copies", "KID"]
+    assert names() == ["gFID", "features distance", "copies", "KID"]
     assert names(headline=["recall", "peak memory"]) == ["recall", "peak memory"]
     assert names(headline=None, metrics={"n": metric(1.0, better="none")}) == ["n"]
     with pytest.raises(ReportError, match=r"headline: 'FIB' is not a metric"):
@@ -186,8 +186,8 @@ def test_headline_is_chosen_or_asked_for(tmp_path: Path) -> None:
         (("machine",), "report: machine missing"),
         (("protocol", "id"), "report.protocol: id missing"),
         (("subject", "fingerprint"), "report.subject: fingerprint missing"),
-        (("metrics", "FID", "better"), "report.metrics.FID: better missing"),
-        (("floor", "FID", "mean"), "report.floor.FID: mean missing"),
+        (("metrics", "gFID", "better"), "report.metrics.gFID: better missing"),
+        (("floor", "gFID", "mean"), "report.floor.gFID: mean missing"),
         (("per_class", "about"), "report.per_class: about missing"),
         (("curves", 0, "protocol"), r"report.curves\[0\]: protocol missing"),
         (("curves", 0, "lines", 1, "y"), r"report.curves\[0\].lines\[1\]: y missing"),
@@ -204,9 +204,9 @@ def test_missing_keys_are_named(tmp_path: Path, path: tuple[Any, ...], message: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r["metrics"]["FID"].update(mean="12"), "FID.mean: '12', expected a number"),
-        (lambda r: r["metrics"]["FID"].update(mean=True), "FID.mean: True, expected a number"),
-        (lambda r: r["metrics"]["FID"].update(better="less"), "expected lower, higher or none"),
+        (lambda r: r["metrics"]["gFID"].update(mean="12"), "FID.mean: '12', expected a number"),
+        (lambda r: r["metrics"]["gFID"].update(mean=True), "FID.mean: True, expected a number"),
+        (lambda r: r["metrics"]["gFID"].update(better="less"), "expected lower, higher or none"),
         (lambda r: r["metrics"].clear(), "expected at least one metric"),
         (lambda r: r.update(kind="images"), "expected one of samples, reconstructions"),
         (lambda r: r.update(format=2), "format 2.*newer version"),
@@ -230,10 +230,34 @@ def test_wrong_values_are_named(tmp_path: Path, change: Any, message: str) -> No
 
 def test_a_number_of_another_protocol_is_refused(tmp_path: Path) -> None:
     report = full_report()
-    report["metrics"]["FID"]["protocol"] = "adm-256-00000000"
-    message = "FID is of protocol adm-256-00000000, the report of bundled-1a2b3c4d"
+    report["metrics"]["gFID"]["protocol"] = "adm-256-00000000"
+    message = f"gFID is of protocol adm-256-00000000, the report of {support.PROTOCOL}"
     with pytest.raises(ReportError, match=message):
         write_report(tmp_path, report, pictures_of(report))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["protocol"].update(num_samples=50_000), "the protocol's fields were changed"),
+        (lambda r: r["protocol"].update(licence="MIT"), "not a protocol: .*licence"),
+        (lambda r: r["protocols"][support.FLOOR].update(crop="none"), "fields were changed"),
+        (lambda r: r["metrics"]["gFID"].update(mean=1.0), "gFID: mean 1.0, that of its values"),
+        (lambda r: r.update(headline=5), "headline: 5, expected a list"),
+    ],
+)
+def test_a_report_edited_by_hand_is_refused(written: Path, change: Any, message: str) -> None:
+    file = written / "report.json"
+    before = file.read_text(encoding="utf-8")
+    report = json.loads(before)
+    change(report)
+    file.write_text(json.dumps(report), encoding="utf-8")
+    try:
+        with pytest.raises(ReportError, match=message):
+            read_report(written)
+    finally:
+        file.write_text(before, encoding="utf-8")
+    assert read_report(written)["protocol"]["id"] == support.PROTOCOL
 
 
 def test_reading_says_what_is_wrong(tmp_path: Path, written: Path) -> None:
@@ -260,11 +284,11 @@ def test_reading_says_what_is_wrong(tmp_path: Path, written: Path) -> None:
 
 def test_numbers_of_numpy_and_broken_text_are_stored(tmp_path: Path) -> None:
     report = full_report(curves=[], pictures=[])
-    report["metrics"]["FID"] |= {"mean": np.float32(1.5), "spread": np.float64("inf")}
+    report["metrics"]["gFID"] |= {"mean": np.float32(1.5), "spread": np.float64("inf")}
     report["subject"] |= {"parameters": np.int64(7), "tokens": (8, 8), "path": "\udcff.png"}
     write_report(tmp_path, report, {})
     read = read_report(tmp_path)
-    assert read["metrics"]["FID"]["mean"] == 1.5 and read["metrics"]["FID"]["spread"] is None
+    assert read["metrics"]["gFID"]["mean"] == 1.5 and read["metrics"]["gFID"]["spread"] is None
     assert read["subject"]["parameters"] == 7 and read["subject"]["tokens"] == [8, 8]
     assert read["subject"]["path"] == "\\udcff.png"
 

@@ -91,9 +91,20 @@ def test_weights_that_compute_something_else_are_found(folder: Path) -> None:
     assert verify_probe(tokenizer, folder, tolerance_db=50).largest_difference > 0.1
 
 
-def test_a_probe_of_nan_is_a_difference(folder: Path) -> None:
+def test_a_probe_of_nan_proves_nothing(folder: Path) -> None:
     rewrite(folder, psnr=torch.full((8,), torch.nan, dtype=torch.float64))
-    assert "it was nan dB" in run("verify", folder, code=1).stderr
+    assert "stored values of PSNR are not finite" in run("verify", folder, code=1).stderr
+
+
+def test_stored_images_are_not_replaced_unasked(folder: Path) -> None:
+    before = (folder / PROBE).read_bytes()
+    result = run("verify", folder, "--store", code=1)
+    assert "--overwrite replaces them" in result.stderr
+    assert (folder / PROBE).read_bytes() == before
+    run("verify", folder, "--store", "--overwrite", "--split", "train")
+    assert (folder / PROBE).read_bytes() != before
+    result = run("verify", "bundled:bits-emoji-64", "--store", code=1)
+    assert "in folders of your own only" in result.stderr
 
 
 def test_damaged_and_foreign_probes(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Quality over settings of the sampler: which to measure, and the lines of the chart."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from .metrics.presets import MIN_IMAGES
+from .metrics.protocol import Protocol, ProtocolError
+from .sampling import SamplingConfig
+
+SHOWN = ("gFID", "FD@", "precision", "recall")
+"""Beginnings of the names of the metrics that are drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Settings of the sampler to measure besides the main ones.
+
+    Attributes:
+        num_steps: Numbers of sampling steps; empty: the main one.
+        guidance: Guidance scales; empty: the main one.
+        num: Samples at each point, drawn once; another protocol than the main one's.
+    """
+
+    num_steps: tuple[int, ...] = ()
+    guidance: tuple[float, ...] = ()
+    num: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.num < MIN_IMAGES:
+            raise ProtocolError(f"curves: expected at least {MIN_IMAGES} samples, found {self.num}")
+        if any(steps < 1 for steps in self.num_steps):
+            raise ValueError(f"curves: expected steps >= 1, found {list(self.num_steps)}")
+        if any(not scale >= 0 for scale in self.guidance):
+            raise ValueError(f"curves: expected guidance >= 0, found {list(self.guidance)}")
+
+    def settings(self, main: SamplingConfig) -> list[SamplingConfig]:
+        """Every combination asked for, of the main settings otherwise."""
+        if not (self.num_steps or self.guidance):
+            return []
+        return [
+            dataclasses.replace(main, num_steps=steps, guidance=scale)
+            for scale in self.guidance or (main.guidance,)
+            for steps in self.num_steps or (main.num_steps,)
+        ]
+
+
+def draw_lines(
+    points: list[tuple[SamplingConfig, dict[str, float]]], protocol: Protocol
+) -> list[dict[str, Any]]:
+    """Distance, precision and recall over steps, or over guidance where steps are one number.
+
+    Args:
+        points: Settings and what was measured with them.
+        protocol: Of all of them.
+
+    Returns:
+        Curves as a report wants them.
+    """
+    over, line = "num_steps", "guidance"
+    if len({chosen.num_steps for chosen, _ in points}) == 1:
+        over, line = line, over
+    curves = []
+    for name in [name for name in points[0][1] if name.startswith(SHOWN)]:
+        lines = []
+        for value in sorted({getattr(chosen, line) for chosen, _ in points}):
+            here = sorted(
+                (getattr(chosen, over), values[name])
+                for chosen, values in points
+                if getattr(chosen, line) == value
+            )
+            title = f"{line.removeprefix('num_')} {value:g}"
+            x, y = zip(*here, strict=True)
+            lines.append({"name": title, "x": list(x), "y": list(y), "spread": None})
+        curves.append({"x": over, "metric": name, "protocol": protocol.id, "lines": lines})
+    return curves

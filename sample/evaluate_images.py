@@ -1,0 +1,165 @@
+"""How good images are that are there already, e.g. PNGs of another program.
+
+Nothing is known of how they came about, so their protocol says "as given" where a generator's says
+how it rounded, was guided and seeded: their numbers compare with those of other given images.
+"""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..data.image_source import DataError, ImageSource
+from ..data.images import BrokenImage, to_uint8
+from ..data.loader import eval_batches
+from .evaluate_samples import (
+    NUM_GRID,
+    SampleBatch,
+    SampleMeasurement,
+    few_names,
+    same_classes,
+)
+from .evaluation import Evaluation, EvaluationSettings
+from .metrics.presets import balanced_labels
+from .metrics.protocol import AS_GIVEN, ProtocolError
+
+
+def evaluate_images(
+    samples: ImageSource,
+    source: ImageSource,
+    settings: EvaluationSettings,
+    *,
+    name: str,
+    validation: ImageSource | None = None,
+    training: ImageSource | None = None,
+    num_nearest: int = 128,
+) -> Evaluation | None:
+    """Measure images as samples.
+
+    Args:
+        samples: The images; all must be square and of one size, since nothing is resized.
+        source: The reference.
+        settings: How to measure; there is one repetition. Of more images than the number asked
+            for, evenly spaced ones are taken.
+        name: What the report calls them.
+        validation: As of `evaluate_generator`.
+        training: As of `evaluate_generator`.
+        num_nearest: As of `evaluate_generator`.
+
+    Returns:
+        The measurement on the main process, None on the others.
+
+    Raises:
+        ProtocolError: If there are too few, their classes are those of other data, or not balanced
+            as the preset wants.
+        DataError: If one is of another size or cannot be read.
+    """
+    started = time.perf_counter()
+    preset = settings.preset
+    count = preset.check_number(settings.num, len(samples), "samples")
+    if count > len(samples):
+        raise ProtocolError(
+            f"protocol {preset.name}: {count:,} samples are measured, "
+            f"{samples.name} has {len(samples):,}"
+        )
+    if samples.classes and source.classes and not _fit(samples.classes, source.classes):
+        raise ProtocolError(
+            f"the classes of {samples.name} are not those of {source.name}: "
+            f"{few_names(samples.classes)} and {few_names(source.classes)}"
+        )
+    chosen = [i * len(samples) // count for i in range(count)]
+    side, labels = _inspect(samples, chosen, settings)
+    histogram = Counter(labels)
+    known = -1 not in histogram
+    if known and preset.class_balance == "equal" and len(set(histogram.values())) > 1:
+        few, many = min(histogram.values()), max(histogram.values())
+        raise ProtocolError(
+            f"protocol {preset.name}: classes are unbalanced, {few:,} to {many:,} samples each, "
+            f"expected equal numbers"
+        )
+    job = SampleMeasurement(
+        source,
+        settings,
+        resolution=side,
+        num_classes=len(source.classes) if known else 0,
+        num=count,
+        validation=validation,
+        drawn=False,
+    )
+
+    def draw(own: range) -> Iterator[SampleBatch]:
+        numbers = iter(own)
+        indices = [chosen[i] for i in own]
+        for batch in eval_batches(
+            samples, side, settings.batch_size, resize="none", indices=indices
+        ):
+            here = torch.tensor([next(numbers) for _ in batch["ids"]])
+            yield SampleBatch(to_uint8(batch["images"]), here, batch["labels"])
+
+    kept = max(NUM_GRID, num_nearest)
+    drawn = job.draw(draw, count, title="samples", num_kept=kept)
+    if drawn is None:
+        return None
+    if len(drawn.images) != count:
+        raise DataError(f"{samples.name}: {count - len(drawn.images)} samples could not be read")
+    protocol = job.protocol(count, balance=_balance(job, histogram) if known else AS_GIVEN)
+    subject: dict[str, Any] = {"name": name, "system": "images", "parameters": None}
+    subject |= {"fingerprint": drawn.images.hash.hexdigest()[:32], "resolution": side}
+    subject |= {"tokens": None, "bits_per_image": None}
+    evaluation = job.evaluation([drawn], protocol, subject)
+    if training is None and source.split != "val":
+        training = source
+    if num_nearest and training is not None:
+        job.add_nearest(evaluation, drawn, num_nearest, training)
+    evaluation.seconds = time.perf_counter() - started
+    return evaluation
+
+
+def _fit(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
+    """Whether classes are those of the reference, as far as they occur."""
+    if same_classes(ours, theirs):
+        return True
+    pairs = zip(ours, theirs, strict=False)
+    return len(ours) <= len(theirs) and all(here in ("", there) for here, there in pairs)
+
+
+def _inspect(
+    samples: ImageSource, chosen: list[int], settings: EvaluationSettings
+) -> tuple[int, list[int]]:
+    """Side and labels, after reading every sample once: nothing can go wrong later.
+
+    Raises:
+        DataError: If one is broken, not square, or of another size than the first.
+    """
+    labels, side = [], 0
+    silent = not settings.progress or settings.rank > 0
+    for index in tqdm(chosen, desc="checking samples", unit="image", disable=silent):
+        try:
+            sample = samples.read(index)
+        except BrokenImage as error:
+            raise DataError(f"{samples.name}: a sample is broken: {error}") from None
+        width, height = sample.image.size
+        side = side or width
+        if width != height or width != side:
+            wanted = "square images" if width != height else f"{side} x {side} as the first"
+            raise DataError(
+                f"{samples.name}: {sample.id} is {width} x {height} pixels, expected {wanted}"
+            )
+        labels.append(-1 if sample.label is None else sample.label)
+    return side, labels
+
+
+def _balance(job: SampleMeasurement, histogram: Counter[int]) -> str:
+    """How the labels of given images are distributed, for the protocol."""
+    found = [histogram.get(label, 0) for label in range(job.num_classes)]
+    if int(job.counts.sum()):
+        wanted = Counter(balanced_labels(job.counts, sum(found), 0))
+        if found == [wanted.get(label, 0) for label in range(job.num_classes)]:
+            return "reference"
+    if len(set(found)) == 1:
+        return f"equal over {len(found)} classes"
+    return f"{AS_GIVEN}, {hashlib.sha256(str(found).encode()).hexdigest()[:8]}"
