@@ -89,8 +89,7 @@ class DuplicateFinder:
     """Collects thumbnails and hashes of samples; `result` compares them all.
 
     Memory is about 3.1 kB an image, twice that during `result`, whose time is O(n^2) in blocks of
-    1024 x 1024 pairs: sums over 8 x 8 boxes bound most pairs away (20,000 images: 5 s, one
-    thread). Objects pickle.
+    1024 x 1024 pairs: sums over 8 x 8 boxes bound most pairs away. Objects pickle.
 
     Args:
         threshold: Largest root mean square difference of near copies, in levels of 0..255.

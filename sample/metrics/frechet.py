@@ -139,28 +139,6 @@ def metric_name(extractor: FeatureExtractor | str) -> str:
     return "FID" if name == _FID_EXTRACTOR else f"FD@{name}"
 
 
-def spatial_metric_name(extractor: FeatureExtractor | str) -> str:
-    """What a Frechet distance on spatial features may be called: `sFID`, or `spatial FD@efflite0`.
-
-    sFID (arXiv:2103.03841) is the distance on `InceptionFid.spatial_features` and nothing else.
-    """
-    name = metric_name(extractor)
-    return "sFID" if name == "FID" else f"spatial {name}"
-
-
-def require_fid(extractor: FeatureExtractor | str) -> None:
-    """Refuse to let a number be called FID unless it is one.
-
-    Raises:
-        ValueError: If the extractor is not the FID Inception network; says the right name.
-    """
-    if metric_name(extractor) != "FID":
-        raise ValueError(
-            f"this is not FID: FID means the {_FID_EXTRACTOR!r} network; "
-            f"report it as {metric_name(extractor)!r}"
-        )
-
-
 def _factor(covariance: Tensor, max_rank: int) -> Tensor:
     """L with L L^T = covariance, shape (D, rank), rank <= max_rank.
 

@@ -12,8 +12,6 @@ from tessella.sample.metrics.frechet import (
     FrechetStatistics,
     frechet_distance,
     metric_name,
-    require_fid,
-    spatial_metric_name,
 )
 
 
@@ -213,8 +211,3 @@ def test_only_the_inception_network_is_called_fid() -> None:
     assert metric_name("inception_fid") == "FID"
     assert metric_name("efflite0") == "FD@efflite0"
     assert metric_name(build_features("random")) == "FD@random"
-    require_fid("inception_fid")
-    with pytest.raises(ValueError, match="report it as 'FD@efflite0'"):
-        require_fid("efflite0")
-    assert spatial_metric_name("inception_fid") == "sFID"
-    assert spatial_metric_name("efflite0") == "spatial FD@efflite0"
