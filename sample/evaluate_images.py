@@ -16,16 +16,11 @@ from tqdm import tqdm
 from ..data.image_source import DataError, ImageSource
 from ..data.images import BrokenImage, to_uint8
 from ..data.loader import eval_batches
-from .evaluate_samples import (
-    NUM_GRID,
-    SampleBatch,
-    SampleMeasurement,
-    few_names,
-    same_classes,
-)
+from .evaluate_samples import few_names, same_classes
 from .evaluation import Evaluation, EvaluationSettings
 from .metrics.presets import balanced_labels
 from .metrics.protocol import AS_GIVEN, ProtocolError
+from .sample_measurement import NUM_GRID, SampleBatch, SampleMeasurement
 
 
 def evaluate_images(
