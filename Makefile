@@ -22,7 +22,12 @@ demo: setup
 	rm -rf runs/demo
 	$(BIN)/python train/demo.py --out runs/demo
 
-test: setup
+# Triton is large, and here of use to the tests of the kernels only: interpreter and compiler.
+$(VENV)/.triton: $(VENV)/.done
+	$(BIN)/pip install --quiet --constraint constraints.txt triton
+	@touch $@
+
+test: $(VENV)/.triton
 	$(BIN)/python -m pytest
 
 check: setup

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import STRICT
+from ..kernels.bit_embedding.op import MAX_BITS, bit_embedding
+from ..kernels.codebook_sum.op import codebook_embedding_sum
 from ..tokenizers.packing import split_bits
 from ..tokenizers.tokens import Tokens, TokenSpec
 from .base import Generator, GeneratorOutput
@@ -55,6 +57,9 @@ class MaskedConfig:
         unmasked_weight: Weight of visible slots in the loss, relative to 1 for hidden ones.
         label_smoothing: Of the cross-entropy.
         label_dropout: Share of labels hidden, so that guidance works.
+        embedding: Input, class and position terms as torch operations one after the other
+            (`plain`), or as one kernel (`fused`: `kernels/`, docs/kernels.md). The same function
+            of the same parameters.
     """
 
     __pydantic_config__ = STRICT
@@ -66,6 +71,7 @@ class MaskedConfig:
     unmasked_weight: float = 1.0
     label_smoothing: float = 0.1
     label_dropout: float = 0.1
+    embedding: Literal["plain", "fused"] = "plain"
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and self.num_classes < 0:
@@ -121,6 +127,20 @@ class BitInput(nn.Module):
         )
         return signs.masked_fill(hidden, 0)
 
+    def fused(
+        self, indices: Tensor, mask: Tensor, labels: Tensor, classes: Tensor, position: Tensor
+    ) -> Tensor:
+        """Hidden states with class row and positions, (B, N + 1, D), by `bit_embedding`.
+
+        A group with fewer bits than the widest gets rows of 0 for the bits that it lacks.
+        """
+        widest, weight = max(self.widths), self.project.weight.t()
+        if min(self.widths) < widest:
+            parts = weight.split(self.widths)
+            weight = torch.cat([F.pad(part, (0, 0, 0, widest - len(part))) for part in parts])
+        terms = (self.project.bias, position, classes, labels, mask)
+        return bit_embedding(indices, weight, *terms, bits_per_group=widest)
+
 
 class IndexInput(nn.Module):
     """Sum over groups of an embedding; the last row of each table stands for "hidden"."""
@@ -137,6 +157,13 @@ class IndexInput(nn.Module):
             for g, table in enumerate(self.tables)
         ]
         return torch.stack(rows).sum(0)
+
+    def fused(
+        self, indices: Tensor, mask: Tensor, labels: Tensor, classes: Tensor, position: Tensor
+    ) -> Tensor:
+        """Hidden states with class row and positions by `codebook_embedding_sum`, (B, N + 1, D)."""
+        tables = [table.get_parameter("weight") for table in self.tables]
+        return codebook_embedding_sum(indices, tables, position, classes, labels, mask)
 
 
 class MaskedGenerator(Generator):
@@ -161,6 +188,13 @@ class MaskedGenerator(Generator):
         width, num_tokens = config.transformer.width, spec.num_tokens
         tied = isinstance(config, MaskGITConfig)
         self.input = (IndexInput if tied else BitInput)(self.codebook_sizes, width)
+        if isinstance(self.input, BitInput) and config.embedding == "fused":
+            num_bits = len(self.input.widths) * max(self.input.widths)
+            if num_bits > MAX_BITS:
+                raise ValueError(
+                    f"embedding: fused reads up to {MAX_BITS} bits of a position, here {num_bits} "
+                    f"(groups x the widest); use embedding: plain"
+                )
         self.class_embedding = nn.Embedding(self.num_classes + 1, width)
         self.position = nn.Parameter(torch.empty(1, num_tokens + 1, width))
         self.input_norm = LayerNorm(width)
@@ -196,8 +230,13 @@ class MaskedGenerator(Generator):
         Returns:
             (B, N, G, K) float32 with K the largest group; -inf beyond the size of a smaller group.
         """
-        x = torch.cat([self.input(indices, mask), self.class_embedding(labels)[:, None]], 1)
-        x = self.input_dropout(self.input_norm(x + self.position))
+        if self.config.embedding == "fused":
+            classes = self.class_embedding.weight
+            x = self.input.fused(indices, mask, labels, classes, self.position[0])
+        else:
+            x = torch.cat([self.input(indices, mask), self.class_embedding(labels)[:, None]], 1)
+            x = x + self.position
+        x = self.input_dropout(self.input_norm(x))
         if valid is not None:  # the class token is always real
             valid = F.pad(valid, (0, 1), value=True)
         x = self.trunk(x, valid)[:, :-1]

@@ -1,0 +1,115 @@
+"""Which implementation of a kernel runs here, the plain reference or Triton, and why not.
+
+An explicit `backend` argument wins, then the environment variable TESSELLA_KERNELS, then `auto`:
+Triton where it can run on CUDA tensors, the reference everywhere else. A backend asked for by name,
+in either way, is never replaced by another one. With TRITON_INTERPRET=1 set before the process
+starts, `triton` runs on CPU tensors, slowly, in Triton's interpreter.
+"""
+
+import importlib.util
+import os
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any, Literal, get_args
+
+import torch
+
+Backend = Literal["auto", "reference", "triton"]
+"""What a caller may ask for."""
+
+VARIABLE = "TESSELLA_KERNELS"
+"""Environment variable read where a caller left `auto`."""
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""True if Triton kernels of this process run in the interpreter; fixed when it starts."""
+
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Float types that the Triton kernels compute in."""
+
+_MIN_CAPABILITY = (8, 0)
+_warned: set[tuple[str, str]] = set()
+
+
+def triton_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton kernels cannot run on this device and float type, or None if they can."""
+    if not _triton_installed():
+        return "triton is not installed; pip install 'tessella[triton]'"
+    if dtype not in TRITON_DTYPES:
+        return f"no kernel computes in {_name(dtype)}, only in float32, bfloat16 and float16"
+    if INTERPRETED:
+        if device.type == "cpu":
+            return None
+        return f"TRITON_INTERPRET=1 runs on CPU tensors; these are on {device}"
+    if device.type != "cuda" or torch.version.cuda is None:
+        return (
+            f"the tensors are on {device}, not on an NVIDIA GPU (TRITON_INTERPRET=1, set before "
+            "the process starts, runs CPU tensors in the interpreter)"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _MIN_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    return None
+
+
+def resolve_backend(
+    backend: str,
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    refusal: str | None = None,
+) -> Literal["reference", "triton"]:
+    """The implementation that a call runs.
+
+    Args:
+        backend: What the caller asked for, one of `Backend`.
+        op: Name of the kernel, for messages.
+        device: Where the tensors are.
+        dtype: Float type that the kernel computes in.
+        refusal: Why this op's Triton code cannot take these inputs; None if it can.
+
+    Returns:
+        `reference` or `triton`. `auto` warns once per reason if it takes the reference on CUDA.
+
+    Raises:
+        ValueError: If the argument or TESSELLA_KERNELS names no backend.
+        RuntimeError: If Triton was asked for by name and cannot run, with the reason.
+    """
+    source, wanted = "backend", backend
+    if backend == "auto" and VARIABLE in os.environ:
+        source, wanted = VARIABLE, os.environ[VARIABLE]
+    if wanted not in get_args(Backend):
+        raise ValueError(f"{source}: expected one of {get_args(Backend)}, found {wanted!r}")
+    if wanted == "reference" or (wanted == "auto" and device.type != "cuda"):
+        return "reference"
+    reason = triton_refusal(device, dtype) or refusal
+    if reason is None:
+        return "triton"
+    if wanted == "triton":
+        raise RuntimeError(f"{op}: {source} 'triton' cannot run here: {reason}")
+    if (op, reason) not in _warned:
+        _warned.add((op, reason))
+        warnings.warn(f"{op}: the slower reference runs on CUDA: {reason}", stacklevel=2)
+    return "reference"
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off, where it exists: the ops choose their types themselves."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+@cache
+def _triton_installed() -> bool:
+    """True if `import triton` would find a package; it is not imported here."""
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _name(dtype: torch.dtype) -> str:
+    """`float32` of torch.float32."""
+    return str(dtype).removeprefix("torch.")
