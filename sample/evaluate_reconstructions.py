@@ -213,6 +213,7 @@ def evaluate_tokenizer(
     ):
         picture = _pairs(tokenizer, source, settings, numbers, random)
         evaluation.pictures[file] = (title, about, picture)
+    evaluation.add_bits(first.tokens)
     evaluation.seconds = time.perf_counter() - started
     return evaluation
 

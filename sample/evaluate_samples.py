@@ -153,6 +153,7 @@ def evaluate_generator(
         training = source
     if num_nearest and training is not None:
         job.add_nearest(evaluation, drawn[0], num_nearest, training)
+    evaluation.add_bits(drawn[0].tokens)
     evaluation.seconds = time.perf_counter() - started
     return evaluation
 

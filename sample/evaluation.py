@@ -17,7 +17,13 @@ from ..files import SaveError, atomic_folder
 from .metrics.presets import Preset
 from .metrics.protocol import MetricValue, Protocol, ProtocolError
 from .report import FILE, REPORT_FORMAT, write_report
+from .token_statistics import TokenStatistics
 
+HEADLINES = {
+    "samples": ("gFID", "FD@", "KID", "KD@", "precision", "recall"),
+    "reconstructions": ("psnr", "ssim", "lpips", "rFID", "FD@"),
+}
+"""Beginnings of the names of the four metrics at the top of a report, in this order."""
 FEW_IMAGES = 2048
 """Below as many images as Inception has features, a Fréchet distance is mostly bias."""
 
@@ -111,6 +117,13 @@ class Evaluation:
         self.floor |= values
         self.protocols[protocol.id] = protocol
 
+    def add_bits(self, tokens: TokenStatistics | None) -> None:
+        """Add the picture of how bits of a position hang together, where there are bits."""
+        picture = None if tokens is None else tokens.correlation_picture()
+        if picture is not None:
+            about = "of every pair of bits of a position: red agree, blue differ, white neither"
+            self.pictures["bits.png"] = ("Correlation of bits", about, picture)
+
     def report(self, settings: EvaluationSettings) -> dict[str, Any]:
         """Everything but the pictures themselves, for JSON."""
         device = torch.device(settings.device)
@@ -127,6 +140,7 @@ class Evaluation:
             "protocol": self.protocol.to_dict(),
             "protocols": {name: found.to_dict() for name, found in self.protocols.items()},
             "metrics": {name: value.to_dict() for name, value in self.metrics.items()},
+            "headline": self._headline(),
             "notes": self.notes,
             "per_class": self.per_class,
             "curves": self.curves,
@@ -147,6 +161,14 @@ class Evaluation:
         if self.floor:
             report["floor"] = {name: value.to_dict() for name, value in self.floor.items()}
         return report
+
+    def _headline(self) -> list[str]:
+        """The metric of each beginning, where there is one."""
+        found = [
+            next((name for name in self.metrics if name.startswith(start)), None)
+            for start in HEADLINES[self.kind]
+        ]
+        return [name for name in found if name is not None][:4]
 
     def write(self, out: Path, settings: EvaluationSettings, *, overwrite: bool) -> dict[str, Any]:
         """Write report.html, report.json and the pictures; returns what the JSON says.

@@ -1,5 +1,8 @@
 """How tokens use their codebooks, at every level at which a few thousand images can show it."""
 
+import torch
+from PIL import Image
+
 from ..tokenizers.quantizers.entropy import group_sizes
 from ..tokenizers.tokens import Tokens, TokenSpec
 from .metrics.bits import BitStatistics
@@ -7,6 +10,7 @@ from .metrics.codes import MAX_JOINT, CodeStatistics
 
 MAX_CORRELATED_BITS = 1024
 """Most bits of a position whose pairs are counted; the table has the square of that."""
+_PICTURE_SIDE = 384
 
 
 def readable_groups(spec: TokenSpec) -> tuple[int, ...] | None:
@@ -55,6 +59,24 @@ class TokenStatistics:
             self.bits.merge(other.bits)
         self.num_images += other.num_images
         self.capacity += other.capacity
+
+    def correlation_picture(self) -> Image.Image | None:
+        """Correlations of all pairs of bits as colours, bit 0 at the top left; None without bits.
+
+        White is 0, red 1 (bits that agree), blue -1 (bits that differ); the diagonal is left white.
+        """
+        if self.bits is None:
+            return None
+        values = self.bits.correlation.clone().fill_diagonal_(0)
+        fade = (1 - values.abs()) * 255
+        full = torch.full_like(fade, 255)
+        colours = torch.stack(
+            [torch.where(values < 0, fade, full), fade, torch.where(values > 0, fade, full)], 2
+        )
+        image = Image.fromarray(colours.round().to(torch.uint8).numpy())
+        side = max(1, _PICTURE_SIDE // len(values))
+        size = (len(values) * side, len(values) * side)
+        return image.resize(size, Image.Resampling.NEAREST)
 
     def compute(self) -> dict[str, float]:
         """Everything by name, as `CodeStatistics` and `BitStatistics` call it.
