@@ -284,7 +284,8 @@ def test_reading_says_what_is_wrong(tmp_path: Path, written: Path) -> None:
 
 def test_numbers_of_numpy_and_broken_text_are_stored(tmp_path: Path) -> None:
     report = full_report(curves=[], pictures=[])
-    report["metrics"]["gFID"] |= {"mean": np.float32(1.5), "spread": np.float64("inf")}
+    numbers = {"mean": np.float32(1.5), "values": [np.float16(1), 2], "spread": np.float64("inf")}
+    report["metrics"]["gFID"] |= numbers
     report["subject"] |= {"parameters": np.int64(7), "tokens": (8, 8), "path": "\udcff.png"}
     write_report(tmp_path, report, {})
     read = read_report(tmp_path)
