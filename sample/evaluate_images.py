@@ -20,6 +20,7 @@ from .evaluate_samples import few_names, same_classes
 from .evaluation import Evaluation, EvaluationSettings
 from .metrics.presets import balanced_labels
 from .metrics.protocol import AS_GIVEN, ProtocolError
+from .processes import leave_processes
 from .sample_measurement import NUM_GRID, SampleBatch, SampleMeasurement
 
 
@@ -97,6 +98,8 @@ def evaluate_images(
 
     kept = max(NUM_GRID, num_nearest)
     drawn = job.draw(draw, count, title="samples", num_kept=kept)
+    if settings.processes is not None:
+        leave_processes()
     if drawn is None:
         return None
     if len(drawn.images) != count:

@@ -26,7 +26,7 @@ from .metrics.image import ReconstructionMeter
 from .metrics.perceptual import PerceptualDistance, build_perceptual
 from .metrics.presets import MIN_IMAGES
 from .metrics.protocol import Protocol, as_floats, to_levels
-from .processes import collected, own_share, told
+from .processes import collected, leave_processes, own_share, told
 from .token_statistics import TokenStatistics
 
 NUM_GRID, NUM_WORST = 32, 16
@@ -161,6 +161,8 @@ def evaluate_tokenizer(
         )
         if whole is not None:
             runs.append(whole)
+    if settings.processes is not None:
+        leave_processes()
     if not runs:
         return None
     first = runs[0]

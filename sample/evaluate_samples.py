@@ -19,6 +19,7 @@ from .curves import Curves, draw_lines
 from .evaluation import Evaluation, EvaluationSettings
 from .generate import Precision, choose_sampling, generate
 from .metrics.protocol import ProtocolError, to_levels
+from .processes import leave_processes
 from .sample_folder import table_of
 from .sample_measurement import NUM_GRID, DrawnSet, SampleBatch, SampleMeasurement
 from .sampling import SamplingConfig
@@ -133,6 +134,8 @@ def evaluate_generator(
         assert curves is not None
         title = f"{chosen.num_steps} steps, guidance {chosen.guidance:g}"
         points.append((chosen, run(chosen, curves.num, 0, title)))
+    if settings.processes is not None:
+        leave_processes()
     drawn = [found for found in runs if found is not None]
     if not drawn:
         return None

@@ -55,6 +55,8 @@ def collected(work: Callable[[], Mergeable], processes: PartialState | None) -> 
         fault = error
     faults: list[Any] = [None] * processes.num_processes
     torch.distributed.all_gather_object(faults, None if fault is None else str(fault))
+    if any(text is not None for text in faults):
+        leave_processes()
     if fault is not None:
         raise fault
     if first := next((text for text in faults if text is not None), None):
@@ -77,3 +79,13 @@ def told(value: Told, processes: PartialState | None) -> Told:
     place = [value]
     broadcast_object_list(place)
     return place[0]
+
+
+def leave_processes() -> None:
+    """Dissolve the group, by all of its processes; the main one may then go on alone.
+
+    A process that ends with the group still open may abort, after all its work is done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
