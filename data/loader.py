@@ -256,6 +256,12 @@ def eval_batches(
         raise DataError(f"{source.name}: no image can be read; {name}: {reason}")
 
 
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most `most` of the indices 0 .. count - 1, evenly spaced, the first one among them."""
+    chosen = min(count, most)
+    return [i * count // chosen for i in range(chosen)]
+
+
 def _decode(
     source: ImageSource,
     index: int,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..data.image_source import DataError, ImageSource
 from ..data.images import BrokenImage, to_uint8
-from ..data.loader import eval_batches
+from ..data.loader import eval_batches, evenly_spaced
 from .evaluate_samples import few_names, same_classes
 from .evaluation import Evaluation, EvaluationSettings
 from .metrics.presets import balanced_labels
@@ -62,12 +62,12 @@ def evaluate_images(
             f"protocol {preset.name}: {count:,} samples are measured, "
             f"{samples.name} has {len(samples):,}"
         )
-    if samples.classes and source.classes and not _fit(samples.classes, source.classes):
+    if not _fit(samples.classes, source.classes):
         raise ProtocolError(
             f"the classes of {samples.name} are not those of {source.name}: "
             f"{few_names(samples.classes)} and {few_names(source.classes)}"
         )
-    chosen = [i * len(samples) // count for i in range(count)]
+    chosen = evenly_spaced(len(samples), count)
     side, labels = _inspect(samples, chosen, settings)
     histogram = Counter(labels)
     known = -1 not in histogram

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data.image_source import DataError, ImageSource
 from ..data.images import to_uint8
-from ..data.loader import eval_batches
+from ..data.loader import eval_batches, evenly_spaced
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.tokens import Tokens
 from .encode import grid_of_pairs
@@ -134,7 +134,7 @@ def evaluate_tokenizer(
     preset, resolution = settings.preset, tokenizer.resolution
     preset.check_resolution(resolution)
     num = preset.check_number(settings.num, len(source), "reconstructions")
-    chosen = [i * len(source) // num for i in range(num)]
+    chosen = evenly_spaced(len(source), num)
     networks = Networks.of(preset, settings.device, features=settings.features)
     distance = build_perceptual(preset.perceptual).to(settings.device)
     random = _is_random(tokenizer, source, settings)

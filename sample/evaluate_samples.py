@@ -83,7 +83,7 @@ def evaluate_generator(
     further = [] if curves is None else curves.settings(sampling)
     for chosen in (sampling, *further):
         check_settings(generator, chosen)
-    if not same_classes(generator.classes, source.classes) and generator.classes and source.classes:
+    if not same_classes(generator.classes, source.classes):
         raise ProtocolError(
             f"the generator's classes are not those of {source.name}: "
             f"{few_names(generator.classes)} and {few_names(source.classes)}"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data.image_source import DataError, ImageSource
 from ..data.images import image_grid, to_pil, to_uint8
-from ..data.loader import eval_batches
+from ..data.loader import eval_batches, evenly_spaced
 from ..data.transforms import ResizeRule, fit
 from .metrics.features import FeatureExtractor, available_features, build_features
 
@@ -170,10 +170,10 @@ def nearest_training_images(
             batch_size,
             broken=broken,
             resize=resize,
-            indices=_evenly(len(validation), max_validation),
+            indices=evenly_spaced(len(validation), max_validation),
         )
         queries += [to_uint8(batch["images"]) for batch in real]
-    searched = _evenly(len(source), max_searched)
+    searched = evenly_spaced(len(source), max_searched)
     by_features, by_pixels = _search(
         torch.cat(queries),
         source,
@@ -304,12 +304,6 @@ def _picture(
         cells += [*row("pixels", by_pixels[part], 1), *filler]
     images, labels = zip(*cells, strict=True)
     return image_grid(images, columns, labels)
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    """At most that many indices below `count`, evenly spaced."""
-    chosen = min(count, most)
-    return [i * count // chosen for i in range(chosen)]
 
 
 def _chosen_extractor(features: str | FeatureExtractor) -> FeatureExtractor:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..data.image_source import DataError, ImageSource
 from ..data.images import to_uint8
-from ..data.loader import eval_batches
+from ..data.loader import eval_batches, evenly_spaced
 from ..data.npz_source import NpzSource
 from ..files import atomic_file
 from .image_set import ImageSet, Networks, read_images
@@ -168,8 +168,7 @@ def _cached(
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
     # Names and sizes agree; the pixels say whether they are the same, and labels are read anew.
-    count = min(len(source), MOST_VERIFIED)
-    chosen = [i * len(source) // count for i in range(count)]
+    chosen = evenly_spaced(len(source), MOST_VERIFIED)
     now, counts = ImageHash(), Counter[int]()
     labels: dict[int, int] = {}
     with contextlib.suppress(DataError):  # what is wrong is said when all images are read
@@ -178,7 +177,7 @@ def _cached(
             keys = content_keys(digests, batch["numbers"])
             labels |= dict(zip(keys.tolist(), batch["labels"].tolist(), strict=True))
             counts.update(batch["labels"].tolist())
-    if count < len(source):
+    if len(chosen) < len(source):
         return found if now.is_part_of(found.hash) else None
     if now.hexdigest() != found.hash.hexdigest() or not found.relabel(labels, counts):
         return None

@@ -110,7 +110,6 @@ class SampleMeasurement:
         settings: How to measure.
         resolution: Side of the samples in pixels.
         num_classes: Labels that samples may have; 0: none.
-        balance: Rule of the labels; None: that of the preset.
         num: Samples per repetition; None: as the preset says.
         validation: Real images that the samples' model was not trained on: their own distances are
             the floor. None: no floor.
@@ -130,7 +129,6 @@ class SampleMeasurement:
         *,
         resolution: int,
         num_classes: int,
-        balance: str | None = None,
         num: int | None = None,
         validation: ImageSource | None = None,
         drawn: bool = True,
@@ -139,7 +137,7 @@ class SampleMeasurement:
         self.source, self.validation, self.settings = source, validation, settings
         self.resolution, self.num_classes, self.drawn = resolution, num_classes, drawn
         self.rule: ClassBalance = preset.class_balance if num_classes else "none"
-        self.balance = balance or described_balance(self.rule, num_classes)
+        self.balance = described_balance(self.rule, num_classes)
         preset.check_resolution(resolution)
         planned = preset.check_number(num, len(source), "samples")
         preset.check_reference(len(source))

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..checkpoints import find_folder, load_tokenizer, read_card
 from ..data.image_source import ImageSource
 from ..data.images import to_uint8
-from ..data.loader import eval_batches
+from ..data.loader import eval_batches, evenly_spaced
 from ..data.sources import open_source
 from ..tokenizers.probe import (
     NUM_PROBES,
@@ -29,9 +29,8 @@ def choose_probe(source: ImageSource, resolution: int) -> tuple[Tensor, str]:
     Raises:
         DataError: If none can be read.
     """
-    count = min(NUM_PROBES, len(source))
-    indices = [i * len(source) // count for i in range(count)]
-    batches = eval_batches(source, resolution, count, indices=indices)
+    indices = evenly_spaced(len(source), NUM_PROBES)
+    batches = eval_batches(source, resolution, NUM_PROBES, indices=indices)
     return to_uint8(next(batches)["images"]), f"{source.name} ({source.split})"
 
 

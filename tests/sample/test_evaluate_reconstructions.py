@@ -65,6 +65,7 @@ def launch_two(*words: object, code: int = 0) -> list[str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",  # as this process: other numbers of threads round otherwise
         "PYTHONPATH": str(Path(tessella.__file__).parent.parent),
     }
     ranks = [
