@@ -1,10 +1,6 @@
-"""The contract of the Triton kernels: forward and every gradient against the reference.
+"""The contract of the fused embeddings: forward and every gradient against the reference."""
 
-On a GPU these tests run as they are. Without one `test_interpreter.py` runs this file in a process
-with TRITON_INTERPRET=1, where bf16 is truncated: the tolerances allow one unit in the last place.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,56 +10,16 @@ from torch import Tensor
 from tessella.kernels.backends import INTERPRETED
 from tessella.kernels.bit_embedding.op import bit_embedding
 from tessella.kernels.codebook_sum.op import codebook_embedding_sum
+from tessella.tests.kernels.contract import (
+    CONTRACT,
+    DEVICE,
+    DTYPES,
+    TOLERANCE,
+    Source,
+    relative_l2,
+)
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not (INTERPRETED or torch.cuda.is_available()),
-        reason="no CUDA device; test_interpreter.py runs these in the interpreter",
-    ),
-]
-DEVICE = "cpu" if INTERPRETED else "cuda"
-
-TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-"""Relative L2 error: float32 sums in another order; else one unit in the last place everywhere."""
-DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Memory that a kernel leaves unwritten holds NaN."""
-    original = torch.Tensor.new_empty
-
-    def filled(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        empty = original(self, *args, **kwargs)
-        return empty.fill_(float("nan")) if empty.is_floating_point() else empty
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", filled)
-    yield
-
-
-def fenced(tensor: Tensor) -> Tensor:
-    """The same values between NaN or absurd numbers: what reads past an end meets them."""
-    fence = float("nan") if tensor.is_floating_point() else 2**30 + 7
-    room = torch.full((tensor.numel() + 256,), fence).to(tensor.dtype)
-    room[128:-128] = tensor.flatten()
-    return room.to(DEVICE)[128:-128].view(tensor.shape)
-
-
-class Source:
-    """Random tensors on the device, one seed each."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype, self.rng = dtype, torch.Generator().manual_seed(0)
-
-    def normal(self, *shape: int) -> Tensor:
-        return fenced(torch.randn(shape, generator=self.rng).to(self.dtype))
-
-    def integers(self, high: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return fenced(torch.randint(high, shape, generator=self.rng, dtype=dtype))
-
-    def flags(self, *shape: int) -> Tensor:
-        return (torch.rand(shape, generator=self.rng) < 0.4).to(DEVICE)
+pytestmark = CONTRACT
 
 
 def compare(
@@ -88,8 +44,8 @@ def compare(
     for name, expected in results["reference"].items():
         ours = results["triton"][name]
         assert ours.dtype == expected.dtype == dtype and ours.shape == expected.shape, name
-        error = (ours.double() - expected.double()).norm()
-        assert error <= TOLERANCE[dtype] * expected.double().norm(), f"{name}: {error}"
+        error = relative_l2(ours, expected)
+        assert error <= TOLERANCE[dtype], f"{name}: {error}"
 
 
 # batch, tokens, groups, bits, width, class row, values, mask: none, group, token, mask token
@@ -157,8 +113,7 @@ def test_bit_embedding_under_autocast_reads_float32_weights() -> None:
         for backend in ("reference", "triton"):
             outs[backend] = bit_embedding(codes, weight, bias, bits_per_group=3, backend=backend)
     assert outs["triton"].dtype == torch.float16
-    error = (outs["triton"].double() - outs["reference"].double()).norm()
-    assert error <= 1e-3 * outs["reference"].double().norm()
+    assert relative_l2(outs["triton"], outs["reference"]) <= 1e-3
 
 
 def test_unknown_labels_read_and_write_nothing() -> None:
