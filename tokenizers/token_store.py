@@ -32,9 +32,6 @@ from .tokens import Tokens, TokenSpec
 
 __all__ = ["StoreError", "TokenStore", "TokenStoreWriter"]
 
-UNPACK_ROWS = 4096
-"""Rows unpacked at a time: the bits on the way take 64 times the packed size."""
-
 
 @dataclass(frozen=True, eq=False)
 class _Shard:
@@ -112,9 +109,7 @@ class TokenStore:
             for name in names:
                 column = self._shard(number).tensors[name]
                 columns[name][here] = column[numbers[here] - start]
-        parts = columns["packed"].split(UNPACK_ROWS)
-        indices = torch.cat([Tokens.unpack(part, self.spec).indices for part in parts])
-        return Tokens(indices, self.spec, columns.get("lengths")).validate()
+        return Tokens.unpack(columns["packed"], self.spec, columns.get("lengths"))
 
     def tokens(self) -> Tokens:
         """All tokens."""

@@ -22,15 +22,8 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from ..files import atomic_file
-from .packing import (
-    MAX_JOINT,
-    join_bits,
-    join_entries,
-    pack_bits,
-    split_bits,
-    split_joint,
-    unpack_bits,
-)
+from ..kernels.bit_packing.op import pack_codes, unpack_codes
+from .packing import MAX_JOINT, join_bits, join_entries, split_bits, split_joint
 
 
 class SpecMismatch(ValueError):
@@ -97,11 +90,12 @@ class TokenSpec:
 
     @property
     def packed_widths(self) -> tuple[int, ...]:
-        """Bits that each packed field takes: one joint field where it fits 62 bits, else one each.
+        """Bits that each packed field takes: one joint field, or one for each entry.
 
-        For power-of-two sizes both give the same bit string.
+        Entries of power-of-two sizes are fields of their own, which gives the bit string of their
+        joint index without computing it; so are entries whose joint index exceeds 62 bits.
         """
-        if self.vocab_size <= MAX_JOINT:
+        if self.vocab_size <= MAX_JOINT and not self.is_binary:
             return ((self.vocab_size - 1).bit_length(),)
         return tuple((size - 1).bit_length() for size in self.codebook_sizes)
 
@@ -290,13 +284,16 @@ class Tokens:
         return Tokens(self.indices.masked_fill(~shorter.valid[..., None], 0), self.spec, lengths)
 
     def pack(self) -> Tensor:
-        """Dense bits for disk and kernels: (B, `spec.packed_bytes`) uint8, lowest bit first."""
+        """Dense bits for disk and kernels: (B, `spec.packed_bytes`) uint8, lowest bit first.
+
+        Raises:
+            ValueError: If a value does not fit its bits; checked on a CPU only.
+        """
         if len(self.spec.packed_widths) == 1:
             fields = join_entries(self.indices, self.spec.codebook_sizes)[..., None]
         else:
             fields = self.indices
-        bits = split_bits(fields, self.spec.packed_widths)
-        return pack_bits(bits.flatten(1))
+        return pack_codes(fields, self.spec.packed_widths)
 
     @classmethod
     def unpack(cls, packed: Tensor, spec: TokenSpec, lengths: Tensor | None = None) -> "Tokens":
@@ -310,10 +307,8 @@ class Tokens:
                 f"packed: expected (B, {spec.packed_bytes}) uint8 for {spec}, "
                 f"found {tuple(packed.shape)} {packed.dtype}"
             )
-        widths = spec.packed_widths
-        bits = unpack_bits(packed, spec.num_tokens * sum(widths))
-        fields = join_bits(bits.unflatten(1, (spec.num_tokens, sum(widths))), widths)
-        if len(widths) == 1:
+        fields = unpack_codes(packed, spec.num_tokens, spec.packed_widths)
+        if len(spec.packed_widths) == 1:
             if (fields >= spec.vocab_size).any():
                 raise ValueError(f"packed: a value is outside the {spec.vocab_size} of {spec}")
             fields = split_joint(fields[..., 0], spec.codebook_sizes)

@@ -1,54 +1,92 @@
-"""The one bit layout: round trips, sizes, order."""
+"""The bytes of tokens on disk, which must never change; entries, joint indices and bits."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessella.tokenizers.packing import pack_bits, unpack_bits
+from tessella.tokenizers.packing import join_bits, join_entries, split_bits
+from tessella.tokenizers.tokens import Tokens, TokenSpec
 
-LENGTHS = (1, 7, 8, 9, 18, 31, 32, 36, 62, 63, 64, 128)
+# shape, codebook sizes, bytes of the two images of `fixed_tokens`
+STORED = {
+    "10 bits of 1000": ((3,), (1000,), "f3899f1e", "e09f673d"),
+    "3 bits": ((5,), (2,) * 3, "5555", "aa2a"),
+    "1 bit": ((7,), (2,), "55", "2a"),
+    "levels": ((2, 2), (8, 5, 5, 5), "8308120820", "a09e6a6aa9"),
+    "14 bits": ((3,), (2**14,), "9bbae8974a00", "d8d4776eee01"),
+    "7 and 7 bits": ((3,), (2**7,) * 2, "1bb6689ed203", "d8d41766be01"),
+    "18 bits": ((3,), (2**18,), "9b3a8a7e954a08", "d8d47de763ee01"),
+    "62 bits": (
+        (2,),
+        (2**62,),
+        "9b3a624cdfbc1b8fe85793f24e9ba906",
+        "d8d41163fae6ddf8773e3fb8d5251a01",
+    ),
+    "64 bits, not of a joint index": (
+        (2,),
+        (3, 2**62),
+        "b1a923c6f4cdbbf1cc3dd0bd668fe61f",
+        "a612e2206176c498c1a68e18d337efc6",
+    ),
+    "fields of 3, 40 and 31 bits": (
+        (3,),
+        (5, 2**40, 2**31),
+        "6453478ce9ebd17cb570ee81ee359be85793423d9aaf169b25f24209",
+        "4a25c441c2d4a3f96a093675c4983e304b69a55b6707a22844bf9a14",
+    ),
+    "66 bits": (
+        (2,),
+        (2,) * 66,
+        "5555555555555555a9aaaaaaaaaaaaaa0a",
+        "aaaaaaaaaaaaaaaa565555555555555505",
+    ),
+}
 
 
-@pytest.mark.parametrize("num_bits", LENGTHS)
-def test_round_trip_and_size(num_bits: int) -> None:
-    rng = torch.Generator().manual_seed(num_bits)
-    bits = torch.randint(0, 2, (3, 5, num_bits), generator=rng)
-    packed = pack_bits(bits)
-    assert packed.dtype == torch.uint8
-    assert packed.shape == (3, 5, -(-num_bits // 8))
-    assert torch.equal(unpack_bits(packed, num_bits), bits.to(torch.uint8))
+def fixed_tokens(shape: tuple[int, ...], sizes: tuple[int, ...]) -> Tokens:
+    """Two images of values by a formula."""
+    spec = TokenSpec(shape, sizes)
+    indices = [
+        [
+            [
+                (7 * image + 5 * position + 3 * g + 1) * 2654435761 * 2147483659 % size
+                for g, size in enumerate(sizes)
+            ]
+            for position in range(spec.num_tokens)
+        ]
+        for image in range(2)
+    ]
+    return Tokens(torch.tensor(indices), spec)
 
 
-@pytest.mark.parametrize("bit", range(24))
-def test_least_significant_first(bit: int) -> None:
-    bits = torch.zeros(24, dtype=torch.int64)
-    bits[bit] = 1
-    packed = pack_bits(bits)
-    assert int.from_bytes(bytes(packed.tolist()), "little") == 2**bit
+@pytest.mark.parametrize("name", STORED)
+def test_bytes_on_disk_are_those_of_every_version(name: str) -> None:
+    shape, sizes, *images = STORED[name]
+    tokens = fixed_tokens(shape, sizes)
+    assert [bytes(row).hex() for row in tokens.pack().tolist()] == images
+    stored = torch.tensor([list(bytes.fromhex(image)) for image in images], dtype=torch.uint8)
+    assert Tokens.unpack(stored, tokens.spec).equal(tokens)
 
 
-def test_unused_bits_of_the_last_byte_are_zero() -> None:
-    assert pack_bits(torch.ones(9, dtype=torch.bool)).tolist() == [255, 1]
+def test_tokens_of_0_images_pack_and_unpack() -> None:
+    for sizes in ((1000,), (2,) * 3, (5, 2**40, 2**31)):
+        none = fixed_tokens((3,), sizes)[:0]
+        assert none.pack().shape == (0, none.spec.packed_bytes)
+        assert Tokens.unpack(none.pack(), none.spec).equal(none)
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=70))
+def test_a_value_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="found 16"):
+        Tokens(torch.tensor([[[16]]]), TokenSpec((1,), (16,))).pack()
+
+
+@given(st.lists(st.tuples(st.integers(1, 15), st.integers(0, 2**15 - 1)), min_size=1, max_size=4))
 @settings(max_examples=50, deadline=None, database=None)
-def test_packed_bytes_are_the_little_endian_number(values: list[bool]) -> None:
-    packed = pack_bits(torch.tensor(values))
-    number = sum(2**i for i, value in enumerate(values) if value)
-    assert bytes(packed.tolist()) == number.to_bytes(-(-len(values) // 8), "little")
-    assert unpack_bits(packed, len(values)).tolist() == values
-
-
-@pytest.mark.parametrize(
-    ("packed", "num_bits"),
-    [
-        (torch.zeros(2, dtype=torch.uint8), 17),
-        (torch.zeros(2, dtype=torch.uint8), 8),
-        (torch.zeros(2, dtype=torch.int64), 16),
-    ],
-)
-def test_unpack_refuses_another_size_or_type(packed: torch.Tensor, num_bits: int) -> None:
-    with pytest.raises(ValueError, match=rf"expected {-(-num_bits // 8)} uint8 for {num_bits}"):
-        unpack_bits(packed, num_bits)
+def test_bits_are_those_of_the_joint_index(entries: list[tuple[int, int]]) -> None:
+    widths = [width for width, _ in entries]
+    indices = torch.tensor([[value % 2**width for width, value in entries]])
+    bits = split_bits(indices, widths)
+    joint = join_entries(indices, [2**width for width in widths]).item()
+    assert bits.tolist() == [[joint >> i & 1 for i in range(sum(widths))]]
+    assert torch.equal(join_bits(bits, widths), indices)

@@ -123,12 +123,6 @@ def test_columns_and_header(tmp_path: Path) -> None:
     assert (store.header.source, store.header.resolution) == ("bundled:emoji", SIDE)
 
 
-def test_many_rows_are_unpacked_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tessella.tokenizers.token_store.UNPACK_ROWS", 3)
-    tokens = make(tmp_path / "store", 10, ORDERED)
-    assert TokenStore(tmp_path / "store").tokens().equal(tokens)
-
-
 def test_packed_rows_take_no_more_than_their_bits(tmp_path: Path) -> None:
     make(tmp_path / "store", 4)
     shard = (tmp_path / "store" / "shard-00000.safetensors").read_bytes()
