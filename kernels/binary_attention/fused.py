@@ -1,0 +1,287 @@
+"""Binarized attention in Triton: the forward of the three methods in one kernel.
+
+A program owns a block of queries of one (batch, head) and walks over the keys. No scores are
+stored. What the METHOD changes:
+
+- `bibert`: signs of q and k in INT8, made as they are loaded, through tensor cores; the whole
+  numbers are compared with 0, and 0 / 1 in 16 bits multiplies the signs of v. No exponential, all
+  exact.
+- `binary_qk`: the same product of signs, times one scale per (batch, head) that a reduction before
+  the launch found, then the softmax that FlashAttention does online.
+- `bivit`: two walks. The first finds the largest score of each query, the second computes the
+  scores again and keeps those not below it by more than ln 4: no sum of exponentials.
+
+Hopper has no one-bit product that Triton reaches and emulates the four-bit one: INT8 is the
+narrowest that is fast. 16-bit operands multiply as they are. Two float32 operands are three TF32
+products (`tf32x3`, about 22 bits), never one; a float32 operand beside 0 / 1 is three bf16 terms
+(24 bits). A channel or key beyond the end is 0 in the products, not a sign.
+
+In the interpreter (`INTERPRET`) 16-bit dot operands are cast to float32: its bf16 dot is wrong.
+Source: kernels.md 4.4, 4.7, 5.3 and 6.1.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..backends import INTERPRETED
+from ..bit_embedding.fused import dot_16bit, dot_exact
+from ..launch import Launch, ceil_div, num_rows_per_block, power_of_two, strides
+from .reference import LOG_THRESHOLD, mean_magnitude
+
+METHODS = {"bibert": 0, "bivit": 1, "binary_qk": 2}
+"""How the kernel is told the method."""
+
+BIBERT = tl.constexpr(0)
+BIVIT = tl.constexpr(1)
+BINARY_QK = tl.constexpr(2)
+
+
+@triton.jit
+def signs_of(x, real):
+    """-1 or +1 (+1 of 0) in INT8, 0 where not real. Compared in float32 for the interpreter."""
+    return tl.where(real, tl.where(x.to(tl.float32) >= 0, 1, -1), 0).to(tl.int8)
+
+
+@triton.jit
+def dot_float(left, right, acc, INTERPRET: tl.constexpr):
+    """acc + left @ right with float32 sums; float32 operands as three TF32 products."""
+    if left.dtype == tl.float32:
+        acc = tl.dot(left, right, acc, input_precision="tf32x3", out_dtype=tl.float32)
+    else:
+        acc = dot_16bit(left, right, acc, INTERPRET)
+    return acc
+
+
+@triton.jit
+def dot_ones(ones, right, acc, INTERPRET: tl.constexpr):
+    """acc + ones @ right for 0 / 1 in float32, which 16 bits hold."""
+    ones = ones.to(tl.bfloat16 if right.dtype == tl.float32 else right.dtype)
+    return dot_exact(ones, right, acc, INTERPRET)
+
+
+@triton.jit
+def load_keys(
+    k,
+    valid,
+    start,
+    num_keys,
+    stride_n,
+    stride_d,
+    valid_stride_n,
+    width,
+    D: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """A block of keys or values (BN, D), 0 where there is none, and which keys are real (BN,)."""
+    n = start + tl.arange(0, BN)
+    d = tl.arange(0, D)
+    real = n < num_keys
+    n = n.to(tl.int64)
+    if valid is not None:
+        real &= tl.load(valid + n * valid_stride_n, mask=real, other=0) != 0
+    where = (n * stride_n)[:, None] + (d.to(tl.int64) * stride_d)[None, :]
+    return tl.load(k + where, mask=real[:, None] & (d < width)[None, :], other=0.0), real
+
+
+@triton.jit
+def binary_attention_fwd_kernel(
+    q,
+    k,
+    v,
+    valid,
+    bias,
+    scale,
+    out,
+    threshold,
+    num_queries,
+    num_keys,
+    heads,
+    width,
+    q_stride_b,
+    q_stride_n,
+    q_stride_h,
+    q_stride_d,
+    k_stride_b,
+    k_stride_n,
+    k_stride_h,
+    k_stride_d,
+    v_stride_b,
+    v_stride_n,
+    v_stride_h,
+    v_stride_d,
+    valid_stride_b,
+    valid_stride_n,
+    bias_stride_h,
+    bias_stride_q,
+    bias_stride_k,
+    METHOD: tl.constexpr,
+    ROW_NORM: tl.constexpr,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    blocks = tl.cdiv(num_queries, BM)
+    block = tl.program_id(0) % blocks
+    pair = tl.program_id(0) // blocks
+    image = (pair // heads).to(tl.int64)
+    head = (pair % heads).to(tl.int64)
+    k += image * k_stride_b + head * k_stride_h
+    v += image * v_stride_b + head * v_stride_h
+    if valid is not None:
+        valid += image * valid_stride_b
+
+    m = block * BM + tl.arange(0, BM)
+    d = tl.arange(0, D)
+    query_ok = (m < num_queries)[:, None] & (d < width)[None, :]
+    rows = m.to(tl.int64)
+    where_q = (rows * q_stride_n)[:, None] + (d.to(tl.int64) * q_stride_d)[None, :]
+    q += image * q_stride_b + head * q_stride_h
+    queries = tl.load(q + where_q, mask=query_ok, other=0.0)  # (BM, D)
+    if METHOD != BIVIT:
+        queries = signs_of(queries, query_ok)
+    if METHOD == BINARY_QK:
+        factor = tl.load(scale + pair) * LOG2_E
+
+    largest = tl.full([BM], float("-inf"), tl.float32)
+    if METHOD == BIVIT:
+        for start in range(0, num_keys, BN):
+            keys, real = load_keys(
+                k, valid, start, num_keys, k_stride_n, k_stride_d, valid_stride_n, width, D, BN
+            )
+            zero = tl.zeros([BM, BN], tl.float32)
+            scores = dot_float(queries, tl.trans(keys), zero, INTERPRET)
+            scores = tl.where(real[None, :], scores, float("-inf"))
+            largest = tl.maximum(largest, tl.max(scores, 1))
+        largest += threshold
+
+    acc = tl.zeros([BM, D], tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    for start in range(0, num_keys, BN):
+        keys, real = load_keys(
+            k, valid, start, num_keys, k_stride_n, k_stride_d, valid_stride_n, width, D, BN
+        )
+        if METHOD == BIVIT:
+            zero = tl.zeros([BM, BN], tl.float32)
+            scores = dot_float(queries, tl.trans(keys), zero, INTERPRET)
+            weights = tl.where(real[None, :] & (scores >= largest[:, None]), 1.0, 0.0)
+            if ROW_NORM:
+                total += tl.sum(weights, 1)
+        else:
+            keys = signs_of(keys, (d < width)[None, :])
+            products = tl.dot(queries, tl.trans(keys), out_dtype=tl.int32)  # (BM, BN)
+            if METHOD == BIBERT:
+                weights = tl.where(products > 0, 1.0, 0.0)  # the signs of no value are 0
+            else:
+                scores = products.to(tl.float32) * factor
+                if bias is not None:
+                    n = (start + tl.arange(0, BN)).to(tl.int64)
+                    where_bias = (rows * bias_stride_q)[:, None] + (n * bias_stride_k)[None, :]
+                    ok = (m < num_queries)[:, None] & (n < num_keys)[None, :]
+                    where_bias += head * bias_stride_h
+                    term = tl.load(bias + where_bias, mask=ok, other=0.0)
+                    scores += term.to(tl.float32) * LOG2_E
+                scores = tl.where(real[None, :], scores, float("-inf"))
+                larger = tl.maximum(largest, tl.max(scores, 1))
+                shift = tl.where(larger == float("-inf"), 0.0, larger)  # no key yet
+                weights = tl.exp2(scores - shift[:, None])
+                shrink = tl.exp2(largest - shift)
+                total = total * shrink + tl.sum(weights, 1)
+                acc *= shrink[:, None]
+                largest = larger
+        values, _ = load_keys(
+            v, valid, start, num_keys, v_stride_n, v_stride_d, valid_stride_n, width, D, BN
+        )
+        if METHOD == BIBERT:
+            values = signs_of(values, real[:, None] & (d < width)[None, :]).to(tl.float16)
+        if METHOD == BINARY_QK:
+            acc = dot_float(weights.to(values.dtype), values, acc, INTERPRET)
+        else:
+            acc = dot_ones(weights, values, acc, INTERPRET)
+
+    if METHOD == BINARY_QK or ROW_NORM:
+        acc /= tl.where(total == 0, 1.0, total)[:, None]
+    where_out = ((image * num_queries + rows) * heads + head)[:, None] * width + d[None, :]
+    tl.store(out + where_out, acc.to(out.dtype.element_ty), mask=query_ok)
+
+
+def binary_attention_fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    valid: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    method: str,
+    row_norm: bool = False,
+) -> Tensor:
+    """As `reference.binary_attention_reference`, in one kernel and, for the scale, reductions."""
+    launch = forward_launch(q, k, v, valid, bias, method=method, row_norm=row_norm)
+    launch.run(q.device)
+    return launch.arguments["out"]
+
+
+def forward_launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    valid: Tensor | None,
+    bias: Tensor | None,
+    *,
+    method: str,
+    row_norm: bool,
+) -> Launch:
+    """The kernel with its arguments; `out` is among them."""
+    (batch, num_queries, heads, width), num_keys = q.shape, k.shape[1]
+    scale = None
+    if method == "binary_qk":
+        scale = mean_magnitude(q) * mean_magnitude(k, valid) * width**-0.5
+    block_d = power_of_two(width)
+    block_m, block_n, num_warps = _blocks(q, method, block_d, with_bias=bias is not None)
+    arguments = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "valid": None if valid is None else valid.view(torch.uint8),
+        "bias": bias,
+        "scale": scale,
+        "out": q.new_empty(q.shape),
+        "threshold": LOG_THRESHOLD * math.sqrt(width),
+        "num_queries": num_queries,
+        "num_keys": num_keys,
+        "heads": heads,
+        "width": width,
+        **strides("q", "bnhd", q),
+        **strides("k", "bnhd", k),
+        **strides("v", "bnhd", v),
+        "valid_stride_b": 0 if valid is None else valid.stride(0),
+        "valid_stride_n": 0 if valid is None else valid.stride(1),
+        "bias_stride_h": 0 if bias is None else bias.stride(0),
+        "bias_stride_q": 0 if bias is None else bias.stride(1),
+        "bias_stride_k": 0 if bias is None else bias.stride(2),
+        "METHOD": METHODS[method],
+        "ROW_NORM": row_norm,
+        "D": block_d,
+        "BM": block_m,
+        "BN": block_n,
+        "INTERPRET": INTERPRETED,
+    }
+    grid = (ceil_div(num_queries, block_m) * batch * heads,)
+    options = {"num_warps": num_warps, "num_stages": 3}
+    return Launch(binary_attention_fwd_kernel, grid, arguments, options)
+
+
+def _blocks(q: Tensor, method: str, block_d: int, *, with_bias: bool) -> tuple[int, int, int]:
+    """Queries and keys of a block, and warps: as many as keep the kernel from spilling."""
+    if q.dtype == torch.float32:
+        if block_d < 128:
+            return 64, 32, 4
+        return (64, 16, 4) if method == "bivit" else (64, 32, 8)
+    block_m = num_rows_per_block(q.shape[1], q.shape[0] * q.shape[2], (64, 128))
+    many = block_m == 128 and (block_d == 128 or with_bias)
+    return block_m, 64, 8 if many else 4

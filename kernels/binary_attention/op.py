@@ -1,0 +1,221 @@
+"""`binary_attention`: three published attentions whose scores or probabilities are binarized.
+
+`reference.py` says what is computed and what the methods need of a model, `fused.py` does the
+forward in one kernel that stores no scores. Both are behind the torch.library op
+`tessella::binary_attention`, which `torch.compile` does not look into. The backward is
+straight-through, `tessella::binary_attention_backward`: plain torch on any device, recomputed from
+q, k and v, with the score matrix in memory.
+
+These attentions are for models trained with them: see `reference.py` for what they do to others.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..backends import Backend, no_autocast, resolve_backend
+from ..checks import FLOATS, check_float
+from .reference import binary_attention_backward_reference, binary_attention_reference
+
+Method = Literal["bibert", "bivit", "binary_qk"]
+
+HEAD_DIMS = range(32, 129, 8)
+"""Head dims d of the Triton code; the reference takes any."""
+
+
+def binary_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    method: Method,
+    valid: Tensor | None = None,
+    bias: Tensor | None = None,
+    row_norm: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Attention with one-bit scores or probabilities and a straight-through backward.
+
+    Args:
+        q: Queries, (B, Nq, H, d) float of any strides.
+        k: Keys, (B, Nk, H, d), of the same type.
+        v: Values, (B, Nk, H, d), of the same type.
+        method: `bibert`: signs of q, k and v, no softmax, ones where the score is positive.
+            `bivit`: ones where the probability is at least a quarter of the row's largest; its
+            paper hands over signs of q, k and v. `binary_qk`: signs of q and k times their mean
+            magnitude per (batch, head), then softmax.
+        valid: Keys that are real, (B, Nk) bool; None: all. What the others hold, NaN too, changes
+            nothing and gets a gradient of 0. For `binary_qk` every query, real or not, counts in
+            the mean magnitude of the queries.
+        bias: Added to the scores, (H, Nq, Nk) of the same type, finite; for `binary_qk` only.
+        row_norm: Divide each row of ones by their number; for `bivit` only, and not in its paper.
+        backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`. The Triton code takes
+            d = 32, 40, ..., 128; the backward is plain torch in any case.
+
+    Returns:
+        (B, Nq, H, d), of the type of q, under autocast too; 0 for queries without valid keys.
+        Sums are float32, products of signs and ones exact. The Triton code makes other products of
+        float32 from three TF32 products (about 22 bits), and rounds probabilities to the type of a
+        16-bit v.
+
+    Raises:
+        ValueError: If a type, shape or setting is wrong.
+        RuntimeError: If a backend asked for by name cannot run here, with the reason.
+
+    Source: arXiv:2203.06390, arXiv:2211.07091, arXiv:2603.09582; `reference.py` has the formulas.
+
+    Example:
+        >>> q = k = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1)  # two tokens, d = 1
+        >>> v = torch.tensor([3.0, 5.0]).view(1, 2, 1, 1)
+        >>> binary_attention(q, k, v, method="bivit").flatten()  # .88 and .12: each its own
+        tensor([3., 5.])
+    """
+    _check(q, k, v, method, valid, bias, row_norm)
+    return _binary_attention(q, k, v, valid, bias, method, row_norm, backend)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    method: str,
+    valid: Tensor | None,
+    bias: Tensor | None,
+    row_norm: bool,
+) -> None:
+    """Refuse settings, types and shapes that do not fit."""
+    if method not in get_args(Method):
+        raise ValueError(f"method: expected one of {get_args(Method)}, found {method!r}")
+    if q.dtype not in FLOATS or q.ndim != 4 or 0 in q.shape:
+        raise ValueError(
+            f"q: expected (B, Nq, H, d) float, none of them 0, found {tuple(q.shape)} {q.dtype}"
+        )
+    if k.ndim != 4 or 0 in k.shape:
+        raise ValueError(f"k: expected (B, Nk, H, d), none of them 0, found {tuple(k.shape)}")
+    (batch, num_queries, heads, width), num_keys = q.shape, k.shape[1]
+    check_float("k", k, (batch, num_keys, heads, width), q)
+    check_float("v", v, (batch, num_keys, heads, width), q)
+    check_valid(valid, (batch, num_keys), q.device)
+    if bias is not None and method != "binary_qk":
+        raise ValueError(f"bias: expected None with method {method!r}, found a tensor")
+    check_float("bias", bias, (heads, num_queries, num_keys), q)
+    if row_norm and method != "bivit":
+        raise ValueError(f"row_norm: expected False with method {method!r}, found {row_norm}")
+
+
+def check_valid(valid: Tensor | None, shape: tuple[int, int], device: torch.device) -> None:
+    """Refuse a mask of keys that is not (B, Nk) bool beside the others.
+
+    Raises:
+        ValueError: With the shape, type and device found.
+    """
+    if valid is None:
+        return
+    if valid.shape != shape or valid.dtype != torch.bool or valid.device != device:
+        raise ValueError(
+            f"valid: expected {tuple(shape)} torch.bool on {device}, "
+            f"found {tuple(valid.shape)} {valid.dtype} on {valid.device}"
+        )
+
+
+@torch.library.custom_op("tessella::binary_attention", mutates_args=())
+def _binary_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    valid: Tensor | None,
+    bias: Tensor | None,
+    method: str,
+    row_norm: bool,
+    backend: str,
+) -> Tensor:
+    with no_autocast(q.device):
+        refusal = _refusal(q, k)
+        chosen = resolve_backend(backend, "binary_attention", q.device, q.dtype, refusal=refusal)
+        if chosen == "triton":
+            from .fused import binary_attention_fused as implementation
+        else:
+            implementation = binary_attention_reference
+        return implementation(q, k, v, valid, bias, method=method, row_norm=row_norm)
+
+
+@_binary_attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    valid: Tensor | None,
+    bias: Tensor | None,
+    method: str,
+    row_norm: bool,
+    backend: str,
+) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@torch.library.custom_op("tessella::binary_attention_backward", mutates_args=())
+def _binary_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    valid: Tensor | None,
+    bias: Tensor | None,
+    method: str,
+    row_norm: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with no_autocast(q.device):
+        gradients = binary_attention_backward_reference(
+            grad, q, k, v, valid, bias, method=method, row_norm=row_norm
+        )
+        of_q, of_k, of_v = (x.transpose(1, 2).to(q.dtype).contiguous() for x in gradients[:3])
+        if bias is None:
+            return of_q, of_k, of_v, q.new_empty(0)
+        return of_q, of_k, of_v, gradients.scores.sum(0).to(q.dtype)
+
+
+@_binary_attention_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    valid: Tensor | None,
+    bias: Tensor | None,
+    method: str,
+    row_norm: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_bias = (0,) if bias is None else bias.shape
+    return (
+        q.new_empty(q.shape),
+        k.new_empty(k.shape),
+        v.new_empty(v.shape),
+        q.new_empty(of_bias),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep the inputs: no scores."""
+    q, k, v, valid, bias, ctx.method, ctx.row_norm, _ = inputs
+    ctx.save_for_backward(q, k, v, valid, bias)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Gradients of q, k, v and the bias; None of the rest."""
+    q, k, v, valid, bias = ctx.saved_tensors
+    gradients = _binary_attention_backward(grad, q, k, v, valid, bias, ctx.method, ctx.row_norm)
+    of_q, of_k, of_v, of_bias = gradients
+    return of_q, of_k, of_v, None, None if bias is None else of_bias, None, None, None
+
+
+_binary_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _refusal(q: Tensor, k: Tensor) -> str | None:
+    """Why the Triton code cannot take these shapes, or None."""
+    if q.shape[-1] not in HEAD_DIMS:
+        return f"head dim {q.shape[-1]} is not one of 32, 40, ..., 128"
+    if max(q.shape[1], k.shape[1]) > 2**30:
+        return f"{q.shape[1]} queries or {k.shape[1]} keys are more than 2**30"
+    return None
