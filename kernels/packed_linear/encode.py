@@ -1,0 +1,173 @@
+"""Low-bit weights from codes, and from float weights by the rules of the textbooks.
+
+Nothing here is learned or calibrated: what a quantizer has trained comes in by `pack`.
+"""
+
+import torch
+from torch import Tensor
+
+from .formats import (
+    NUM_CODES,
+    SYMMETRIC_LEVELS,
+    PackedWeight,
+    Tag,
+    check_groups,
+    check_tag,
+    matrix_columns,
+    num_planes,
+    pack_codes,
+    to_matrix,
+)
+
+SMALLEST_NORMAL = 2.0**-14
+"""Of float16; scales below it would lose bits."""
+LARGEST = 65504.0
+"""Of float16."""
+
+
+def pack(
+    tag: Tag,
+    codes: Tensor,
+    scale: Tensor,
+    *,
+    zero: Tensor | None = None,
+    levels: tuple[float, ...] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> PackedWeight:
+    """A weight of given codes.
+
+    Args:
+        tag: The format.
+        codes: (N, K) integers in [0, number of codes), of `bin2` (2, N, K); ternary t + 1. Columns
+            of a convolution in the order (kh, kw, C_in).
+        scale: As in `PackedWeight`.
+        zero: As in `PackedWeight`.
+        levels: As in `PackedWeight`.
+        shape: Of the weight; None: (N, K).
+
+    Returns:
+        The weight, its values checked.
+
+    Raises:
+        ValueError: If anything does not fit.
+    """
+    check_tag(tag)
+    if codes.ndim != 1 + num_planes(tag):
+        wanted = "(2, N, K)" if tag == "bin2" else "(N, K)"
+        raise ValueError(f"codes: expected {wanted} for {tag}, found {tuple(codes.shape)}")
+    shape = tuple(codes.shape[-2:]) if shape is None else tuple(shape)
+    if (shape[0], matrix_columns(shape)) != codes.shape[-2:]:
+        raise ValueError(f"shape: {shape} does not have the codes' {tuple(codes.shape[-2:])}")
+    qdata = pack_codes(codes, tag)
+    return PackedWeight(tag, shape, qdata, scale, zero, levels).check_values()
+
+
+def from_float(
+    weight: Tensor,
+    tag: Tag,
+    group: int | None = None,
+    *,
+    per_tensor: bool = False,
+    asymmetric: bool = False,
+    scale_dtype: torch.dtype | None = None,
+) -> PackedWeight:
+    """A float weight in a low-bit format, every scale by a closed formula.
+
+    Args:
+        weight: (N, K), or (C_out, C_in / groups, kh, kw); finite.
+        tag: The format.
+        group: Columns that share a scale, in the order (kh, kw, C_in); None: a whole row.
+        per_tensor: One scale for all, of `bin1`, `tern2` and `tern3`.
+        asymmetric: Of `u2` and `u4`: zero points.
+        scale_dtype: Of the scales; None: float16, or float32 if some would not be normal numbers.
+
+    Returns:
+        The weight. With sgn(0) = +1 and the scale s already rounded to its type:
+        `bin1`: s = mean |w|, sgn(w), the least squares (XNOR-Net, arXiv:1603.05279 eq. 6).
+        `bin2`: the same of w and again of w - s1 sgn(w) (arXiv:1711.11294 eq. 4, greedy).
+        `tern2`, `tern3`: s = max(mean |w|, 1e-5), clip(round(w / s), -1, 1)
+        (BitNet b1.58, arXiv:2402.17764 eq. 1 to 3).
+        `u2`: s = max |w| / 3, the nearest of -3 s, -s, s, 3 s.
+        `u4`: s = max |w| / 7, clip(round(w / s), -8, 7).
+        Asymmetric: s = (max(w, 0) - min(w, 0)) / (2**b - 1), z = round(-min(w, 0) / s)
+        (arXiv:1712.05877, section 3).
+
+    Raises:
+        ValueError: If the weight or a setting does not fit.
+    """
+    check_tag(tag)
+    if weight.ndim not in (2, 4) or not weight.isfinite().all():
+        raise ValueError(
+            f"weight: expected 2 or 4 axes of finite values, found {tuple(weight.shape)}"
+        )
+    if asymmetric and tag not in ("u2", "u4"):
+        raise ValueError(f"asymmetric: only u2 and u4 have zero points, found {tag}")
+    if per_tensor and (group is not None or tag not in ("bin1", "tern2", "tern3")):
+        raise ValueError(f"per_tensor: not with a group or {tag}, found group {group}")
+    matrix = to_matrix(weight.detach().float())
+    num_rows, num_columns = matrix.shape
+    if group is not None:
+        if group < 1 or num_columns % group:
+            raise ValueError(f"group: K = {num_columns} columns are no multiple of group {group}")
+        check_groups(num_columns, num_columns // group)
+    rows = (
+        matrix.reshape(1, 1, -1) if per_tensor else matrix.unflatten(1, (-1, group or num_columns))
+    )
+    codes, scale, zero = _encode(rows, tag, asymmetric, scale_dtype)
+    scale = scale.reshape(1) if per_tensor else scale
+    if group is None and not per_tensor:
+        scale = scale.squeeze(-1)
+    planes = (2,) if tag == "bin2" else ()
+    levels = SYMMETRIC_LEVELS if tag == "u2" and not asymmetric else None
+    return pack(
+        tag,
+        codes.reshape(*planes, num_rows, num_columns),
+        scale,
+        zero=zero,
+        levels=levels,
+        shape=tuple(weight.shape),
+    )
+
+
+def _encode(
+    rows: Tensor, tag: str, asymmetric: bool, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes (..., N, G, K / G), scales (..., N, G) and zero points of rows (N, G, K / G)."""
+    if tag in ("bin1", "bin2"):
+        signs, scales, rest = [], [], rows
+        for _ in range(num_planes(tag)):
+            signs.append(rest >= 0)
+            scales.append(_rounded(rest.abs().mean(-1), dtype))
+            rest = rest - scales[-1].float()[..., None] * (signs[-1] * 2.0 - 1)
+        if tag == "bin1":
+            return signs[0], scales[0], None
+        wide = torch.promote_types(scales[0].dtype, scales[1].dtype)
+        return torch.stack(signs), torch.stack([scale.to(wide) for scale in scales]), None
+    if tag in ("tern2", "tern3"):
+        scale = _rounded(rows.abs().mean(-1).clamp_min(1e-5), dtype)
+        return _nearest(rows, scale, 1, 2), scale, None
+    highest = NUM_CODES[tag] - 1
+    if asymmetric:
+        low, high = rows.amin(-1).clamp_max(0), rows.amax(-1).clamp_min(0)
+        scale = _rounded((high - low) / highest, dtype)
+        zero = _nearest(-low[..., None], scale, 0, highest)
+        return _nearest(rows, scale, zero, highest), scale, zero[..., 0].to(torch.uint8)
+    scale = _rounded(rows.abs().amax(-1) / (3 if tag == "u2" else 7), dtype)
+    if tag == "u2":
+        return _nearest((rows + 3 * scale.float()[..., None]) / 2, scale, 0, 3), scale, None
+    return _nearest(rows, scale, 8, 15), scale, None
+
+
+def _nearest(rows: Tensor, scale: Tensor, zero: Tensor | int, highest: int) -> Tensor:
+    """clip(round(rows / scale) + zero, 0, highest); round(0) where the scale is 0."""
+    scale = torch.where(scale == 0, 1, scale.float())[..., None]
+    return ((rows / scale).round() + zero).clamp(0, highest).to(torch.int32)
+
+
+def _rounded(scale: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Scales in their type."""
+    if dtype is None:
+        size = scale.abs()
+        fits = ((size == 0) | (size >= SMALLEST_NORMAL)) & (size <= LARGEST)
+        dtype = torch.float16 if fits.all() else torch.float32
+    return scale.to(dtype)

@@ -1,0 +1,124 @@
+"""Low-bit weights as entries of a safetensors file: tensors by name, meaning as JSON in the header.
+
+The parameter `a.b.weight` is stored as `a.b._weight_qdata`, `a.b._weight_scale` and, if it is
+asymmetric, `a.b._weight_zero`; the header's `lowbit.layers` says by parameter name what they are.
+
+Source: packed_storage.md 3 (names as torchao flattens them).
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .formats import PackedWeight, check_tag
+
+VERSION = "1"
+"""Of the layout; another one is refused."""
+VERSION_KEY, LAYERS_KEY = "lowbit.version", "lowbit.layers"
+BITS = {"bin1": 1, "bin2": 2, "tern2": 2, "tern3": 1.6, "u2": 2, "u4": 4}
+"""Declared bits of a code, without scales."""
+_LAYOUTS = {2: "oi", 4: "oihw"}
+
+
+def part_name(name: str, part: str) -> str:
+    """`a.b._weight_scale` of the parameter `a.b.weight` and the part `scale`."""
+    folder, _, parameter = name.rpartition(".")
+    return f"{folder}{'.' if folder else ''}_{parameter}_{part}"
+
+
+def to_tensors(weights: Mapping[str, PackedWeight]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header entries of low-bit weights.
+
+    Args:
+        weights: By the name of the parameter that each stands for, `a.b.weight`.
+
+    Returns:
+        Contiguous tensors by name, and strings for the file's metadata.
+    """
+    tensors: dict[str, Tensor] = {}
+    layers: dict[str, Any] = {}
+    for name, weight in weights.items():
+        parts = {"qdata": weight.qdata, "scale": weight.scale, "zero": weight.zero}
+        for part, tensor in parts.items():
+            if tensor is not None:
+                tensors[part_name(name, part)] = tensor.contiguous()
+        layers[name] = _describe(weight)
+    return tensors, {VERSION_KEY: VERSION, LAYERS_KEY: json.dumps(layers)}
+
+
+def from_tensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+) -> dict[str, PackedWeight]:
+    """Low-bit weights of a file, by the names of their parameters.
+
+    Args:
+        tensors: The file's tensors; others than of low-bit weights are left alone.
+        metadata: The file's header strings; a file without `lowbit.layers` has none.
+
+    Returns:
+        The weights, their values checked.
+
+    Raises:
+        ValueError: If the version, a tag, a part or a key is unknown, if a tensor is missing, or
+            if a tensor or value does not fit.
+    """
+    metadata = metadata or {}
+    if LAYERS_KEY not in metadata:
+        return {}
+    if metadata.get(VERSION_KEY) != VERSION:
+        raise ValueError(
+            f"{VERSION_KEY}: expected {VERSION!r}, found {metadata.get(VERSION_KEY)!r}"
+        )
+    weights = {}
+    for name, entry in json.loads(metadata[LAYERS_KEY]).items():
+        try:
+            weights[name] = _read(name, entry, tensors)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return weights
+
+
+def _describe(weight: PackedWeight) -> dict[str, Any]:
+    """The JSON entry of a weight; `shape` is in the order of `orig_layout`."""
+    return {
+        "tag": weight.tag,
+        "shape": list(weight.shape),
+        "orig_layout": _LAYOUTS[len(weight.shape)],
+        "k_order": "khkwci",
+        "group": weight.group_size if weight.num_groups > 1 else None,
+        "bits": BITS[weight.tag],
+        "zero_point": weight.zero is not None,
+        "level_table": None if weight.levels is None else list(weight.levels),
+    }
+
+
+def _read(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PackedWeight:
+    """One weight; every key that changes what codes mean must be understood."""
+    check_tag(entry.get("tag"))
+    lacking = {"shape", "zero_point", "level_table"} - entry.keys()
+    if lacking:
+        raise ValueError(f"expected {min(lacking)} in its entry, found none")
+    parts = ["qdata", "scale", *(["zero"] if entry["zero_point"] else [])]
+    wanted = {part: part_name(name, part) for part in parts}
+    missing = [tensor for tensor in wanted.values() if tensor not in tensors]
+    if missing:
+        raise ValueError(f"expected {missing[0]} in the file, found none")
+    prefix = part_name(name, "")
+    unknown = sorted(k for k in tensors if k.startswith(prefix) and k not in wanted.values())
+    if unknown:
+        raise ValueError(f"{unknown[0]} is a part that {entry['tag']} does not have here")
+    levels = entry["level_table"]
+    weight = PackedWeight(
+        entry["tag"],
+        tuple(entry["shape"]),
+        tensors[wanted["qdata"]],
+        tensors[wanted["scale"]],
+        tensors[wanted["zero"]] if entry["zero_point"] else None,
+        None if levels is None else tuple(levels),
+    )
+    for key, found in _describe(weight).items():
+        if entry.get(key) != found:
+            raise ValueError(f"expected {key} {found!r} by its tensors, found {entry.get(key)!r}")
+    return weight.check_values()

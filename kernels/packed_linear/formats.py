@@ -1,0 +1,380 @@
+"""Low-bit weights as they are stored: a tag, packed codes, scales, and what they decode to.
+
+One hardware-neutral layout; kernels rearrange it when they load it (`prepack.py`) and never write
+theirs to disk. A weight is a matrix of N output channels and K inputs. Of a convolution K runs over
+(kh, kw, C_in), C_in fastest, and the conv groups stand below each other. Every row is padded to a
+whole byte; padding decodes to anything and is never read.
+
+| tag | code | bytes of a row | decodes to |
+| --- | --- | --- | --- |
+| `bin1` | 1 if w >= 0, 8 a byte, least significant bit first | ceil(K / 8) | (2 b - 1) s |
+| `bin2` | two planes of `bin1`: signs of w and of what s1 leaves | 2 ceil(K / 8) | their sum |
+| `tern2` | t + 1, 4 a byte, first column in the low bits | ceil(K / 4) | (c - 1) s; 3 is invalid |
+| `tern3` | v = sum of (t_i + 1) 3**(4-i) of 5 columns as ceil(256 v / 243) | ceil(K / 5) | t s |
+| `u2` | 4 a byte | ceil(K / 4) | levels[c] s, or (c - z) s with a zero point |
+| `u4` | 2 a byte, even column in the low nibble | ceil(K / 2) | (c - 8) s, or (c - z) s |
+
+Source: packed_storage.md 2 to 4.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Tag = Literal["bin1", "bin2", "tern2", "tern3", "u2", "u4"]
+"""The formats that can be read. Any other must be refused, not guessed."""
+
+CODES_PER_BYTE = {"bin1": 8, "bin2": 8, "tern2": 4, "tern3": 5, "u2": 4, "u4": 2}
+NUM_CODES = {"bin1": 2, "bin2": 2, "tern2": 3, "tern3": 3, "u2": 4, "u4": 16}
+SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+SYMMETRIC_LEVELS = (-3.0, -1.0, 1.0, 3.0)
+"""The symmetric grid of two bits without a zero, in units of the scale."""
+
+
+def num_planes(tag: str) -> int:
+    """Bit planes of a weight: 2 for `bin2`."""
+    return 2 if tag == "bin2" else 1
+
+
+def check_tag(tag: str | None) -> None:
+    """Refuse a format that this version does not know.
+
+    Raises:
+        ValueError: With the formats that it does.
+    """
+    if tag not in get_args(Tag):
+        raise ValueError(f"tag: expected one of {get_args(Tag)}, found {tag!r}")
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A low-bit weight.
+
+    Args:
+        tag: How codes are packed and what they mean.
+        shape: Of the weight that was packed: (N, K), or (C_out, C_in / groups, kh, kw).
+        qdata: Packed codes, (N, bytes of a row) uint8; of `bin2` (2, N, bytes of a row).
+        scale: float16, bfloat16 or float32, any sign: (1,) for the tensor, (N,) per channel or
+            (N, G) per group of K / G columns; of `bin2` (2, N) or (2, N, G).
+        zero: Zero points of an asymmetric `u2` or `u4`, (N, G) uint8 (G = 1 without groups), each
+            a code; None: symmetric.
+        levels: What the four codes of a symmetric `u2` stand for.
+
+    Raises:
+        ValueError: If a shape or a type does not fit; values are checked by `check_values`.
+    """
+
+    tag: Tag
+    shape: tuple[int, ...]
+    qdata: Tensor
+    scale: Tensor
+    zero: Tensor | None = None
+    levels: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_tag(self.tag)
+        if len(self.shape) not in (2, 4) or min(self.shape) < 1:
+            raise ValueError(f"shape: expected 2 or 4 sizes of at least 1, found {self.shape}")
+        self._check_qdata()
+        self._check_scale()
+        self._check_zero()
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return self.shape[0]
+
+    @property
+    def num_columns(self) -> int:
+        """K."""
+        return matrix_columns(self.shape)
+
+    @property
+    def num_groups(self) -> int:
+        """Scales of a row, G."""
+        return scale_groups(self.tag, self.scale)
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale; K without groups."""
+        return self.num_columns // self.num_groups
+
+    def codes(self) -> Tensor:
+        """Codes (N, K) uint8; of `bin2` (2, N, K). Of ternary weights t + 1."""
+        return unpack_codes(self.qdata, self.tag, self.num_columns)
+
+    def dequantize(self) -> Tensor:
+        """The matrix that it stands for, (N, K): scale times level, rounded to float32.
+
+        With 16-bit scales that is exact, but for the sum of the two planes of `bin2`.
+        """
+        return dequantize_rows(
+            self.qdata, self.scale, self.zero, self.tag, self.num_columns, self.levels
+        )
+
+    def dense(self) -> Tensor:
+        """The weight that it stands for, of its own shape, float32."""
+        return from_matrix(self.dequantize(), self.shape)
+
+    def num_bytes(self) -> int:
+        """Bytes of codes, scales and zero points, as in a file."""
+        parts = (self.qdata, self.scale, self.zero)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+    def bits_per_weight(self) -> float:
+        """All of these bits over N K."""
+        return 8 * self.num_bytes() / (self.num_rows * self.num_columns)
+
+    def to(self, device: torch.device | str) -> "PackedWeight":
+        """The same weight on a device."""
+        zero = None if self.zero is None else self.zero.to(device)
+        return replace(self, qdata=self.qdata.to(device), scale=self.scale.to(device), zero=zero)
+
+    def check_values(self) -> "PackedWeight":
+        """Refuse codes, zero points and scales that no encoder writes (waits for the device).
+
+        Returns:
+            The weight itself.
+
+        Raises:
+            ValueError: With the first wrong value.
+        """
+        if not self.scale.isfinite().all():
+            raise ValueError("scale: expected finite values, found inf or NaN")
+        if self.zero is not None and int(self.zero.max()) >= NUM_CODES[self.tag]:
+            raise ValueError(
+                f"zero: expected 0 to {NUM_CODES[self.tag] - 1}, found {int(self.zero.max())}"
+            )
+        if self.tag == "tern2":
+            codes = self.codes()
+            if (codes == 3).any():
+                row, column = (codes == 3).nonzero()[0].tolist()
+                raise ValueError(f"qdata: code 3 of tern2 is invalid, row {row} column {column}")
+        if self.tag == "tern3":
+            valid = torch.zeros(256, dtype=torch.bool, device=self.qdata.device)
+            valid[_tern3_bytes().to(self.qdata.device)] = True
+            wrong = ~valid[self.qdata.long()]
+            if wrong.any():
+                found = int(self.qdata[wrong][0])
+                raise ValueError(f"qdata: byte {found} of tern3 is ceil(256 v / 243) of no v")
+        return self
+
+    def _check_qdata(self) -> None:
+        planes = (2,) if self.tag == "bin2" else ()
+        expected = (*planes, self.num_rows, row_bytes(self.tag, self.num_columns))
+        if self.qdata.dtype != torch.uint8 or self.qdata.shape != expected:
+            raise ValueError(
+                f"qdata: expected {expected} uint8 for {self.tag} {self.shape}, "
+                f"found {tuple(self.qdata.shape)} {self.qdata.dtype}"
+            )
+
+    def _check_scale(self) -> None:
+        planes = (2,) if self.tag == "bin2" else ()
+        found, rows = tuple(self.scale.shape), (*planes, self.num_rows)
+        grouped = found[:-1] == rows and found[-1] > 0
+        if self.scale.dtype not in SCALE_DTYPES or not (
+            found == rows or grouped or (found == (1,) and not planes)
+        ):
+            raise ValueError(
+                f"scale: expected {rows} or {(*rows, 'G')}{'' if planes else ' or (1,)'} float16, "
+                f"bfloat16 or float32, found {found} {self.scale.dtype}"
+            )
+        if grouped:
+            check_groups(self.num_columns, found[-1])
+
+    def _check_zero(self) -> None:
+        if self.zero is not None:
+            if self.tag not in ("u2", "u4"):
+                raise ValueError(
+                    f"zero: only u2 and u4 have zero points, found some for {self.tag}"
+                )
+            expected = (self.num_rows, self.num_groups)
+            if self.zero.shape != expected or self.zero.dtype != torch.uint8:
+                raise ValueError(
+                    f"zero: expected {expected} uint8, "
+                    f"found {tuple(self.zero.shape)} {self.zero.dtype}"
+                )
+        wants_levels = self.tag == "u2" and self.zero is None
+        if wants_levels != (self.levels is not None) or len(self.levels or (0.0,) * 4) != 4:
+            wanted = "4 numbers" if wants_levels else "None"
+            raise ValueError(f"levels: expected {wanted} for {self.tag}, found {self.levels}")
+
+
+def matrix_columns(shape: tuple[int, ...]) -> int:
+    """K of a weight of this shape."""
+    return torch.Size(shape[1:]).numel()
+
+
+def to_matrix(weight: Tensor) -> Tensor:
+    """(N, K) of a linear weight, or of (C_out, C_in, kh, kw) with C_in fastest."""
+    return weight if weight.ndim == 2 else weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def from_matrix(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A matrix (N, K) back in the shape of the weight, contiguous."""
+    if len(shape) == 2:
+        return matrix
+    num_rows, channels, height, width = shape
+    return matrix.view(num_rows, height, width, channels).permute(0, 3, 1, 2).contiguous()
+
+
+def row_bytes(tag: str, num_columns: int) -> int:
+    """Bytes of one packed row of one plane."""
+    return -(-num_columns // CODES_PER_BYTE[tag])
+
+
+def check_groups(num_columns: int, num_groups: int) -> None:
+    """Refuse groups of unequal size.
+
+    Raises:
+        ValueError: With both numbers.
+    """
+    if num_columns % num_groups:
+        raise ValueError(
+            f"scale: K = {num_columns} columns cannot be divided into {num_groups} equal groups"
+        )
+
+
+def scale_groups(tag: str, scale: Tensor) -> int:
+    """Scales of a row, G."""
+    return scale.shape[-1] if scale.ndim == num_planes(tag) + 1 else 1
+
+
+def packed_num_bytes(
+    tag: str, shape: tuple[int, ...], group: int | None = None, *, zero: bool = False
+) -> int:
+    """Bytes of a weight with 16-bit scales per channel or group, before there is one.
+
+    A last group that is smaller counts as one, as in packed_storage.md 4; `PackedWeight` has none.
+    """
+    check_tag(tag)
+    num_rows, num_columns = shape[0], matrix_columns(shape)
+    groups = 1 if group is None else -(-num_columns // group)
+    codes = num_planes(tag) * num_rows * row_bytes(tag, num_columns)
+    return codes + num_rows * groups * (2 * num_planes(tag) + zero)
+
+
+def pack_codes(codes: Tensor, tag: str) -> Tensor:
+    """Packed rows of codes.
+
+    Args:
+        codes: Integers or bool in [0, number of codes), (..., K); of ternary weights t + 1.
+        tag: The format.
+
+    Returns:
+        (..., bytes of a row) uint8; padding bits are 0.
+
+    Raises:
+        ValueError: If the tag is unknown or a code is out of range.
+    """
+    check_tag(tag)
+    if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < NUM_CODES[tag]):
+        raise ValueError(
+            f"codes: expected 0 to {NUM_CODES[tag] - 1} for {tag}, "
+            f"found {int(codes.min())} to {int(codes.max())}"
+        )
+    return packed_bytes(codes, tag)
+
+
+def packed_bytes(codes: Tensor, tag: str) -> Tensor:
+    """`pack_codes` of codes that are known to be right."""
+    per_byte = CODES_PER_BYTE[tag]
+    room = row_bytes(tag, codes.shape[-1]) * per_byte - codes.shape[-1]
+    padded = torch.nn.functional.pad(codes.int(), (0, room)).unflatten(-1, (-1, per_byte))
+    if tag == "tern3":
+        v = (padded * padded.new_tensor([81, 27, 9, 3, 1])).sum(-1)
+        return ((256 * v + 242) // 243).to(torch.uint8)
+    shifts = torch.arange(per_byte, device=codes.device) * (8 // per_byte)
+    return (padded << shifts).sum(-1).to(torch.uint8)
+
+
+def unpack_codes(qdata: Tensor, tag: str, num_columns: int) -> Tensor:
+    """Codes of packed rows, (..., K) uint8: the inverse of `pack_codes`."""
+    table = code_table(tag, qdata.device)
+    codes = table.index_select(0, qdata.flatten().int())
+    return codes.view(*qdata.shape[:-1], -1)[..., :num_columns]
+
+
+def code_table(tag: str, device: torch.device) -> Tensor:
+    """Codes of every byte, (256, codes per byte) uint8."""
+    byte = torch.arange(256, device=device, dtype=torch.int32)[:, None]
+    if tag == "tern3":
+        powers = torch.tensor([1, 3, 9, 27, 81], device=device, dtype=torch.int32)
+        return ((((byte * powers) & 255) * 3) >> 8).to(torch.uint8)
+    per_byte = CODES_PER_BYTE[tag]
+    bits = 8 // per_byte
+    shifts = torch.arange(per_byte, device=device, dtype=torch.int32) * bits
+    return ((byte >> shifts) & ((1 << bits) - 1)).to(torch.uint8)
+
+
+def level_table(
+    tag: str, levels: tuple[float, ...] | None, asymmetric: bool, device: torch.device
+) -> Tensor:
+    """What the codes of every byte stand for in units of the scale, (256, codes per byte) float32.
+
+    Codes themselves with a zero point, which is still to be subtracted.
+    """
+    codes = code_table(tag, device)
+    if tag in ("bin1", "bin2"):
+        return codes.float() * 2 - 1
+    if asymmetric:
+        return codes.float()
+    if levels is not None:
+        return torch.tensor(levels, device=device, dtype=torch.float32)[codes.int()]
+    return codes.float() - (8 if tag == "u4" else 1)
+
+
+def integer_levels(levels: tuple[float, ...]) -> tuple[float, tuple[int, ...]] | None:
+    """A power of two and the integers in [-127, 127] that make these levels, or None.
+
+    The power is the largest that does, so that its product with a scale is exact.
+    """
+    for exponent in range(7, -8, -1):
+        step = 2.0**exponent
+        multiples = [level / step for level in levels]
+        if all(m == round(m) and abs(m) <= 127 for m in multiples):
+            return step, tuple(round(m) for m in multiples)
+    return None
+
+
+def level_rows(
+    qdata: Tensor,
+    zero: Tensor | None,
+    tag: str,
+    num_columns: int,
+    levels: tuple[float, ...] | None,
+) -> Tensor:
+    """Rows of one plane in units of the scale, (rows, G, K / G) float32 (G = 1 without a zero)."""
+    table = level_table(tag, levels, zero is not None, qdata.device)
+    rows = table.index_select(0, qdata.flatten().int()).view(qdata.shape[0], -1)[:, :num_columns]
+    if zero is None:
+        return rows[:, None]
+    return rows.unflatten(1, (zero.shape[1], -1)) - zero[..., None].float()
+
+
+def dequantize_rows(
+    qdata: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    tag: str,
+    num_columns: int,
+    levels: tuple[float, ...] | None,
+) -> Tensor:
+    """`PackedWeight.dequantize` of some rows of its tensors (a scale per tensor stays whole)."""
+    total: Tensor | None = None
+    for plane in range(num_planes(tag)):
+        rows, factor = (qdata[plane], scale[plane]) if tag == "bin2" else (qdata, scale)
+        values = level_rows(rows, zero, tag, num_columns, levels).flatten(1)
+        groups = factor.shape[1] if factor.ndim == 2 else 1
+        factor = factor.float().view(-1, groups, 1)
+        values = (values.unflatten(1, (groups, -1)) * factor).flatten(1)
+        total = values if total is None else total + values
+    assert total is not None
+    return total
+
+
+def _tern3_bytes() -> Tensor:
+    """The 243 bytes that five trits can give, (243,) int64."""
+    return (256 * torch.arange(243) + 242) // 243

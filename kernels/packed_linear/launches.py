@@ -1,0 +1,231 @@
+"""Launches of the kernels of `fused.py`: tiles and splits by shape, and what runs them.
+
+Source: packed_storage.md 5.5; kernels.md 5.2 and 5.4.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..backends import INTERPRETED
+from ..launch import NUM_PROGRAMS, Launch, ceil_div
+from .formats import CODES_PER_BYTE, num_planes
+from .fused import (
+    add_splits_kernel,
+    packed_linear_kernel,
+    quantize_tokens_kernel,
+    unpack_kernel,
+)
+from .prepack import DEPTH, affine_levels, kernel_tag
+from .reference import INT8_MAX
+
+MAX_SPLITS = 8
+"""Of K: each adds 4 bytes an output to write and to read."""
+QUANTIZED_ROWS = 4
+"""Rows of a block of the activation quantizer."""
+
+
+def packed_linear_fused(
+    x: Tensor,
+    prepacked: list[Tensor],
+    bias: Tensor | None,
+    act_scale: Tensor | None,
+    *,
+    tag: str,
+    levels: tuple[float, ...] | None,
+    activations: str,
+    route: str,
+) -> Tensor:
+    """As `reference.packed_linear_reference`, of a prepacked weight.
+
+    Args:
+        x: (M, K), neighbours in K next to each other.
+        prepacked: `PrepackedWeight.tensors`.
+        bias: (N,) or None.
+        act_scale: (1,) float32 or None.
+        tag: Of the stored weight.
+        levels: Of the stored weight.
+        activations: `float` or `int8`.
+        route: `fused`, or `unpack` for a weight in the type of x and a plain product.
+    """
+    settings: dict[str, Any] = {"tag": tag, "levels": levels}
+    if route == "unpack":
+        weight = unpack_fused(prepacked, num_columns=x.shape[1], dtype=x.dtype, **settings)
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    rows, factor, dtype = x, None, x.dtype
+    if activations == "int8":
+        launch = quantize_launch(x, act_scale, prepacked[0].shape[-1] * codes_per_byte(tag))
+        launch.run(x.device)
+        rows, factor = launch.arguments["codes"], launch.arguments["scales"]
+        factor = act_scale if factor is None else factor
+    launches = linear_launches(
+        rows, prepacked, bias, factor, num_columns=x.shape[1], dtype=dtype, **settings
+    )
+    for launch in launches:
+        launch.run(x.device)
+    return launches[-1].arguments["out"]
+
+
+def unpack_fused(
+    prepacked: list[Tensor],
+    *,
+    tag: str,
+    levels: tuple[float, ...] | None,
+    num_columns: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What a prepacked weight decodes to, (N, K) rounded to a type."""
+    launch = unpack_launch(prepacked, tag=tag, levels=levels, num_columns=num_columns, dtype=dtype)
+    launch.run(prepacked[0].device)
+    return launch.arguments["out"]
+
+
+def codes_per_byte(tag: str) -> int:
+    """Codes of a byte of the kernels' layout."""
+    return CODES_PER_BYTE[kernel_tag(tag)]
+
+
+def linear_launches(
+    x: Tensor,
+    prepacked: list[Tensor],
+    bias: Tensor | None,
+    act_scale: Tensor | None,
+    *,
+    tag: str,
+    levels: tuple[float, ...] | None,
+    num_columns: int,
+    dtype: torch.dtype,
+) -> list[Launch]:
+    """The product and, if K is split, the sum over splits; the last one's `out` is the result.
+
+    Of int8 x every row is as long as the blocks of the weight, its end 0.
+    """
+    (planes, num_outputs, width), num_rows = prepacked[0].shape, x.shape[0]
+    num_blocks = width // DEPTH
+    block_m, block_n, num_warps, num_stages = tiles(num_rows, planes, codes_per_byte(tag))
+    programs = ceil_div(num_outputs, block_n) * ceil_div(num_rows, block_m)
+    splits = min(MAX_SPLITS, num_blocks, max(1, NUM_PROGRAMS // programs))
+    per_split = ceil_div(num_blocks, splits)
+    splits = ceil_div(num_blocks, per_split)
+    out = x.new_empty(num_rows, num_outputs, dtype=dtype)
+    sums = x.new_empty(splits, num_rows, num_outputs, dtype=torch.float32) if splits > 1 else out
+    weight = weight_arguments(prepacked, tag, levels, num_columns)
+    act = {"act_scale": act_scale, "act_stride": int(act_scale is not None and len(act_scale) > 1)}
+    end = {"bias": bias, **act}
+    arguments = {
+        "x": x,
+        **weight,
+        **({"bias": None, "act_scale": None, "act_stride": 0} if splits > 1 else end),
+        "out": sums,
+        "num_rows": num_rows,
+        "num_blocks": num_blocks,
+        "blocks_per_split": per_split,
+        "x_stride_m": x.stride(0),
+        "CHUNK": math.gcd(weight["GROUP"] // DEPTH, codes_per_byte(tag)),
+        "SPLIT": splits > 1,
+        "EVEN": x.dtype == torch.int8 or num_columns == width * codes_per_byte(tag),
+        "BM": block_m,
+        "BN": block_n,
+    }
+    grid = (ceil_div(num_outputs, block_n), ceil_div(num_rows, block_m), splits)
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    product = Launch(packed_linear_kernel, grid, arguments, options)
+    if splits == 1:
+        return [product]
+    arguments = {
+        "sums": sums,
+        "out": out,
+        **end,
+        "num_rows": num_rows,
+        "num_outputs": num_outputs,
+        "num_splits": splits,
+        "BM": 16,
+        "BN": 128,
+    }
+    blocks = (ceil_div(num_outputs, 128), ceil_div(num_rows, 16))
+    options = {"num_warps": 4, "num_stages": 1}
+    return [product, Launch(add_splits_kernel, blocks, arguments, options)]
+
+
+def tiles(num_rows: int, planes: int, per_byte: int) -> tuple[int, int, int, int]:
+    """Rows of x and output channels of a block, warps, stages.
+
+    The sums of a second plane take the registers of half the channels. With 8 codes a byte a stage
+    holds 8 tiles of x, and a third stage would leave room for a single program on a processor.
+    """
+    if num_rows <= 32:
+        return (16 if num_rows <= 16 else 32), 64, 4, 4
+    num_stages = 2 if per_byte == 8 else 3
+    if num_rows <= 256:
+        return 64, 128 // planes, 4, num_stages
+    return 128, 128 // planes, 8, num_stages
+
+
+def weight_arguments(
+    prepacked: list[Tensor], tag: str, levels: tuple[float, ...] | None, num_columns: int
+) -> dict[str, Any]:
+    """What the kernels must know of a prepacked weight."""
+    packed, scale, *zeros = prepacked
+    affine = affine_levels(tag, levels, bool(zeros))
+    assert affine is not None
+    groups = scale.shape[1]
+    return {
+        "weight": packed,
+        "scale": scale,
+        "zero": zeros[0] if zeros else None,
+        "num_outputs": packed.shape[1],
+        "num_columns": num_columns,
+        "num_groups": groups,
+        "weight_stride_p": packed.stride(0),
+        "weight_stride_n": packed.stride(1),
+        "BITS": 8 // codes_per_byte(tag),
+        "FACTOR": affine[1],
+        "OFFSET": affine[2],
+        "PLANES": num_planes(tag),
+        "GROUP": num_columns // groups if groups > 1 else 0,
+        "DEPTH": DEPTH,
+        "INTERPRET": INTERPRETED,
+    }
+
+
+def quantize_launch(x: Tensor, act_scale: Tensor | None, width: int) -> Launch:
+    """The activation quantizer; `codes` (M, width) and, without `act_scale`, `scales` (M,)."""
+    num_rows, num_columns = x.shape
+    arguments = {
+        "x": x,
+        "act_scale": act_scale,
+        "codes": x.new_empty(num_rows, width, dtype=torch.int8),
+        "scales": x.new_empty(num_rows, dtype=torch.float32) if act_scale is None else None,
+        "num_rows": num_rows,
+        "num_columns": num_columns,
+        "x_stride_m": x.stride(0),
+        "codes_stride_m": width,
+        "BM": QUANTIZED_ROWS,
+        "BK": 1024,
+        "LIMIT": INT8_MAX,
+    }
+    grid = (ceil_div(num_rows, QUANTIZED_ROWS),)
+    return Launch(quantize_tokens_kernel, grid, arguments, {"num_warps": 4, "num_stages": 3})
+
+
+def unpack_launch(
+    prepacked: list[Tensor],
+    *,
+    tag: str,
+    levels: tuple[float, ...] | None,
+    num_columns: int,
+    dtype: torch.dtype,
+) -> Launch:
+    """The kernel that writes a weight (N, K) in a type; `out` is among its arguments."""
+    packed = prepacked[0]
+    arguments = {
+        **weight_arguments(prepacked, tag, levels, num_columns),
+        "out": packed.new_empty(packed.shape[1], num_columns, dtype=dtype),
+        "HALF": dtype == torch.float16,
+        "BN": 64,
+    }
+    grid = (ceil_div(packed.shape[1], 64), packed.shape[2] // DEPTH)
+    return Launch(unpack_kernel, grid, arguments, {"num_warps": 4, "num_stages": 1})

@@ -1,0 +1,286 @@
+"""`packed_linear`: a linear layer whose weight stays packed at 1 to 4 bits.
+
+`reference.py` says what is computed; `fused.py` unpacks in registers and multiplies on tensor
+cores. Behind `torch.library` ops that `torch.compile` does not look into. Inference only.
+
+Packing saves memory and its traffic, not arithmetic: with 16-bit activations a GPU gains time only
+at few rows of x (kernels.md 5.2: below 12 times the bits, say), with int8 ones at many as well.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..backends import Backend, no_autocast, resolve_backend
+from ..checks import FLOATS
+from .formats import PackedWeight, integer_levels
+from .prepack import PrepackedWeight, kernel_refusal, prepack_tensors
+from .reference import packed_linear_reference, unpack_weight_reference
+
+Activations = Literal["float", "int8"]
+Route = Literal["auto", "fused", "unpack"]
+
+UNPACK_ROWS = 512
+"""Rows of x from which `auto` unpacks the weight once per call (packed_storage.md 5.5): there a
+matrix product of 16 bits is bound by arithmetic at any width of the weight."""
+
+MAX_ROWS = 2**21
+"""Rows of x that the fused kernel takes: CUDA counts at most 65535 blocks of 64 along an axis."""
+
+
+def packed_linear(
+    x: Tensor,
+    weight: PackedWeight | PrepackedWeight,
+    bias: Tensor | None = None,
+    *,
+    activations: Activations = "float",
+    act_scale: Tensor | None = None,
+    route: Route = "auto",
+    backend: Backend = "auto",
+) -> Tensor:
+    """x W^T + bias with a packed weight.
+
+    Args:
+        x: (..., K) float of any leading axes. Under autocast it is cast to its type first.
+        weight: N x K, on the device of x. A `PrepackedWeight` saves the Triton kernels the
+            rearrangement, which otherwise every call does.
+        bias: (N,) float.
+        activations: `float`: as they are. `int8`: rounded to 8-bit integers times a scale, per
+            token max |x| / 127 (arXiv:2402.17764), halves to even; their sums are exact.
+        act_scale: With `int8`: one scale for all tokens in place of theirs, (1,) float > 0; values
+            beyond [-128, 127] times it are clipped. The values are not checked.
+        route: How Triton multiplies float activations. `fused`: weights unpacked in registers,
+            levels exact, scales in float32; 16-bit x only, as float32 sums need more than tensor
+            cores give. `unpack`: the weight is rounded to the type of x once per call, N K
+            elements, and a plain matrix product reads it. `auto`: `unpack` for float32 x, and from
+            512 rows of x; else `fused`. The reference has one way.
+        backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`.
+
+    Returns:
+        (..., N) of the type of x, added up in float32 and rounded once (`unpack`: as
+        `F.linear` does).
+
+    Raises:
+        ValueError: If a type, shape or setting is wrong, or a gradient is asked for.
+        RuntimeError: If a backend asked for by name cannot run here, with the reason: Triton takes
+            groups that are multiples of 32 columns and equally spaced levels.
+
+    Example:
+        >>> weight = from_float(torch.tensor([[1.0, -3.0], [-2.0, -2.0]]), "bin1")
+        >>> packed_linear(torch.tensor([[1.0, 10.0]]), weight)
+        tensor([[-18., -22.]])
+    """
+    handle = weight if isinstance(weight, PrepackedWeight) else None
+    stored = weight.stored if isinstance(weight, PrepackedWeight) else weight
+    _check(x, stored, bias, activations, act_scale, route)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return _packed_linear(
+        x,
+        stored.qdata,
+        stored.scale,
+        stored.zero,
+        handle.tensors if handle is not None else [],
+        bias,
+        act_scale,
+        stored.tag,
+        list(stored.levels or ()),
+        activations,
+        route,
+        backend,
+    )
+
+
+def unpack_weight(
+    weight: PackedWeight | PrepackedWeight, dtype: torch.dtype, *, backend: Backend = "auto"
+) -> Tensor:
+    """What a weight decodes to as a matrix (N, K), rounded to a float type.
+
+    Args:
+        weight: The weight.
+        dtype: Of the result.
+        backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`.
+
+    Raises:
+        ValueError: If the type is no float.
+        RuntimeError: If a backend asked for by name cannot run here, with the reason.
+    """
+    if dtype not in FLOATS:
+        raise ValueError(f"dtype: expected one of {FLOATS}, found {dtype}")
+    handle = weight if isinstance(weight, PrepackedWeight) else None
+    stored = weight.stored if isinstance(weight, PrepackedWeight) else weight
+    return _unpack_weight(
+        stored.qdata,
+        stored.scale,
+        stored.zero,
+        handle.tensors if handle is not None else [],
+        stored.tag,
+        list(stored.levels or ()),
+        stored.num_columns,
+        dtype,
+        backend,
+    )
+
+
+def _check(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    activations: str,
+    act_scale: Tensor | None,
+    route: str,
+) -> None:
+    """Refuse what does not fit the weight or each other."""
+    num_columns, device = weight.num_columns, weight.qdata.device
+    if x.dtype not in FLOATS or x.ndim < 1 or x.shape[-1] != num_columns or x.device != device:
+        raise ValueError(
+            f"x: expected (..., {num_columns}) float on {device}, "
+            f"found {tuple(x.shape)} {x.dtype} on {x.device}"
+        )
+    if bias is not None and (
+        bias.shape != (weight.num_rows,) or bias.dtype not in FLOATS or bias.device != device
+    ):
+        raise ValueError(
+            f"bias: expected ({weight.num_rows},) float on {device}, "
+            f"found {tuple(bias.shape)} {bias.dtype} on {bias.device}"
+        )
+    if activations not in get_args(Activations):
+        raise ValueError(
+            f"activations: expected one of {get_args(Activations)}, found {activations!r}"
+        )
+    if route not in get_args(Route):
+        raise ValueError(f"route: expected one of {get_args(Route)}, found {route!r}")
+    if activations == "int8":
+        if route == "unpack":
+            raise ValueError("route: int8 activations have no 'unpack', expected auto or fused")
+        if weight.levels is not None and integer_levels(weight.levels) is None:
+            raise ValueError(
+                "levels: int8 activations need integers in [-127, 127] times a power of two, "
+                f"found {weight.levels}"
+            )
+    if act_scale is not None and (
+        activations != "int8"
+        or act_scale.shape != (1,)
+        or not act_scale.is_floating_point()
+        or act_scale.device != device
+    ):
+        raise ValueError(
+            f"act_scale: expected (1,) float on {device}, with int8 activations alone, found "
+            f"{tuple(act_scale.shape)} {act_scale.dtype} on {act_scale.device} with {activations}"
+        )
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        raise ValueError("packed_linear has no gradient: call it under torch.no_grad()")
+
+
+@torch.library.custom_op("tessella::packed_linear", mutates_args=())
+def _packed_linear(
+    x: Tensor,
+    qdata: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    prepacked: Sequence[Tensor],
+    bias: Tensor | None,
+    act_scale: Tensor | None,
+    tag: str,
+    levels: Sequence[float],
+    activations: str,
+    route: str,
+    backend: str,
+) -> Tensor:
+    table = tuple(levels) or None
+    rows = x.reshape(-1, x.shape[-1])
+    if route == "auto":
+        whole = x.dtype == torch.float32 or rows.shape[0] >= UNPACK_ROWS
+        route = "unpack" if whole and activations == "float" else "fused"
+    refusal = kernel_refusal(tag, scale, zero, table, x.shape[-1])
+    if route == "fused" and activations == "float" and x.dtype == torch.float32:
+        refusal = refusal or "float32 activations have only the route 'unpack'"
+    if route == "fused" and rows.shape[0] > MAX_ROWS:
+        refusal = refusal or f"{rows.shape[0]} rows are more than {MAX_ROWS}"
+    with no_autocast(x.device):
+        chosen = resolve_backend(backend, "packed_linear", x.device, x.dtype, refusal=refusal)
+        if chosen == "reference" or not rows.numel():
+            return packed_linear_reference(
+                x,
+                qdata,
+                scale,
+                zero,
+                bias,
+                act_scale,
+                tag=tag,
+                levels=table,
+                activations=activations,
+            )
+        from .launches import packed_linear_fused
+
+        out = packed_linear_fused(
+            rows if rows.stride(1) == 1 else rows.contiguous(),
+            list(prepacked) or prepack_tensors(qdata, scale, zero, tag, x.shape[-1], table),
+            bias,
+            None if act_scale is None else act_scale.float(),
+            tag=tag,
+            levels=table,
+            activations=activations,
+            route=route,
+        )
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+
+@_packed_linear.register_fake
+def _(
+    x: Tensor,
+    qdata: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    prepacked: Sequence[Tensor],
+    bias: Tensor | None,
+    act_scale: Tensor | None,
+    tag: str,
+    levels: Sequence[float],
+    activations: str,
+    route: str,
+    backend: str,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], qdata.shape[-2])
+
+
+@torch.library.custom_op("tessella::unpack_weight", mutates_args=())
+def _unpack_weight(
+    qdata: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    prepacked: Sequence[Tensor],
+    tag: str,
+    levels: Sequence[float],
+    num_columns: int,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
+    table = tuple(levels) or None
+    refusal = kernel_refusal(tag, scale, zero, table, num_columns)
+    device = qdata.device
+    if resolve_backend(backend, "unpack_weight", device, dtype, refusal=refusal) == "reference":
+        return unpack_weight_reference(
+            qdata, scale, zero, tag=tag, num_columns=num_columns, levels=table, dtype=dtype
+        )
+    from .launches import unpack_fused
+
+    tensors = list(prepacked) or prepack_tensors(qdata, scale, zero, tag, num_columns, table)
+    return unpack_fused(tensors, tag=tag, levels=table, num_columns=num_columns, dtype=dtype)
+
+
+@_unpack_weight.register_fake
+def _(
+    qdata: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    prepacked: Sequence[Tensor],
+    tag: str,
+    levels: Sequence[float],
+    num_columns: int,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
+    return qdata.new_empty(qdata.shape[-2], num_columns, dtype=dtype)

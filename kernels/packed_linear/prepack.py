@@ -1,0 +1,137 @@
+"""The layout that the Triton kernels read, made from a stored weight when it is loaded.
+
+K is cut into blocks of `DEPTH` columns times the codes of a byte (8, 4 or 2). Byte j of a block
+holds columns i * DEPTH + j of the block, the first in its lowest bits: one shift of `DEPTH` bytes
+is `DEPTH` neighbouring columns, which one product on tensor cores takes. Trits of `tern3` become
+two bits each. Scales become float32 (planes, groups, N), so that a block of rows reads neighbours.
+
+Source: packed_storage.md 5.2 (block bit planes with G = 32), kernels.md 5.1.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .formats import (
+    CODES_PER_BYTE,
+    PackedWeight,
+    integer_levels,
+    num_planes,
+    packed_bytes,
+    scale_groups,
+    unpack_codes,
+)
+
+DEPTH = 32
+"""Columns of one product: the least depth of int8 operands on tensor cores."""
+MAX_OFFSET = 127
+"""Of the smallest level: 128 minus it is exact in bfloat16."""
+
+
+@dataclass(frozen=True)
+class PrepackedWeight:
+    """A weight in the kernels' layout, beside the stored one.
+
+    Args:
+        stored: As it came; the reference reads this one.
+        qdata: (planes, N, blocks * DEPTH) uint8.
+        scale: (planes, G, N) float32, times the step of the levels.
+        zero: (G, N) uint8, or None.
+    """
+
+    stored: PackedWeight
+    qdata: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the kernels read."""
+        return [self.qdata, self.scale, *([] if self.zero is None else [self.zero])]
+
+
+def kernel_tag(tag: str) -> str:
+    """The format that the kernels read in its place."""
+    return "tern2" if tag == "tern3" else tag
+
+
+def affine_levels(
+    tag: str, levels: tuple[float, ...] | None, asymmetric: bool
+) -> tuple[float, int, int] | None:
+    """Step, factor and offset with level = step * (factor * code + offset), or None."""
+    if asymmetric:
+        return 1.0, 1, 0
+    if levels is None:
+        return 1.0, *{"b": (2, -1), "t": (1, -1), "u": (1, -8)}[tag[0]]
+    grid = integer_levels(levels)
+    if grid is None:
+        return None
+    step, (first, second, *rest) = grid
+    factor = second - first
+    if rest != [first + 2 * factor, first + 3 * factor] or factor < 1 or 3 * factor > MAX_OFFSET:
+        return None
+    return step, factor, first
+
+
+def kernel_refusal(
+    tag: str, scale: Tensor, zero: Tensor | None, levels: tuple[float, ...] | None, columns: int
+) -> str | None:
+    """Why the kernels cannot take a weight, or None if they can."""
+    groups = scale_groups(tag, scale)
+    if groups > 1 and (columns // groups) % DEPTH:
+        return f"groups of {columns // groups} columns are no multiple of {DEPTH}"
+    if affine_levels(tag, levels, zero is not None) is None:
+        return f"levels {levels} are not equally spaced small integers times a power of two"
+    return None
+
+
+def prepack(weight: PackedWeight) -> PrepackedWeight:
+    """A weight in the kernels' layout, on its device.
+
+    Raises:
+        ValueError: If the kernels cannot take it, with the reason.
+    """
+    reason = kernel_refusal(
+        weight.tag, weight.scale, weight.zero, weight.levels, weight.num_columns
+    )
+    if reason is not None:
+        raise ValueError(f"prepack: {reason}")
+    tensors = prepack_tensors(
+        weight.qdata, weight.scale, weight.zero, weight.tag, weight.num_columns, weight.levels
+    )
+    qdata, factors, *zeros = tensors
+    return PrepackedWeight(weight, qdata, factors, zeros[0] if zeros else None)
+
+
+def prepack_tensors(
+    qdata: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    tag: str,
+    num_columns: int,
+    levels: tuple[float, ...] | None,
+) -> list[Tensor]:
+    """Codes, scales and, if there are any, zero points as in `PrepackedWeight`."""
+    planes, num_rows, groups = num_planes(tag), qdata.shape[-2], scale_groups(tag, scale)
+    codes = unpack_codes(qdata, tag, num_columns).view(planes, num_rows, num_columns)
+    per_byte = CODES_PER_BYTE[kernel_tag(tag)]
+    room = -num_columns % (per_byte * DEPTH)
+    blocks = F.pad(codes, (0, room)).view(planes, num_rows, -1, per_byte, DEPTH)
+    # Byte j takes codes j, DEPTH + j, ...: with them as neighbours it is the stored rule.
+    packed = packed_bytes(blocks.transpose(-1, -2).flatten(2), kernel_tag(tag))
+    affine = affine_levels(tag, levels, zero is not None)
+    assert affine is not None
+    factors = (scale.float() * affine[0]).view(planes, -1, groups).expand(planes, num_rows, groups)
+    tensors = [packed, factors.transpose(1, 2).contiguous()]
+    return tensors if zero is None else [*tensors, zero.t().contiguous()]
+
+
+def stored_codes(qdata: Tensor, tag: str, num_columns: int) -> Tensor:
+    """Stored bytes of prepacked ones: the inverse of `prepack_tensors`, as in `PackedWeight`."""
+    per_byte = CODES_PER_BYTE[kernel_tag(tag)]
+    codes = unpack_codes(qdata, kernel_tag(tag), qdata.shape[-1] * per_byte)
+    blocks = codes.view(*qdata.shape[:2], -1, DEPTH, per_byte)
+    columns = blocks.transpose(-1, -2).flatten(2)[..., :num_columns]
+    packed = packed_bytes(columns, tag)
+    return packed if tag == "bin2" else packed[0]

@@ -1,0 +1,155 @@
+"""Packed low-bit linear layers in plain torch: the specification of `packed_linear`.
+
+    y[m, n] = sum_k x[m, k] W[n, k] + bias[n]                                 float activations
+    y[m, n] = a[m] sum_g s[n, g] (sum_k q[m, k] c[n, k]) + bias[n]            int8 activations
+
+with W what the weight decodes to (`PackedWeight.dequantize`, float32), c = W / s its integer
+levels, and x about a q by the rule of `quantize_tokens`. The inner sum of integers is exact.
+
+The weight is unpacked by a table of 256 rows, a block of output rows at a time, so the workspace
+does not grow with N. A weight that fits one block (`BLOCK_ELEMENTS`) gives the very bits of
+`F.linear(x, dequantize())`; with several blocks the matrix library may add up in another order.
+
+Source: packed_storage.md 5.2 and 6; activations per token as in BitNet b1.58, arXiv:2402.17764.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .formats import dequantize_rows, integer_levels, level_rows, num_planes, scale_groups
+
+BLOCK_ELEMENTS = 2**20
+"""Weights that are unpacked at a time; at least one row."""
+WORKSPACE_BYTES = 8 * BLOCK_ELEMENTS + 64
+"""Largest tensor made while unpacking, of rows not longer than a block; besides activations."""
+INT8_MAX = 127
+
+
+def row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
+    """Blocks of output rows of at most `BLOCK_ELEMENTS` weights, or of one row."""
+    size = max(1, BLOCK_ELEMENTS // num_columns)
+    return (slice(i, min(i + size, num_rows)) for i in range(0, num_rows, size))
+
+
+def block_of(
+    rows: slice, qdata: Tensor, scale: Tensor, zero: Tensor | None, tag: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes, scales and zero points of some output rows."""
+    if scale.shape != (1,):
+        scale = scale[:, rows] if tag == "bin2" else scale[rows]
+    return (
+        qdata[:, rows] if tag == "bin2" else qdata[rows],
+        scale,
+        None if zero is None else zero[rows],
+    )
+
+
+def quantize_tokens(x: Tensor, act_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Activations as integers times a scale.
+
+    Args:
+        x: (M, K) finite floats.
+        act_scale: A scale of all tokens, (1,) float32; None: max |x| / 127 of each token (1 where
+            that is 0).
+
+    Returns:
+        clip(round(x / scale), -128, 127) as (M, K) int8, halves rounded to even, and scales (M,) or
+        (1,) float32.
+    """
+    x = x.float()
+    if act_scale is None:
+        scale = x.abs().amax(-1) / INT8_MAX
+        scale = torch.where(scale > 0, scale, 1.0)
+    else:
+        scale = act_scale.float()
+    codes = (x / scale[:, None]).round().clamp(-INT8_MAX - 1, INT8_MAX)
+    return codes.to(torch.int8), scale
+
+
+def packed_linear_reference(
+    x: Tensor,
+    qdata: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    bias: Tensor | None = None,
+    act_scale: Tensor | None = None,
+    *,
+    tag: str,
+    levels: tuple[float, ...] | None = None,
+    activations: str = "float",
+) -> Tensor:
+    """The formulas above; see `op.packed_linear` for the arguments, and `PackedWeight`.
+
+    Returns:
+        (..., N) of the type of x, added up in float32 (float64 for float64) and rounded once.
+    """
+    num_rows, num_columns = qdata.shape[-2], x.shape[-1]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rows = x.reshape(-1, num_columns)
+    codes, factor = rows.to(wide), None
+    if activations == "int8":
+        codes, factor = quantize_tokens(rows, act_scale)
+        codes = codes.double()
+    out = x.new_empty(rows.shape[0], num_rows)
+    for part in row_blocks(num_rows, num_columns):
+        weight = block_of(part, qdata, scale, zero, tag)
+        term = None if bias is None else bias[part].to(wide)
+        if factor is None:
+            block = dequantize_rows(*weight, tag, num_columns, levels).to(wide)
+            out[:, part] = F.linear(codes, block, term)
+        else:
+            total = _integer_product(codes, *weight, tag, levels) * factor[:, None]
+            out[:, part] = total if term is None else total + term
+    return out.view(*x.shape[:-1], num_rows)
+
+
+def _integer_product(
+    codes: Tensor,
+    qdata: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    tag: str,
+    levels: tuple[float, ...] | None,
+) -> Tensor:
+    """sum_g s[n, g] (sum_k q[m, k] c[n, k]), (M, rows) float32, of integers q (M, K) in float64.
+
+    Sums of integers are exact in float64, and rounded to float32 before they meet a scale.
+    """
+    step, num_columns = 1.0, codes.shape[1]
+    if levels is not None:
+        grid = integer_levels(levels)
+        assert grid is not None
+        step, levels = grid[0], tuple(float(level) for level in grid[1])
+    groups = scale_groups(tag, scale)
+    total = codes.new_zeros(codes.shape[0], qdata.shape[-2], dtype=torch.float32)
+    for plane in range(num_planes(tag)):
+        part, factor = (qdata[plane], scale[plane]) if tag == "bin2" else (qdata, scale)
+        grid_rows = level_rows(part, zero, tag, num_columns, levels).flatten(1)
+        factor = (factor.float() * step).view(-1, groups)
+        size = num_columns // groups
+        for group in range(groups):
+            chosen = slice(group * size, (group + 1) * size)
+            product = F.linear(codes[:, chosen], grid_rows[:, chosen].double())
+            total = total + product.float() * factor[:, group]
+    return total
+
+
+def unpack_weight_reference(
+    qdata: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    *,
+    tag: str,
+    num_columns: int,
+    levels: tuple[float, ...] | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What a weight decodes to, (N, K) rounded to a type, made a block of rows at a time."""
+    out = torch.empty(qdata.shape[-2], num_columns, dtype=dtype, device=qdata.device)
+    for part in row_blocks(*out.shape):
+        block = block_of(part, qdata, scale, zero, tag)
+        out[part] = dequantize_rows(*block, tag, num_columns, levels).to(dtype)
+    return out
