@@ -1,56 +1,131 @@
-"""Which attention is fastest here: the figures behind `attention: auto`.
+"""Which attention is fastest here: the figures behind `attention: auto`, and rules made of them.
 
-    python benchmarks/attention.py [--threads 2] [--rounds 7]
+    python benchmarks/attention.py [--threads 2] [--rounds 7] [--out rules.yaml]
 
-Forward, and forward with backward, of every installed backend on the same random tensors; rounds
-alternate, medians in milliseconds.
+Forward, and forward with backward, of every way that runs here on the same random tensors; rounds
+alternate, medians in milliseconds. `--out` writes the fastest of each kind of call as rules that
+TESSELLA_ATTENTION_RULES=rules.yaml puts before the built-in ones. `low_bit` quantizes: its times
+are forward only, and its rules hold for `attention: fastest` alone.
 """
 
-import importlib.util
 import statistics
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
 
 import click
 import torch
+from torch import Tensor
 
-from tessella.generators.attention import AttentionBackend, attention
+from tessella.config import to_yaml
+from tessella.files import atomic_file
+from tessella.generators.attention import compute_attention
+from tessella.generators.attention_rules import LENGTHS, AttentionRule, RuleFile, Way, length_class
 
-SHAPES = ((64, 65, 6, 32), (16, 257, 16, 64), (2, 1025, 16, 64))
-"""(B, N, heads, dim): the emoji generator in training, MaskBit at 256 pixels, a 32x32 grid."""
+SHAPES = {
+    "cpu": ((64, 65, 6, 32), (16, 257, 16, 64), (2, 1025, 16, 64)),
+    "cuda": tuple(
+        (max(1, 65536 // (n * heads)), n, heads, dim)
+        for heads, dim in ((16, 32), (16, 64), (16, 128))
+        for n in (65, 257, 577, 1024, 2304, 4096)
+    ),
+}
+"""(B, N, heads, dim): on a CPU the emoji generator in training, MaskBit at 256 pixels, a 32 x 32
+grid; on CUDA one length of every class for every usual head."""
+
+
+def seconds_of(way: Way, inputs: list[Tensor], *, backward: bool) -> float:
+    """Wall-clock time of one call; on CUDA including all that it starts."""
+    q, k, v = (x.detach().requires_grad_(backward) for x in inputs)
+    wait: Callable[[], Any] = torch.cuda.synchronize if q.is_cuda else lambda: None
+    wait()
+    started = time.perf_counter()
+    out = compute_attention(way, q, k, v)
+    if backward:
+        out.sum().backward()
+    wait()
+    return time.perf_counter() - started
+
+
+def medians(inputs: list[Tensor], *, backward: bool, rounds: int) -> dict[Way, float]:
+    """Milliseconds of every way that takes these inputs."""
+    times: dict[Way, list[float]] = {}
+    for way in get_args(Way):
+        if way == "low_bit" and (backward or not inputs[0].is_cuda):
+            continue
+        if way in ("cudnn", "flash", "efficient") and not inputs[0].is_cuda:
+            continue
+        try:
+            seconds_of(way, inputs, backward=backward)
+        except (RuntimeError, ValueError, NotImplementedError):
+            continue
+        times[way] = []
+    for _ in range(rounds):
+        for way, values in times.items():
+            values.append(seconds_of(way, inputs, backward=backward))
+    return {way: 1000 * statistics.median(values) for way, values in times.items()}
+
+
+def rules_of(row: dict[str, Any], about: str) -> list[AttentionRule]:
+    """The fastest way of a row, `low_bit` first where it is, then the fastest exact one."""
+    found = []
+    exact = {way: ms for way, ms in row["ms"].items() if way != "low_bit"}
+    best = min(exact, key=lambda way: exact[way])
+    ways: list[Way] = [best]
+    if row["ms"].get("low_bit", exact[best]) < exact[best]:
+        ways.insert(0, "low_bit")
+    _, tokens, _, dim = row["shape"]
+    reached = length_class(tokens)
+    for way in ways:
+        found.append(
+            AttentionRule(
+                way=way,
+                source=f"{about}: {row['ms'][way]:.3f} ms",
+                device=row["device"],
+                tokens=(reached, reached),
+                head_dims=(dim // 2 + 1, dim),
+                half=row["half"],
+                training=row["training"],
+            )
+        )
+    return found
 
 
 @click.command()
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
-def main(threads: int, rounds: int) -> None:
-    """Print the table."""
+@click.option("--out", type=click.Path(path_type=Path), help="YAML of rules to write.")
+def main(threads: int, rounds: int, out: Path | None) -> None:
+    """Print the table; write the rules."""
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backends: list[AttentionBackend] = ["sdpa", "plain"]
-    if importlib.util.find_spec("xformers") and device == "cuda":
-        backends.append("xformers")
-    click.echo(f"torch {torch.__version__}, {device}, {threads} threads; ms")
-    click.echo(f"{'dtype':10}{'B,N,H,d':18}{'pass':10}" + "".join(f"{b:>10}" for b in backends))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    about = f"benchmarks/attention.py, torch {torch.__version__}, {name}, {threads} threads"
+    click.echo(f"{about}; ms")
+    rules: list[AttentionRule] = []
     for dtype in (torch.float32, torch.bfloat16):
-        for shape in SHAPES:
-            inputs = [torch.randn(shape, dtype=dtype, device=device) for _ in range(3)]
+        for shape in SHAPES[device.type]:
+            inputs = [torch.randn(shape, device=device).to(dtype) for _ in range(3)]
             for backward in (False, True):
-                times: dict[str, list[float]] = {backend: [] for backend in backends}
-                for turn in range(rounds + 1):
-                    for backend in backends:
-                        qkv = [x.detach().requires_grad_(backward) for x in inputs]
-                        started = time.perf_counter()
-                        out = attention(*qkv, backend=backend)  # type: ignore[misc]
-                        if backward:
-                            out.sum().backward()
-                        if device == "cuda":
-                            torch.cuda.synchronize()
-                        if turn:
-                            times[backend].append(time.perf_counter() - started)
-                medians = [1000 * statistics.median(times[backend]) for backend in backends]
-                name, sizes = str(dtype).removeprefix("torch."), ",".join(map(str, shape))
+                ms = medians(inputs, backward=backward, rounds=rounds)
+                row = {
+                    "shape": shape,
+                    "device": name,
+                    "half": dtype.itemsize == 2,
+                    "training": backward,
+                    "ms": ms,
+                }
+                rules += rules_of(row, about)
+                sizes = ",".join(map(str, shape))
+                kind = str(dtype).removeprefix("torch.")
                 both = "both" if backward else "forward"
-                click.echo(f"{name:10}{sizes:18}{both:10}" + "".join(f"{m:10.2f}" for m in medians))
+                found = "  ".join(f"{way} {value:.2f}" for way, value in ms.items())
+                click.echo(f"{kind:10}{sizes:18}{both:10}{found}")
+    if out is not None:
+        with atomic_file(out) as path:
+            path.write_text(to_yaml(RuleFile(about=about, rules=tuple(rules))), encoding="utf-8")
+        click.echo(f"{len(rules)} rules in {out}; classes of lengths {LENGTHS}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
     python benchmarks/kernels.py [--only bit_embedding] [--rounds 20] --out runs/kernels
 
 On CUDA the shapes are those of the published models, the times medians of CUDA events around CUDA
-graphs over several sets of random inputs that together exceed the L2 cache, and the ceiling is the
-bandwidth of a copy on the device, measured in the same run. Elsewhere the shapes are small and the
-references run: that shows that the command works, and what the reference costs. Data are random,
-never zeros.
+graphs over several sets of random inputs that together exceed the L2 cache, and the ceilings are
+the bandwidth of a copy and the rate of a bf16 matrix product on the device, measured in the same
+run: of a row, whichever of the two is nearer. Elsewhere the shapes are small and the references
+run: that shows that the command works, and what the reference costs. Data are random, never zeros.
+A baseline that refuses a case is left out, and the row says why.
 
     kernels.json   every row with device, versions and shapes
     kernels.png    time relative to the kernel, where matplotlib is installed
@@ -33,28 +34,47 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import torch
 
+from tessella.benchmarks.kernel_cases.attention import attention_cases
+from tessella.benchmarks.kernel_cases.bit_packing import bit_packing_cases
 from tessella.benchmarks.kernel_cases.case import Case
 from tessella.benchmarks.kernel_cases.embeddings import (
     bit_embedding_cases,
     codebook_sum_cases,
     overhead_cases,
 )
-from tessella.benchmarks.kernel_cases.generators import generator_cases
+from tessella.benchmarks.kernel_cases.generators import forward_cases, sampling_cases
+from tessella.benchmarks.kernel_cases.packed_linear import packed_linear_cases
 
 L2_BYTES = 60 * 2**20
 """L2 cache of an H200; input sets are rotated until they exceed it."""
 MAX_SETS = 8
 
 
+class Ceilings(NamedTuple):
+    """What the device reaches in this run.
+
+    Args:
+        copy: Bytes per second of a copy, read and write counted.
+        product: Operations per second of a matrix product.
+    """
+
+    copy: float
+    product: float
+
+
 FAMILIES: dict[str, Callable[[torch.device], Iterator[Case]]] = {
     "bit_embedding": bit_embedding_cases,
     "codebook_sum": codebook_sum_cases,
-    "generator": generator_cases,
+    "bit_packing": bit_packing_cases,
+    "attention": attention_cases,
+    "packed_linear": packed_linear_cases,
+    "forward": forward_cases,
+    "sampling": sampling_cases,
     "overhead": overhead_cases,
 }
 
@@ -109,14 +129,38 @@ def bandwidth(device: torch.device, rounds: int) -> float:
     return 2 * source.numel() * source.element_size() / statistics.median(times[1:])
 
 
-def measure(case: Case, device: torch.device, rounds: int, ceiling: float) -> dict[str, Any]:
+def product_rate(device: torch.device, rounds: int) -> float:
+    """Operations per second of a matrix product, bf16 on CUDA: the other ceiling of this run."""
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (768, torch.float32)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = [timed(a.matmul, b, device) for _ in range(rounds + 1)]
+    return 2 * size**3 / statistics.median(times[1:])
+
+
+def working(case: Case, given: Any) -> tuple[dict[str, Callable[[Any], Any]], dict[str, str]]:
+    """The functions that run an input set, and why the other ones do not; ours must."""
+    functions, refused = {}, {}
+    for name, function in case.functions.items():
+        try:
+            function(given)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            if name == "kernel":
+                raise
+            refused[name] = str(error).strip().splitlines()[0]
+        else:
+            functions[name] = function
+    return functions, refused
+
+
+def measure(case: Case, device: torch.device, rounds: int, ceilings: Ceilings) -> dict[str, Any]:
     """Median times of a case; rounds alternate between functions and rotate input sets."""
     num_sets = 2
     if device.type == "cuda" and case.num_bytes:
         num_sets = min(MAX_SETS, max(2, 2 * L2_BYTES // case.num_bytes + 1))
     sets = [case.make(seed) for seed in range(num_sets)]
-    functions, calls, graphs = dict(case.functions), 1, False
-    if device.type == "cuda" and not case.overhead:
+    functions, refused = working(case, sets[0])
+    calls, graphs = 1, False
+    if device.type == "cuda" and case.graph and not case.overhead:
         try:
             functions = {name: captured(function, sets) for name, function in functions.items()}
             calls, graphs = num_sets, True
@@ -144,18 +188,33 @@ def measure(case: Case, device: torch.device, rounds: int, ceiling: float) -> di
         "cuda_graph": graphs,
         "baselines_ms": {name: 1000 * seconds for name, seconds in medians.items()},
         "ratios": {name: seconds / ours for name, seconds in medians.items()},
+        "refused": refused,
+        "check": {} if case.check is None else case.check(sets[0]),
     }
+    shares = {}
     if case.num_bytes:
         row |= {"gb_per_s": case.num_bytes / ours / 1e9, "bytes": case.num_bytes}
-        row["of_ceiling"] = case.num_bytes / ours / ceiling
+        shares["memory"] = case.num_bytes / ours / ceilings.copy
+    if case.num_flops:
+        row |= {"tflop_per_s": case.num_flops / ours / 1e12, "flops": case.num_flops}
+        shares["product"] = case.num_flops / ours / ceilings.product
+    if shares:
+        row["ceiling"], row["of_ceiling"] = max(shares.items(), key=lambda share: share[1])
     return row
 
 
 def line(row: dict[str, Any]) -> str:
     """A row for people."""
-    speed = f"{row['gb_per_s']:9.2f}{row['of_ceiling']:9.1%}" if "bytes" in row else " " * 18
+    rate = " " * 21
+    if row.get("ceiling") == "memory":
+        rate = f"{row['gb_per_s']:9.2f} GB/s {row['of_ceiling']:6.1%}"
+    elif row.get("ceiling") == "product":
+        rate = f"{row['tflop_per_s']:9.3f} TF/s {row['of_ceiling']:6.1%}"
     ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in row["ratios"].items())
-    return f"{row['op']:24}{row['shape']:28}{row['dtype']:10}{row['ms']:9.3f}{speed}  {ratios}"
+    checks = "".join(f"  {name} {value:.6g}" for name, value in row["check"].items())
+    return (
+        f"{row['op']:28}{row['shape']:28}{row['dtype']:10}{row['ms']:9.3f}{rate}  {ratios}{checks}"
+    )
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -186,22 +245,32 @@ def main(only: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> 
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, references only"
-    ceiling = bandwidth(device, rounds)
-    about = f"torch {torch.__version__}, {name}, {threads} threads, copy {ceiling / 1e9:.1f} GB/s"
+    ceilings = Ceilings(bandwidth(device, rounds), product_rate(device, rounds))
+    about = (
+        f"torch {torch.__version__}, {name}, {threads} threads, "
+        f"copy {ceilings.copy / 1e9:.1f} GB/s, "
+        f"matrix product {ceilings.product / 1e12:.3f} TFLOP/s"
+    )
     click.echo(about)
-    heads = f"{'op':24}{'shape':28}{'dtype':10}{'ms':>9}{'GB/s':>9}{'ceiling':>9}"
+    heads = f"{'op':28}{'shape':28}{'dtype':10}{'ms':>9}{'rate':>13}{'ceiling':>8}"
     click.echo(f"{heads}  time of others / ours")
     rows = []
     for family, cases in FAMILIES.items():
         if only and family not in only:
             continue
         for case in cases(device):
-            rows.append(measure(case, device, rounds, ceiling))
+            rows.append(measure(case, device, rounds, ceilings))
             click.echo(line(rows[-1]))
     if out is None:
         return
     out.mkdir(parents=True, exist_ok=True)
-    record = {"about": about, "copy_gb_per_s": ceiling / 1e9, "rounds": rounds, "rows": rows}
+    record = {
+        "about": about,
+        "product_tflop_per_s": ceilings.product / 1e12,
+        "copy_gb_per_s": ceilings.copy / 1e9,
+        "rounds": rounds,
+        "rows": rows,
+    }
     (out / "kernels.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     try:
         draw(rows, out / "kernels.png")

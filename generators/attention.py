@@ -1,4 +1,4 @@
-"""The one attention function of the generators: SDPA, plain matrix products, or xformers.
+"""The one attention function of the generators.
 
 Queries, keys and values are (B, N, heads, dim), which every backend takes without a copy.
 """
@@ -9,12 +9,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-AttentionBackend = Literal["auto", "sdpa", "plain", "xformers"]
+from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
+from ..kernels.low_bit_attention.op import low_bit_attention
+from .attention_rules import Way, choose_way, length_class
 
-_SHORT = 128
-"""Longest sequence for which `auto` takes `plain` on a CPU: torch's fused attention is slow on
-short ones, backward and in bf16 above all: `benchmarks/attention.py`."""
+AttentionBackend = Literal["auto", "fastest", "sdpa", "plain", "xformers", "low_bit"]
+"""`auto` is the fastest exact way by the rules of `attention_rules.py`; `fastest` may be `low_bit`
+too, where a measured rule says so and no gradient is wanted. The others are taken as named."""
+
+_SDPA_ORDER = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
 def attention(
@@ -25,6 +35,7 @@ def attention(
     valid: Tensor | None = None,
     dropout: float = 0.0,
     backend: AttentionBackend = "auto",
+    low_bit_precision: LowBitPrecision = "int8",
 ) -> Tensor:
     """Softmax attention over all positions, scaled by 1 / sqrt(dim).
 
@@ -33,39 +44,56 @@ def attention(
         k: Keys, the same shape.
         v: Values, the same shape.
         valid: True at positions that may be attended to, (B, N) bool; None: all.
-        dropout: Probability of dropping an attention weight.
-        backend: `sdpa` is torch's scaled_dot_product_attention, `plain` two matrix products around
-            a softmax, `xformers` its memory-efficient attention; `auto` is `plain` for short
-            sequences on a CPU and `sdpa` otherwise.
+        dropout: Probability of dropping an attention weight; `low_bit` has none.
+        backend: How; see `AttentionBackend`.
+        low_bit_precision: Of `low_bit`, which in training is differentiated straight through.
 
     Returns:
         (B, N, heads, dim).
 
     Raises:
         RuntimeError: If xformers is asked for and not installed.
+        ValueError: If `low_bit` is asked for with dropout.
     """
-    if backend == "xformers":
-        check_backend(backend)
-        from xformers.ops import memory_efficient_attention
+    if backend == "auto" or backend == "fastest":
+        training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+        length = length_class(q.shape[1])
+        way: Way = _chosen(q.device, q.dtype, length, q.shape[3], training, backend == "fastest")
+    else:
+        way = backend
+    return compute_attention(way, q, k, v, valid, dropout, low_bit_precision)
 
-        bias = None
-        if valid is not None:
-            bias = torch.zeros_like(valid, dtype=q.dtype).masked_fill(~valid, -torch.inf)
-            bias = bias[:, None, None, :].expand(-1, q.shape[2], q.shape[1], -1)
-        return memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout)
+
+def compute_attention(
+    way: Way,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    valid: Tensor | None = None,
+    dropout: float = 0.0,
+    low_bit_precision: LowBitPrecision = "int8",
+) -> Tensor:
+    """`attention` in this way, whatever the rules say."""
+    if way == "low_bit":
+        if dropout:
+            raise ValueError(
+                f"attention: low_bit has no dropout of attention weights, found {dropout}; set "
+                "attention_dropout: 0"
+            )
+        return low_bit_attention(
+            q, k, v, valid=valid, precision=low_bit_precision, straight_through=True
+        )
+    if way == "xformers":
+        return _xformers(q, k, v, valid, dropout)
     mask = None if valid is None else valid[:, None, None, :]
-    plain = backend == "plain" or (
-        backend == "auto" and q.device.type == "cpu" and q.shape[1] <= _SHORT
-    )
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    if not plain:
+    if way == "plain":
+        return _plain(q, k, v, mask, dropout).transpose(1, 2)
+    if way == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, mask, dropout).transpose(1, 2)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    precise = torch.promote_types(scores.dtype, torch.float32)
-    weights = F.dropout(scores.softmax(-1, precise).to(v.dtype), dropout)
-    return (weights @ v).transpose(1, 2)
+    order = [_SDPA_ORDER[way], *(kind for name, kind in _SDPA_ORDER.items() if name != way)]
+    with sdpa_kernel(order, set_priority=True):
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout).transpose(1, 2)
 
 
 def check_backend(backend: AttentionBackend) -> None:
@@ -76,3 +104,37 @@ def check_backend(backend: AttentionBackend) -> None:
     """
     if backend == "xformers" and importlib.util.find_spec("xformers") is None:
         raise RuntimeError("attention: xformers is not installed; pip install 'tessella[xformers]'")
+
+
+def _chosen(
+    device: torch.device, dtype: torch.dtype, length: int, dim: int, training: bool, lossy: bool
+) -> Way:
+    """`choose_way`, which torch.compile runs once instead of tracing files and logs."""
+    return choose_way(device, dtype, length, dim, training=training, lossy=lossy)
+
+
+# What `torch.compiler.assume_constant_result` does, which would load the compiler on import.
+_chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Two matrix products around a softmax in float32; (B, heads, N, dim)."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    precise = torch.promote_types(scores.dtype, torch.float32)
+    weights = F.dropout(scores.softmax(-1, precise).to(v.dtype), dropout)
+    return weights @ v
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dropout: float) -> Tensor:
+    """xformers' memory-efficient attention; (B, N, heads, dim)."""
+    check_backend("xformers")
+    from xformers.ops import memory_efficient_attention
+
+    bias = None
+    if valid is not None:
+        bias = torch.zeros_like(valid, dtype=q.dtype).masked_fill(~valid, -torch.inf)
+        bias = F.pad(bias, (0, -valid.shape[1] % 8))[:, : valid.shape[1]]  # rows of 16 bytes
+        bias = bias[:, None, None, :].expand(-1, q.shape[2], q.shape[1], -1)
+    return memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout)

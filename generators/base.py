@@ -5,8 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.tokens import Tokens, TokenSpec
+from .attention import AttentionBackend
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,35 @@ class Generator(nn.Module):
             labels: (B,) int64, or None for none.
             seeds: One per image, (B,) int64: everything drawn for an image (but dropout) depends
                 on its seed alone. None: drawn from torch's global generator.
+        """
+        raise NotImplementedError
+
+    def prepare(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
+        """Fit what is not learned by gradients; training calls it once, before its first step.
+
+        Args:
+            tokens: A first batch.
+            labels: Its labels, (B,) int64.
+            seed: Of all that is drawn.
+        """
+
+    @property
+    def attention(self) -> str:
+        """How attention is computed, for records."""
+        raise NotImplementedError
+
+    def use_attention(
+        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
+    ) -> None:
+        """Compute attention by this backend from now on; config and files keep theirs.
+
+        Args:
+            backend: One of `AttentionBackend`.
+            low_bit_precision: Of `low_bit`; None: the config's.
+
+        Raises:
+            RuntimeError: If the backend is not installed.
+            ValueError: If this generator's attention is not computed by it.
         """
         raise NotImplementedError
 

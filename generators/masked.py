@@ -26,8 +26,10 @@ from torch.nn import functional as F
 from ..config import STRICT
 from ..kernels.bit_embedding.op import MAX_BITS, bit_embedding
 from ..kernels.codebook_sum.op import codebook_embedding_sum
+from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
 from ..tokenizers.packing import split_bits
 from ..tokenizers.tokens import Tokens, TokenSpec
+from .attention import AttentionBackend
 from .base import Generator, GeneratorOutput
 from .mask_schedules import MaskSchedule, masked_share
 from .noise import uniform
@@ -195,6 +197,11 @@ class MaskedGenerator(Generator):
                     f"embedding: fused reads up to {MAX_BITS} bits of a position, here {num_bits} "
                     f"(groups x the widest); use embedding: plain"
                 )
+        if spec.ordered and config.transformer.binarized_attention == "binary_qk":
+            raise ValueError(
+                "binarized_attention: binary_qk scales queries by their mean over all positions, "
+                f"padding included, so it does not go with tokens of several lengths, {spec}"
+            )
         self.class_embedding = nn.Embedding(self.num_classes + 1, width)
         self.position = nn.Parameter(torch.empty(1, num_tokens + 1, width))
         self.input_norm = LayerNorm(width)
@@ -216,6 +223,37 @@ class MaskedGenerator(Generator):
         """Groups G of a position."""
         return len(self.codebook_sizes)
 
+    def prepare(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
+        """Fit the hashes of `binarized_attention: hashed` to images that are hidden in part.
+
+        Padding counts as tokens here.
+        """
+        if self.config.transformer.binarized_attention != "hashed":
+            return
+        codes = tokens.require(self.spec, reader="this generator").regroup(self.codebook_sizes)
+        seeds = seed + torch.arange(len(tokens), device=tokens.device)
+        share = masked_share(uniform(seeds, 0, (2,))[:, 0], self.config.mask_schedule)
+        mask = self._hide(seeds, share, torch.ones_like(codes.indices, dtype=torch.bool))
+        training = self.training
+        with torch.no_grad():
+            self.eval()
+            x = self._embed(
+                codes.indices, mask, self.known_labels(labels, len(tokens), mask.device)
+            )
+            self.trunk.fit_hashes(x, torch.Generator().manual_seed(seed))
+            self.train(training)
+
+    @property
+    def attention(self) -> str:
+        """As `Transformer.attention`."""
+        return self.trunk.attention
+
+    def use_attention(
+        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
+    ) -> None:
+        """As `Transformer.use_attention`."""
+        self.trunk.use_attention(backend, low_bit_precision)
+
     def predict(
         self, indices: Tensor, mask: Tensor, labels: Tensor, valid: Tensor | None = None
     ) -> Tensor:
@@ -230,13 +268,7 @@ class MaskedGenerator(Generator):
         Returns:
             (B, N, G, K) float32 with K the largest group; -inf beyond the size of a smaller group.
         """
-        if self.config.embedding == "fused":
-            classes = self.class_embedding.weight
-            x = self.input.fused(indices, mask, labels, classes, self.position[0])
-        else:
-            x = torch.cat([self.input(indices, mask), self.class_embedding(labels)[:, None]], 1)
-            x = x + self.position
-        x = self.input_dropout(self.input_norm(x))
+        x = self._embed(indices, mask, labels)
         if valid is not None:  # the class token is always real
             valid = F.pad(valid, (0, 1), value=True)
         x = self.trunk(x, valid)[:, :-1]
@@ -250,6 +282,16 @@ class MaskedGenerator(Generator):
         widest = max(self.codebook_sizes)
         scores = [F.pad(s, (0, widest - s.shape[-1]), value=-torch.inf) for s in scores]
         return torch.stack(scores, 2)
+
+    def _embed(self, indices: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """What the trunk reads, (B, N + 1, D)."""
+        if self.config.embedding == "fused":
+            classes = self.class_embedding.weight
+            x = self.input.fused(indices, mask, labels, classes, self.position[0])
+        else:
+            x = torch.cat([self.input(indices, mask), self.class_embedding(labels)[:, None]], 1)
+            x = x + self.position
+        return self.input_dropout(self.input_norm(x))
 
     def forward(
         self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None

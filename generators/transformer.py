@@ -13,9 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import STRICT
+from ..kernels.binary_attention.hashing import KernelHash, hashed_attention
+from ..kernels.binary_attention.op import binary_attention
+from ..kernels.binary_attention.reference import binary_sign
+from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
 from .attention import AttentionBackend, attention, check_backend
 
+BinarizedAttention = Literal["bibert", "bivit", "binary_qk", "hashed"]
+"""Functions in place of softmax attention; see `kernels/binary_attention/`."""
+
 NORM_EPS = 1e-12
+_FIT_IMAGES = 16
+"""Images that hashes are fitted to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +39,12 @@ class TransformerConfig:
         dropout: After attention, after the MLP and after the embedding.
         attention_dropout: Of the attention weights; None: as `dropout` (published).
         norm: LayerNorm after each residual sum (`post`, published) or before each branch (`pre`).
-        attention: Backend of `attention`.
+        attention: Backend of `attention`; `low_bit` has no dropout of attention weights.
+        low_bit_precision: Of `attention: low_bit`; see `kernels/low_bit_attention/op.py`.
+        binarized_attention: Another function in place of softmax attention, for models trained
+            with it: `bibert` (arXiv:2203.06390), `bivit` (arXiv:2211.07091), `binary_qk`
+            (arXiv:2603.09582), or `hashed` (EcoFormer, arXiv:2209.09004: queries are keys, and
+            `fit_hashes` comes before the first step). They have no dropout of weights.
     """
 
     __pydantic_config__ = STRICT
@@ -42,6 +56,8 @@ class TransformerConfig:
     attention_dropout: float | None = None
     norm: Literal["post", "pre"] = "post"
     attention: AttentionBackend = "auto"
+    low_bit_precision: LowBitPrecision = "int8"
+    binarized_attention: BinarizedAttention | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "num_layers", "num_heads", "mlp_ratio"):
@@ -53,6 +69,22 @@ class TransformerConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name}: expected 0 to below 1, found {value}")
+        if self.binarized_attention and self.attention != "auto":
+            raise ValueError(
+                f"attention: {self.attention} computes softmax attention, and "
+                f"binarized_attention: {self.binarized_attention} is another function; give one"
+            )
+        without_dropout = self.binarized_attention or (self.attention == "low_bit" and "low_bit")
+        if without_dropout and self.dropout_of_weights:
+            raise ValueError(
+                f"attention_dropout: {without_dropout} has none, found "
+                f"{self.dropout_of_weights}; set attention_dropout: 0"
+            )
+
+    @property
+    def dropout_of_weights(self) -> float:
+        """Dropout of the attention weights."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
 
 
 class LayerNorm(nn.LayerNorm):
@@ -77,7 +109,14 @@ class Block(nn.Module):
         super().__init__()
         width, hidden = config.width, config.width * config.mlp_ratio
         self.config = config
-        self.qkv = nn.Linear(width, 3 * width)
+        self.width_of_head = width // config.num_heads
+        self.attention = config.attention
+        self.low_bit_precision = config.low_bit_precision
+        self.hash: KernelHash | None = None
+        if config.binarized_attention == "hashed":
+            self.hash = KernelHash(config.num_heads, width // config.num_heads)
+        self.fit_rng: torch.Generator | None = None
+        self.qkv = nn.Linear(width, (2 if self.hash else 3) * width)
         self.out = nn.Linear(width, width)
         self.norm1 = LayerNorm(width)
         self.mlp_in = nn.Linear(width, hidden)
@@ -94,10 +133,29 @@ class Block(nn.Module):
 
     def _attend(self, x: Tensor, valid: Tensor | None) -> Tensor:
         config = self.config
-        q, k, v = self.qkv(x).unflatten(-1, (3, config.num_heads, -1)).unbind(2)
-        dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
-        dropout = dropout if self.training else 0.0
-        mixed = attention(q, k, v, valid=valid, dropout=dropout, backend=config.attention)
+        parts = self.qkv(x).unflatten(-1, (-1, config.num_heads, self.width_of_head)).unbind(2)
+        if self.hash is not None:
+            qk, v = parts
+            if self.fit_rng is not None:
+                self.hash.fit(qk, rng=self.fit_rng)
+            codes = self.hash(qk, valid)
+            return self.out(hashed_attention(codes, codes, v, valid=valid).flatten(2))
+        q, k, v = parts
+        method = config.binarized_attention
+        if method is not None and method != "hashed":
+            if method == "bivit":
+                q, k, v = binary_sign(q), binary_sign(k), binary_sign(v)
+            mixed = binary_attention(q, k, v, valid=valid, method=method)
+        else:
+            mixed = attention(
+                q,
+                k,
+                v,
+                valid=valid,
+                dropout=config.dropout_of_weights if self.training else 0.0,
+                backend=self.attention,
+                low_bit_precision=self.low_bit_precision,
+            )
         return self.out(mixed.flatten(2))
 
     def _mlp(self, x: Tensor) -> Tensor:
@@ -110,6 +168,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         check_backend(config.attention)
+        self.config = config
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm_out = LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
 
@@ -118,6 +177,50 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, valid)
         return self.norm_out(x)
+
+    @torch.no_grad()
+    def fit_hashes(self, x: Tensor, rng: torch.Generator) -> None:
+        """Fit the hashes of `binarized_attention: hashed`, block after block, to (B, N, D).
+
+        Raises:
+            ValueError: If there are fewer tokens than the hashes have anchors.
+        """
+        x = x[:_FIT_IMAGES]
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.fit_rng = rng
+            x = block(x, None)
+            block.fit_rng = None
+
+    @property
+    def attention(self) -> str:
+        """How attention is computed, for records."""
+        first = self.blocks[0]
+        assert isinstance(first, Block)
+        if self.config.binarized_attention:
+            return self.config.binarized_attention
+        low_bit = first.attention in ("low_bit", "fastest")
+        return f"{first.attention} {first.low_bit_precision}" if low_bit else first.attention
+
+    def use_attention(
+        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
+    ) -> None:
+        """Compute softmax attention by this backend from now on; config and files keep theirs.
+
+        Raises:
+            RuntimeError: If the backend is not installed.
+            ValueError: If this model's attention is another function than softmax.
+        """
+        if self.config.binarized_attention:
+            raise ValueError(
+                f"attention: this model was built with binarized_attention: "
+                f"{self.config.binarized_attention}, which no backend of softmax attention computes"
+            )
+        check_backend(backend)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention = backend
+            block.low_bit_precision = low_bit_precision or self.config.low_bit_precision
 
 
 @torch.no_grad()

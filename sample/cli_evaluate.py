@@ -14,7 +14,7 @@ from ..data.sources import open_source
 from ..tokenizers.probe import TOLERANCE_DB
 from . import verify as verification
 from .charts import require_charts
-from .cli_sample import SAMPLING_KNOBS, chosen_sampling, sampling_options
+from .cli_sample import SAMPLING_KNOBS, choose_attention, chosen_sampling, sampling_options
 from .cli_shared import NumberList, chosen_device, one_clear_error, show
 from .curves import Curves
 from .evaluate_images import evaluate_images
@@ -82,7 +82,8 @@ def evaluate(
     """
     drawing = {f"--{name.replace('_', '-')}": options[name] for name in SAMPLING_KNOBS}
     drawing |= {"--curve-steps": curve_steps, "--curve-guidance": curve_guidance}
-    drawing |= {"--compile": compile or None}
+    drawing |= {"--compile": compile or None, "--attention": options["attention"]}
+    drawing |= {"--low-bit-precision": options["low_bit_precision"]}
     given = [name for name, value in drawing.items() if value is not None]
     if samples is not None and (generator_path or tokenizer_path):
         raise ValueError("give one of --generator, --tokenizer and --samples")
@@ -142,6 +143,7 @@ def evaluate(
         else:
             assert generator_path is not None
             generator = load_generator(generator_path, tokenizer=tokenizer_path, device=device)
+            choose_attention(generator, options)
             curves = Curves(
                 num_steps=tuple(curve_steps or ()),
                 guidance=tuple(curve_guidance or ()),

@@ -9,9 +9,11 @@ import torch
 
 from ..checkpoints import load_generator
 from ..data.images import save_png
+from ..generators.attention import AttentionBackend
 from ..generators.base import Generator
 from ..generators.mask_schedules import MaskSchedule
 from ..generators.masked import MaskedGenerator
+from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
 from .cli_shared import chosen_device, one_clear_error, show
 from .edit import box_mask, read_masked_image, token_mask, variation_mask
 from .generate import choose_sampling, generate, labels_of
@@ -35,6 +37,16 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--sampler", type=click.Choice(["confidence", "halton", "entropy"])),
         click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True),
         click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto"),
+        click.option(
+            "--low-bit-precision",
+            type=click.Choice(get_args(LowBitPrecision)),
+            help="Of --attention low_bit.",
+        ),
+        click.option(
+            "--attention",
+            type=click.Choice(get_args(AttentionBackend)),
+            help="How attention is computed [as the generator's config says].",
+        ),
         click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True),
         click.option("--device", help="Torch device [cuda if there is one, else cpu]."),
     ):
@@ -77,7 +89,16 @@ def _open(options: dict[str, Any]) -> tuple[Generator, SamplingConfig]:
         tokenizer=options["tokenizer_path"],
         device=chosen_device(options["device"]),
     )
+    choose_attention(generator, options)
     return generator, chosen_sampling(generator, options)
+
+
+def choose_attention(generator: Generator, options: dict[str, Any]) -> None:
+    """Let the generator compute attention as `sampling_options` say, if they do."""
+    if options["attention"] is not None:
+        generator.use_attention(options["attention"], options["low_bit_precision"])
+    elif options["low_bit_precision"] is not None:
+        raise ValueError("--low-bit-precision: only of use with --attention low_bit")
 
 
 def chosen_sampling(generator: Generator, options: dict[str, Any]) -> SamplingConfig:

@@ -186,6 +186,7 @@ def _subject(generator: Generator, name: str, sampling: SamplingConfig) -> dict[
         "system": generator.config.type,
         "fingerprint": generator.fingerprint or "not loaded from a folder",
         "parameters": generator.num_parameters()["total"],
+        "attention": generator.attention,
         "resolution": generator.tokenizer.resolution,
         "tokens": str(generator.spec),
         "bits_per_image": generator.spec.bits_per_image,

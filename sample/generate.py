@@ -54,8 +54,8 @@ def generate(
         lengths: Valid positions of each image, for ordered tokens; None: all.
         batch_size: Images at once.
         precision: Of the network; `auto` is bf16 on CUDA and fp32 on a CPU.
-        compile: Run the network through torch.compile; batches are then filled up to `batch_size`
-            so that shapes never change.
+        compile: Run the network through torch.compile, on CUDA inside CUDA graphs; batches are then
+            filled up to `batch_size` so that shapes never change.
         progress: Show a progress bar on stderr.
         knobs: Fields of `SamplingConfig` that replace those of `sampling`.
 
@@ -96,7 +96,7 @@ def generate(
     all_lengths = None if lengths is None else check_lengths(generator, lengths, count)
     predict: Callable[..., Tensor] = generator.predict
     if compile:
-        predict = torch.compile(generator.predict, fullgraph=True, dynamic=False)
+        predict = compiled_predict(generator)
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     cast = torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
     done: list[Tokens] = []
@@ -119,6 +119,24 @@ def generate(
             done.append(tokens[:real])
             bar.update(real)
     return Tokens.cat(done)
+
+
+def compiled_predict(generator: MaskedGenerator) -> Callable[..., Tensor]:
+    """`predict` through torch.compile, for one shape; on CUDA its kernels run as one CUDA graph.
+
+    The graph writes its result where the one before stood, so each is copied out.
+    """
+    if next(generator.parameters()).device.type != "cuda":
+        return torch.compile(generator.predict, fullgraph=True, dynamic=False)
+    graphed = torch.compile(
+        generator.predict, fullgraph=True, dynamic=False, mode="reduce-overhead"
+    )
+
+    def predict(*arguments: Any) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return graphed(*arguments).clone()
+
+    return predict
 
 
 def choose_sampling(

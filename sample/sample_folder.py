@@ -159,6 +159,7 @@ def _describe(
         "generator": name,
         "fingerprint": generator.fingerprint,
         "tokenizer": generator.tokenizer.fingerprint,
+        "attention": generator.attention,
         "sampling": dataclasses.asdict(sampling),
     }
     with (folder / RECORDS).open("w", encoding="utf-8") as lines:

@@ -214,7 +214,10 @@ def train(
         for number, batch in enumerate(batches, state.step * accumulation):
             if number % accumulation == 0:
                 seed_step(run.seed, state.step, accelerator.process_index)
-            state.train_batch(batch.to(device))
+            batch = batch.to(device)
+            if number == 0:
+                state.generator.prepare(batch.tokens, batch.labels, seed=run.seed)
+            state.train_batch(batch)
             if (number + 1) % accumulation:
                 continue
             state.step += 1

@@ -20,6 +20,9 @@ class Case:
         functions: Name to a function of an input set; the first is ours.
         make: An input set of seed i.
         overhead: The time until a call returns is measured, on CUDA without waiting for it.
+        num_flops: Multiplications and additions of one call, whatever their precision.
+        graph: On CUDA a call may be captured into a CUDA graph.
+        check: Figures of an input set that say how near the results are.
     """
 
     op: str
@@ -29,6 +32,9 @@ class Case:
     functions: dict[str, Callable[[Any], Any]]
     make: Callable[[int], Any]
     overhead: bool = False
+    num_flops: int = 0
+    graph: bool = True
+    check: Callable[[Any], dict[str, float]] | None = None
 
 
 def both_ways(function: Callable[[Any], Tensor], leaves: tuple[str, ...]) -> Callable[[Any], Any]:

@@ -1,0 +1,123 @@
+"""Low-bit and binarized attention beside every backend of torch and xformers."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tessella.benchmarks.kernel_cases.case import Case
+from tessella.kernels.binary_attention.op import Method, binary_attention
+from tessella.kernels.low_bit_attention.op import Precision, low_bit_attention
+
+SHAPES = (
+    (8, 257, 16, 64),
+    (8, 576, 16, 64),
+    (8, 1024, 16, 64),
+    (8, 2304, 16, 64),
+    (8, 4096, 16, 64),
+    (8, 1024, 16, 128),
+    (8, 4096, 16, 128),
+    (16, 1024, 8, 32),
+    (16, 4096, 8, 32),
+)
+"""(B, N, heads, dim) on CUDA."""
+
+ONE_BACKEND = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+def sdpa(given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """torch's attention in its own order of backends."""
+    q, k, v = (x.transpose(1, 2) for x in given)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def only(backend: SDPBackend) -> Callable[[Any], Tensor]:
+    """torch's attention by one backend alone."""
+
+    def run(given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        with sdpa_kernel(backend):
+            return sdpa(given)
+
+    return run
+
+
+def baselines(device: torch.device) -> dict[str, Callable[[Any], Any]]:
+    """Softmax attention in 16 bits, by everything installed."""
+    found: dict[str, Callable[[Any], Any]] = {"sdpa": sdpa}
+    if device.type == "cuda":
+        found |= {name: only(backend) for name, backend in ONE_BACKEND.items()}
+        if importlib.util.find_spec("xformers"):
+            from xformers.ops import memory_efficient_attention
+
+            found["xformers"] = lambda given: memory_efficient_attention(*given)
+    return found
+
+
+def agreement(found: Tensor, given: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
+    """Cosine similarity, relative L1 and RMS error of the first image against exact attention."""
+    q, k, v = (x[:1].double().transpose(1, 2) for x in given)
+    exact = ((q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v).transpose(1, 2)
+    ours = found[:1].double()
+    error = ours - exact
+    cosine = F.cosine_similarity(ours.flatten(), exact.flatten(), 0)
+    return {
+        "cosine": float(cosine),
+        "relative L1": float(error.abs().sum() / exact.abs().sum()),
+        "RMSE": float(error.square().mean().sqrt()),
+    }
+
+
+def attention_cases(device: torch.device) -> Iterator[Case]:
+    """K4 in every precision, quantization included; one fused projection holds q, k and v."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    for batch, tokens, heads, dim in SHAPES if device.type == "cuda" else ((2, 257, 4, 32),):
+
+        def make(
+            seed: int,
+            batch: int = batch,
+            tokens: int = tokens,
+            heads: int = heads,
+            dim: int = dim,
+        ) -> tuple[Tensor, ...]:
+            rng = torch.Generator(device).manual_seed(seed)
+            shape = (batch, tokens, 3, heads, dim)
+            return torch.randn(shape, generator=rng, device=device).to(dtype).unbind(2)
+
+        shape = f"B{batch} N{tokens} H{heads} d{dim}"
+        num_bytes = 4 * batch * tokens * heads * dim * dtype.itemsize
+        num_flops = 4 * batch * heads * tokens**2 * dim
+        for precision in get_args(Precision):
+
+            def run(given: tuple[Tensor, ...], precision: Precision = precision) -> Tensor:
+                return low_bit_attention(*given, precision=precision)
+
+            def check(given: Any, run: Callable[[Any], Tensor] = run) -> dict[str, float]:
+                return agreement(run(given), given)
+
+            functions = {"kernel": run, **baselines(device)}
+            yield Case(
+                f"low_bit_attention {precision}",
+                shape,
+                dtype,
+                num_bytes,
+                functions,
+                make,
+                num_flops=num_flops,
+                check=check,
+            )
+        for method in get_args(Method):
+
+            def binary(given: tuple[Tensor, ...], method: Method = method) -> Tensor:
+                return binary_attention(*given, method=method)
+
+            functions = {"kernel": binary, **baselines(device)}
+            op = f"binary_attention {method}"
+            yield Case(op, shape, dtype, num_bytes, functions, make, num_flops=num_flops)

@@ -1,0 +1,95 @@
+"""Packed linear layers beside dense ones: bf16, torch's INT8 and FP8 products."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tessella.benchmarks.kernel_cases.case import Case
+from tessella.kernels.packed_linear.encode import from_float
+from tessella.kernels.packed_linear.formats import PackedWeight, Tag
+from tessella.kernels.packed_linear.op import packed_linear
+from tessella.kernels.packed_linear.prepack import PrepackedWeight, prepack
+
+WEIGHTS: dict[str, tuple[Tag, int | None]] = {
+    "bin1": ("bin1", None),
+    "bin2": ("bin2", None),
+    "tern2": ("tern2", None),
+    "u4": ("u4", None),
+    "u4 g64": ("u4", 64),
+}
+"""Tag and group size by name."""
+
+
+def dense(given: dict[str, Tensor]) -> Tensor:
+    """The layer that the packed one replaces."""
+    return F.linear(given["x"], given["weight"])
+
+
+def dense_int8(given: dict[str, Tensor]) -> Tensor:
+    """torch's INT8 product of ready codes, scales in a second operation; more than 16 rows only."""
+    return torch._int_mm(given["x8"], given["weight8"].t()) * given["scale"]
+
+
+def dense_fp8(given: dict[str, Tensor]) -> Tensor:
+    """torch's FP8 product of ready codes."""
+    return torch._scaled_mm(
+        given["x_fp8"],
+        given["weight_fp8"].t(),
+        scale_a=given["one"],
+        scale_b=given["one"],
+        out_dtype=torch.bfloat16,
+    )
+
+
+def packed_linear_cases(device: torch.device) -> Iterator[Case]:
+    """K6: 16-bit activations by both routes, and INT8 ones with their quantization."""
+    cuda = device.type == "cuda"
+    dtype = torch.bfloat16 if cuda else torch.float32
+    size = 4096 if cuda else 512
+    rows = (1, 16, 64, 256, 512, 4096, 16384) if cuda else (1, 64)
+    for (name, (tag, group)), m in itertools.product(WEIGHTS.items(), rows):
+        rng = torch.Generator(device).manual_seed(0)
+        full = torch.randn(size, size, generator=rng, device=device)
+        stored = from_float(full, tag, group)
+        operand: PackedWeight | PrepackedWeight = prepack(stored) if cuda else stored
+
+        def make(
+            seed: int, m: int = m, full: Tensor = full, dtype: torch.dtype = dtype
+        ) -> dict[str, Tensor]:
+            rng = torch.Generator(full.device).manual_seed(seed)
+            x = torch.randn(m, full.shape[1], generator=rng, device=full.device)
+            given = {"x": x.to(dtype), "weight": full.to(dtype)}
+            if full.is_cuda:
+                codes = [(t * 32).clamp(-127, 127).to(torch.int8) for t in (x, full)]
+                given |= {"x8": codes[0], "weight8": codes[1]}
+                given |= {"scale": torch.full((1,), 1 / 1024, device=full.device, dtype=dtype)}
+                fp8 = torch.float8_e4m3fn
+                given |= {"x_fp8": x.to(fp8), "weight_fp8": full.to(fp8)}
+                given |= {"one": torch.ones((), device=full.device)}
+            return given
+
+        def run(settings: dict[str, Any], operand: Any = operand) -> Callable[[Any], Tensor]:
+            @torch.inference_mode()
+            def call(given: dict[str, Tensor]) -> Tensor:
+                return packed_linear(given["x"], operand, **settings)
+
+            return call
+
+        baselines: dict[str, Callable[[Any], Any]] = {"F.linear": dense}
+        if cuda:
+            baselines |= {"_int_mm": dense_int8, "_scaled_mm fp8": dense_fp8}
+        shape = f"M{m} N{size} K{size} {name}"
+        num_flops = 2 * m * size * size
+        num_bytes = stored.num_bytes() + 2 * m * size * dtype.itemsize
+        floats = {"kernel": run({"route": "fused"} if cuda else {})}
+        if cuda:
+            floats |= {"unpack + linear": run({"route": "unpack"})}
+        ints = {"kernel": run({"activations": "int8"})}
+        for op, functions in {"packed_linear": floats, "packed_linear int8": ints}.items():
+            yield Case(
+                op, shape, dtype, num_bytes, functions | baselines, make, num_flops=num_flops
+            )
