@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 import click
 import torch
 
-from tessella.benchmarks.kernel_cases.attention import attention_cases
+from tessella.benchmarks.kernel_cases.attention import attention_cases, trained_cases
 from tessella.benchmarks.kernel_cases.bit_packing import bit_packing_cases
 from tessella.benchmarks.kernel_cases.case import Case
 from tessella.benchmarks.kernel_cases.embeddings import (
@@ -72,6 +72,7 @@ FAMILIES: dict[str, Callable[[torch.device], Iterator[Case]]] = {
     "codebook_sum": codebook_sum_cases,
     "bit_packing": bit_packing_cases,
     "attention": attention_cases,
+    "trained attention": trained_cases,
     "packed_linear": packed_linear_cases,
     "forward": forward_cases,
     "sampling": sampling_cases,

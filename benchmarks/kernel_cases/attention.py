@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import tessella
 from tessella.benchmarks.kernel_cases.case import Case
+from tessella.generators.masked import MaskedGenerator
 from tessella.kernels.binary_attention.op import Method, binary_attention
 from tessella.kernels.low_bit_attention.op import Precision, low_bit_attention
 
@@ -73,6 +75,49 @@ def agreement(found: Tensor, given: tuple[Tensor, Tensor, Tensor]) -> dict[str, 
         "relative L1": float(error.abs().sum() / exact.abs().sum()),
         "RMSE": float(error.square().mean().sqrt()),
     }
+
+
+def trained_inputs(device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """q, k and v of every block and step while the shipped generator draws four images."""
+    generator = tessella.load_generator("bundled:maskbit-emoji-64", device=device)
+    assert isinstance(generator, MaskedGenerator)
+    num_heads = generator.config.transformer.num_heads
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, inputs: Any, qkv: Tensor) -> None:
+        q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
+        found.append((q, k, v))
+
+    for block in generator.trunk.blocks:
+        block.get_submodule("qkv").register_forward_hook(keep)
+    tessella.generate(generator, [0, 1, 2, 3], num_steps=16, guidance=2.0)
+    return found
+
+
+def trained_cases(device: torch.device) -> Iterator[Case]:
+    """K4 on what a trained model computes; the worst of all blocks and steps."""
+    found = trained_inputs(device)
+    q = found[0][0]
+    shape = "B{} N{} H{} d{}".format(*q.shape)
+    for precision in get_args(Precision):
+
+        def run(given: tuple[Tensor, ...], precision: Precision = precision) -> Tensor:
+            with torch.no_grad():
+                return low_bit_attention(*given, precision=precision)
+
+        def check(_: Any, run: Callable[[Any], Tensor] = run) -> dict[str, float]:
+            all_near = [agreement(run(given), given) for given in found]
+            return {
+                "worst cosine": min(near["cosine"] for near in all_near),
+                "worst relative L1": max(near["relative L1"] for near in all_near),
+            }
+
+        def make(seed: int) -> Any:
+            return found[seed]
+
+        functions = {"kernel": run, **baselines(device)}
+        op = f"trained attention {precision}"
+        yield Case(op, shape, q.dtype, 0, functions, make, check=check)
 
 
 def attention_cases(device: torch.device) -> Iterator[Case]:
