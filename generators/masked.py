@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import STRICT
+from ..kernels.binary_attention.hashing import NUM_ANCHORS
 from ..kernels.bit_embedding.op import MAX_BITS, bit_embedding
 from ..kernels.codebook_sum.op import codebook_embedding_sum
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
@@ -201,6 +202,11 @@ class MaskedGenerator(Generator):
             raise ValueError(
                 "binarized_attention: binary_qk scales queries by their mean over all positions, "
                 f"padding included, so it does not go with tokens of several lengths, {spec}"
+            )
+        if config.transformer.binarized_attention == "hashed" and num_tokens < NUM_ANCHORS - 1:
+            raise ValueError(
+                f"binarized_attention: hashed compares with {NUM_ANCHORS} tokens, and "
+                f"{spec} with a class token has {num_tokens + 1}"
             )
         self.class_embedding = nn.Embedding(self.num_classes + 1, width)
         self.position = nn.Parameter(torch.empty(1, num_tokens + 1, width))

@@ -165,6 +165,9 @@ def train(
     validation = encode_split(tokenizer, val_source, num_classes, batch_size, EVAL_IMAGES)
     classes = source.classes if store is None else store.classes
     state = GeneratorRun(config, accelerator, tokenizer, classes)
+    # The first update of the averaged weights replaces what is fitted here to try the sampler.
+    tried = validation.to(device)
+    state.ema.module.prepare(tried.tokens, tried.labels, seed=run.seed)
     state.samples(limit=1)
     folder = RunFolder(out, config, resume=resume, writes=main)
     if own_store.exists() and not resume:

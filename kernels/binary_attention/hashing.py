@@ -28,6 +28,9 @@ from .reference import binary_sign, signs
 
 ValueSum = Literal["all", "own"]
 
+NUM_ANCHORS = 25
+"""Tokens that a published hash compares with, per head."""
+
 
 class HashFit(NamedTuple):
     """The loss of each bit on the tokens that a hash was fitted to, float32 or float64."""
@@ -104,7 +107,7 @@ class KernelHash(nn.Module):
     fitted: Tensor  # () bool
 
     def __init__(
-        self, num_heads: int, head_dim: int, *, num_bits: int = 16, num_anchors: int = 25
+        self, num_heads: int, head_dim: int, *, num_bits: int = 16, num_anchors: int = NUM_ANCHORS
     ) -> None:
         super().__init__()
         sizes = {"num_heads": num_heads, "head_dim": head_dim}

@@ -118,10 +118,9 @@ def test_hashes_are_fitted_before_training_and_stored() -> None:
 
 
 def test_hashes_want_as_many_tokens_as_anchors() -> None:
-    generator = build(binarized_attention="hashed")
-    tokens = Tokens(torch.zeros(2, 16, 8, dtype=torch.int64), SPEC)
-    with pytest.raises(ValueError, match="expected at least 25 tokens to fit, found 17"):
-        generator.prepare(tokens, torch.tensor([0, 1]), seed=0)
+    with pytest.raises(ValueError, match=r"hashed compares with 25 tokens, .* has 17"):
+        build(binarized_attention="hashed")
+    assert build(spec=TokenSpec((4, 6), (2,) * 8), binarized_attention="hashed")
 
 
 @pytest.mark.parametrize("way", [{"attention": "low_bit"}, {"binarized_attention": "bivit"}])

@@ -216,13 +216,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def make_tokenizer(folder: Path, *, seed: int = 0) -> Path:
-    """A folder with an untrained bit tokenizer: 16x16 pixels, 4x4 tokens of 8 bits."""
+def make_tokenizer(folder: Path, *, seed: int = 0, resolution: int = 16) -> Path:
+    """A folder with an untrained bit tokenizer: stride 4, tokens of 8 bits."""
     torch.manual_seed(seed)
     networks = ConvAutoencoderConfig(
         base_channels=8, channel_multipliers=(1, 1, 2), num_res_blocks=1, norm_groups=4
     )
-    config = VQGANConfig(resolution=16, autoencoder=networks, quantizer=LFQConfig(bits=8))
+    config = VQGANConfig(resolution=resolution, autoencoder=networks, quantizer=LFQConfig(bits=8))
     save_tokenizer(build_tokenizer(config), folder)
     return folder
 

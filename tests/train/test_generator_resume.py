@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from tessella.tests.train.conftest import make_tokenizer
+
 TIMES = ("images_per_second",)
 ARGUMENTS = ("run.log_every=4", "run.preview_every=20")
 PROCESSES_ATOL = 1e-5
@@ -70,6 +72,32 @@ def test_killed_run_resumes_bit_for_bit(
     assert resumed.statuses == [0], resumed.output
     _assert_same_end(resumed, straight(1, tokens))
     assert killed.differences(killed.weights(10), straight(1, tokens).weights(10)) == []
+
+
+@pytest.mark.slow
+def test_hashes_are_fitted_once_and_resume_with_the_rest(
+    generator_script: Any, tmp_path: Path
+) -> None:
+    """Hashed attention wants more than 4 x 4 tokens."""
+    tokenizer = make_tokenizer(tmp_path / "tokenizer", resolution=24)
+    words = (
+        f"tokenizer={tokenizer}",
+        "data.tokens=images",
+        "generator.transformer={binarized_attention: hashed, attention_dropout: 0}",
+        "run={steps: 4, checkpoint_every: 2, log_every: 1, preview_every: 4, evaluate_every: 4}",
+    )
+    straight = generator_script(tmp_path / "straight", *words)
+    assert straight.statuses == [0], straight.output
+    killed = generator_script(tmp_path / "run", *words, signals={0: ("SIGKILL", 3)})
+    assert killed.statuses == [-9], killed.output
+    resumed = generator_script(tmp_path / "run", *words, "--resume")
+    assert resumed.statuses == [0], resumed.output
+    weights = [run.weights(4) for run in (straight, resumed)]
+    assert resumed.differences(weights[1], weights[0]) == []
+    anchors = "trunk.blocks.0.hash.anchors"
+    for name in ("generator", "ema"):
+        (found,) = [v for key, v in weights[0].items() if key.startswith(name) and anchors in key]
+        assert found.any()
 
 
 @pytest.mark.slow
