@@ -1,6 +1,8 @@
 """The closed list of tokenizers: config in, module out."""
 
 from .base import Tokenizer
+from .binary_autoencoder import BinaryAutoencoder
+from .quantizers.bernoulli import BernoulliConfig
 from .vqgan import VQGAN, VQGANConfig
 
 TokenizerConfig = VQGANConfig
@@ -10,5 +12,7 @@ TokenizerConfig = VQGANConfig
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """The tokenizer that a config describes, freshly initialised from the global torch RNG."""
     match config:
+        case VQGANConfig(quantizer=BernoulliConfig()):
+            return BinaryAutoencoder(config)
         case VQGANConfig():
             return VQGAN(config)

@@ -1,9 +1,10 @@
 """The convolutional encoder and decoder of the VQGAN family.
 
 One pair of networks whose config spans VQGAN+ / MaskBit (arXiv:2409.16211, the default), MaskGIT-VQ
-(arXiv:2202.04200), the original VQGAN (arXiv:2012.09841), LlamaGen's VQ (arXiv:2406.06525) and
-Open-MAGVIT2 (arXiv:2409.04410). They know nothing of pixel ranges or quantizers: images in, latents
-out, and back.
+(arXiv:2202.04200), the original VQGAN (arXiv:2012.09841), LlamaGen's VQ (arXiv:2406.06525),
+Open-MAGVIT2 (arXiv:2409.04410) and the binary autoencoder of Binary Latent Diffusion
+(arXiv:2304.04820). They know nothing of pixel ranges or quantizers: images in, latents out, and
+back.
 """
 
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ class ConvAutoencoderConfig:
         num_mid_blocks: Residual blocks at the coarsest resolution between levels and head.
         mid_attention: Attention after the first of these.
         head_kernel_size: Kernel of the encoder's last convolution.
+        head_activation: SiLU before the last convolution of both networks (the binary autoencoder
+            has none).
+        latent_norm: A GroupNorm of the latents before the decoder's first convolution (the binary
+            autoencoder's `norm_first`).
         latent_channels: Width between the networks and the 1x1 convolutions around the quantizer
             (quant_conv and post_quant_conv); None: no such convolutions.
     """
@@ -61,6 +66,8 @@ class ConvAutoencoderConfig:
     num_mid_blocks: int = 2
     mid_attention: bool = False
     head_kernel_size: Literal[1, 3] = 1
+    head_activation: bool = True
+    latent_norm: bool = False
     latent_channels: int | None = None
 
     def __post_init__(self) -> None:
@@ -244,6 +251,7 @@ class Encoder(nn.Module):
             )
         self.mid = _mid(widths[-1], config)
         self.norm_out = nn.GroupNorm(config.norm_groups, widths[-1], eps=1e-6)
+        self.head_activation = nn.SiLU() if config.head_activation else nn.Identity()
         kernel = config.head_kernel_size
         self.conv_out = nn.Conv2d(widths[-1], out_channels, kernel, padding=kernel // 2)
 
@@ -251,7 +259,7 @@ class Encoder(nn.Module):
         h = self.conv_in(images)
         for level in self.levels:
             h = level(h)
-        return self.conv_out(nn.functional.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(self.head_activation(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
@@ -264,6 +272,14 @@ class Decoder(nn.Module):
         super().__init__()
         widths = config.widths
         num_blocks = config.num_res_blocks_decoder or config.num_res_blocks
+        if config.latent_norm and in_channels % config.norm_groups:
+            raise ValueError(
+                f"latent_norm: norm_groups {config.norm_groups} does not divide the latents' "
+                f"{in_channels} channels"
+            )
+        self.latent_norm: nn.Module = nn.Identity()
+        if config.latent_norm:
+            self.latent_norm = nn.GroupNorm(config.norm_groups, in_channels, eps=1e-6)
         self.conv_in = nn.Conv2d(in_channels, widths[-1], 3, padding=1)
         self.mid = _mid(widths[-1], config)
         self.levels = nn.ModuleList()
@@ -276,15 +292,16 @@ class Decoder(nn.Module):
                 self.adaptive_norms.append(AdaptiveNorm(before, in_channels, config))
             self.levels.append(Level(before, widths[i], num_blocks, attention, resample, config))
         self.norm_out = nn.GroupNorm(config.norm_groups, widths[0], eps=1e-6)
+        self.head_activation = nn.SiLU() if config.head_activation else nn.Identity()
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(latents))
+        h = self.mid(self.conv_in(self.latent_norm(latents)))
         for i, level in enumerate(self.levels):
             if len(self.adaptive_norms):
                 h = self.adaptive_norms[i](h, latents)
             h = level(h)
-        return self.conv_out(nn.functional.silu(self.norm_out(h)))
+        return self.conv_out(self.head_activation(self.norm_out(h)))
 
 
 def to_positions(grid: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ that does not upsample, so the file itself tells.
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,13 @@ from torch import Tensor
 
 from ..config import ConfigError, build_config, to_dict
 from .build import build_tokenizer
+from .public_flat import LISTS, flat_name, infer_flat, projection_as_matrix, unused_shortcut
 from .public_layouts import FORMATS, MAX_MID, USUAL_SETTINGS, Layout, PublicFormat
+from .public_tensors import LayoutError, listed, match_tensors, multipliers_of, size_of
 from .vqgan import VQGANConfig
 
 PUBLISHED_RESOLUTION = 256
-_LISTED = 20
-
-
-class LayoutError(ValueError):
-    """A state dict that is not what its format says; the message lists the keys."""
+_UNUSED = "shortcut that is not used where a block's channels match"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +80,13 @@ def _translate(
     resolution: int,
     average: bool,
 ) -> TokenizerTranslation:
+    if not public.layouts:
+        return _translate_flat(stored, public, config, resolution)
     reader = _Reader(stored, public, average)
     if config is None:
         config = _infer(reader, public, resolution)
     _check_settings(public, config)
-    with torch.device("meta"):
-        wanted = {n: t.shape for n, t in build_tokenizer(config).state_dict().items()}
+    wanted = _shapes(config)
     drop = list(public.drop)
     if public.dotless_average:
         others = "|".join(re.escape(reader.name(ours, other_copy=True)) for ours in wanted)
@@ -96,6 +95,34 @@ def _translate(
         drop.append((others, f"{unused}; used: {used}"))
     state, dropped = match_tensors(stored, wanted, reader.name, drop)
     return TokenizerTranslation(config, state, dropped, reader.averaged)
+
+
+def _translate_flat(
+    stored: Mapping[str, Tensor],
+    public: PublicFormat,
+    config: VQGANConfig | None,
+    resolution: int,
+) -> TokenizerTranslation:
+    """`_translate` where each network is one numbered list of modules."""
+    if config is None:
+        config = _completed(public, resolution, *infer_flat(stored, resolution))
+    _check_settings(public, config)
+    networks, wanted = config.autoencoder, _shapes(config)
+    blocks = [n.removesuffix(".conv1.weight") for n in wanted if n.endswith(".conv1.weight")]
+    unused = [block for block in blocks if f"{block}.shortcut.weight" not in wanted]
+    state, dropped = match_tensors(
+        projection_as_matrix(stored),
+        wanted,
+        lambda ours: flat_name(networks, ours),
+        [*public.drop, *((unused_shortcut(networks, block), _UNUSED) for block in unused)],
+    )
+    return TokenizerTranslation(config, state, dropped, averaged=False)
+
+
+def _shapes(config: VQGANConfig) -> dict[str, torch.Size]:
+    """Shape of every tensor of what a config describes."""
+    with torch.device("meta"):
+        return {n: t.shape for n, t in build_tokenizer(config).state_dict().items()}
 
 
 class _Reader:
@@ -129,13 +156,7 @@ class _Reader:
 
     def size(self, ours: str, axis: int, num_axes: int = 4) -> int:
         """Length of an axis of a tensor that must be there."""
-        shape = self.shape(ours)
-        if shape is None or len(shape) != num_axes:
-            found = "is missing" if shape is None else f"has shape {tuple(shape)}"
-            raise LayoutError(
-                f"{self.name(ours)} {found}; expected {num_axes} axes, which tell the sizes"
-            )
-        return shape[axis]
+        return size_of(self.stored, self.name(ours), axis, num_axes)
 
     def count(self, template: str) -> int:
         """How many there are, numbered from 0."""
@@ -147,15 +168,12 @@ def _infer(reader: _Reader, public: PublicFormat, resolution: int) -> VQGANConfi
     base, shape = reader.size("encoder.conv_in.weight", 0), reader.shape
     levels = range(reader.num_levels)
     widths = [reader.size(f"encoder.levels.{i}.blocks.0.conv1.weight", 0) for i in levels]
-    uneven = [width for width in widths if width % base]
-    if uneven:
-        raise LayoutError(f"a level has {uneven[0]} channels, no multiple of the stem's {base}")
     blocks, decoder_blocks = (
         reader.count(f"{side}.levels.0.blocks.{{}}.conv1.weight") for side in ("encoder", "decoder")
     )
     autoencoder: dict[str, Any] = {
         "base_channels": base,
-        "channel_multipliers": [width // base for width in widths],
+        "channel_multipliers": multipliers_of(base, widths),
         "num_res_blocks": blocks,
         "num_res_blocks_decoder": None if decoder_blocks == blocks else decoder_blocks,
         "conv_bias": shape("encoder.conv_in.bias") is not None,
@@ -176,6 +194,13 @@ def _infer(reader: _Reader, public: PublicFormat, resolution: int) -> VQGANConfi
     else:
         rows, dim = (reader.size("quantizer.codebook", axis, 2) for axis in (0, 1))
         quantizer = {"type": "vq", "codebook_size": rows, "dim": dim}
+    return _completed(public, resolution, autoencoder, quantizer)
+
+
+def _completed(
+    public: PublicFormat, resolution: int, autoencoder: dict[str, Any], quantizer: dict[str, Any]
+) -> VQGANConfig:
+    """What the shapes say together with what the format says."""
     data = {"resolution": resolution, "autoencoder": autoencoder, "quantizer": quantizer}
     for path in USUAL_SETTINGS:
         section, _, key = path.rpartition(".")
@@ -202,59 +227,6 @@ def _check_settings(public: PublicFormat, config: VQGANConfig) -> None:
         raise LayoutError(f"the config says otherwise: {'; '.join(wrong)}")
 
 
-def match_tensors(
-    stored: Mapping[str, Tensor],
-    wanted: Mapping[str, torch.Size],
-    name: Callable[[str], str],
-    drop: Sequence[tuple[str, str]],
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The wanted tensors under our names as float32, and what was left out, with the reasons.
-
-    Args:
-        stored: Tensors by public name.
-        wanted: Shapes by our name.
-        name: Our name to the public one.
-        drop: Patterns of public names to leave out, each with the reason.
-
-    Raises:
-        LayoutError: Listing keys that are missing, unexpected, of another shape, not of a float
-            type, or with values that are not finite.
-    """
-    places = {name(ours): ours for ours in wanted}
-    found = {n: ours for n, ours in places.items() if n in stored}
-    left = [n for n in stored if n not in places]
-    dropped = {
-        key: reason
-        for pattern, reason in reversed(drop)
-        for key in left
-        if re.fullmatch(pattern, key)
-    }
-    faults = {
-        "missing": [n for n in places if n not in stored],
-        "unexpected": [n for n in left if n not in dropped],
-        "of another shape": [
-            f"{n} {tuple(stored[n].shape)} instead of {tuple(wanted[ours])}"
-            for n, ours in found.items()
-            if stored[n].shape != wanted[ours]
-        ],
-        "not of a float type": [n for n in found if not stored[n].is_floating_point()],
-    }
-    if any(faults.values()):
-        raise LayoutError("; ".join(f"{what}: {listed(keys)}" for what, keys in faults.items()))
-    state = {ours: stored[n].float() for n, ours in found.items()}
-    spoiled = [n for n, ours in found.items() if not state[ours].isfinite().all()]
-    if spoiled:
-        raise LayoutError(f"values that are not finite: {listed(spoiled)}")
-    return state, dropped
-
-
-def listed(keys: Iterable[str]) -> str:
-    """Up to 20 keys, and how many more there are; `none` for none."""
-    keys = sorted(keys)
-    more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-    return (", ".join(keys[:_LISTED]) + more) or "none"
-
-
 _PROBES = ("encoder.levels.0.blocks.0.conv1.weight", "encoder.mid.0.conv1.weight")
 
 
@@ -273,6 +245,8 @@ def _has_layout(names: set[str], layout: Layout, averaged: bool) -> bool:
 def _other_format(names: set[str], format_name: str) -> str:
     """A hint at another format whose layout and kind of downsampling the keys have, or nothing."""
     for other, public in FORMATS.items():
+        if not public.layouts and other != format_name and f"{LISTS['encoder']}.0.weight" in names:
+            return f"; the keys are those of the format {other}"
         pools = public.setting("autoencoder.downsample") == "avg_pool"
         for layout in public.layouts if other != format_name else ():
             strided = layout.name("encoder.levels.0.resample.conv.weight", 1, False) in names

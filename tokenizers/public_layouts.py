@@ -2,8 +2,9 @@
 
 A layout says where a public state dict keeps each tensor of ours; a format adds what no tensor
 shows: pixel range, shortcut, padding, distance. Read from the public code of markweberdev/maskbit,
-CompVis/taming-transformers, FoundationVision/LlamaGen, TencentARC/SEED-Voken and
-bytedance/1d-tokenizer; tables only, no line of theirs.
+CompVis/taming-transformers, FoundationVision/LlamaGen, TencentARC/SEED-Voken,
+bytedance/1d-tokenizer, ZeWang95/BinaryLatentDiffusion and haoosz/BiGR; tables only, no line of
+theirs.
 """
 
 from collections.abc import Mapping
@@ -98,7 +99,8 @@ class PublicFormat:
     """What a format means.
 
     Args:
-        layouts: The layouts that it occurs in.
+        layouts: The layouts that it occurs in; none: each network is one numbered
+            list of modules, as `public_flat.py` reads it.
         quantizers: The quantizers that it occurs with.
         settings: Fields of `VQGANConfig` by path that no shape shows, where they are not those of
             `USUAL_SETTINGS`.
@@ -107,7 +109,7 @@ class PublicFormat:
     """
 
     layouts: tuple[Layout, ...]
-    quantizers: tuple[Literal["vq", "lfq"], ...]
+    quantizers: tuple[Literal["vq", "lfq", "bernoulli"], ...]
     settings: Mapping[str, str | bool]
     drop: tuple[tuple[str, str], ...] = ()
     dotless_average: bool = False
@@ -123,9 +125,10 @@ USUAL_SETTINGS: Mapping[str, str | bool] = {
     "autoencoder.downsample": "conv",
     "autoencoder.upsample": "nearest",
     "autoencoder.adaptive_norm": False,
+    "autoencoder.head_activation": True,
     "quantizer.normalize": False,
 }
-"""All that no shape shows (LFQ has no `normalize`)."""
+"""All that no shape shows (only VQ has `normalize`)."""
 _LOSS = (r"loss\..*", "training losses and discriminator")
 _TABLE = "table that follows from the number of bits"
 FORMATS: dict[str, PublicFormat] = {
@@ -166,6 +169,16 @@ FORMATS: dict[str, PublicFormat] = {
             (r"model_ema\.loss.*", "running average of the discriminator"),
         ),
         dotless_average=True,
+    ),
+    "bld-ae": PublicFormat(
+        layouts=(),
+        quantizers=("bernoulli",),
+        settings={"pixel_range": "unit", "autoencoder.head_activation": False},
+        drop=(
+            (r"disc\..*", "discriminator"),
+            (r"perceptual\..*", "perceptual network of the losses"),
+            (r"ae\.generator\.logsigma\..*", "a head that nothing reads"),
+        ),
     ),
 }
 """Tokenizer formats by name."""

@@ -83,7 +83,8 @@ def code_alarms(codes: dict[str, float], vocab_size: int) -> list[Alarm]:
         alarms.append(
             Alarm(
                 what=f"{stuck:.0f} bits hardly ever change (mean below 0.01 or above 0.99)",
-                advice="a higher entropy weight, a longer entropy_boost, a lower learning rate",
+                advice="a higher entropy weight, a longer entropy_boost, a lower learning rate, "
+                "a lower commitment weight",
             )
         )
     usage = codes.get("codebook_usage", 1.0)

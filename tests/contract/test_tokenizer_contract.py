@@ -9,6 +9,7 @@ from torch import Tensor
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
 from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.quantizers.bernoulli import BernoulliConfig
 from tessella.tokenizers.quantizers.bsq import BSQConfig
 from tessella.tokenizers.quantizers.build import QuantizerConfig
 from tessella.tokenizers.quantizers.ema_vq import EMAVQConfig
@@ -46,6 +47,16 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
     "lfq_80_bits": tiny(LFQConfig(bits=80)),
     "bsq": tiny(BSQConfig(bits=6)),
     "fsq": tiny(FSQConfig(levels=(8, 5, 5))),
+    "bernoulli": tiny(
+        BernoulliConfig(bits=6, dim=8, draw="never"),
+        pixel_range="unit",
+        conv_bias=True,
+        attention_levels=(1,),
+        mid_attention=True,
+        head_kernel_size=3,
+        head_activation=False,
+        latent_norm=True,
+    ),
     "fsq_symmetric": tiny(FSQConfig(levels=(2, 4, 5), symmetric=True)),
     "unit_pixels": tiny(LFQConfig(bits=6), pixel_range="unit", shortcut="legacy"),
     "maskgit": tiny(

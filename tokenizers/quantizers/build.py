@@ -5,6 +5,7 @@ from typing import Annotated, assert_never
 from pydantic import Field
 
 from ..base import Quantizer
+from .bernoulli import Bernoulli, BernoulliConfig
 from .bsq import BSQ, BSQConfig
 from .ema_vq import EMAVQ, EMAVQConfig
 from .fsq import FSQ, FSQConfig
@@ -12,7 +13,8 @@ from .lfq import LFQ, LFQConfig
 from .vq import VQ, VQConfig
 
 QuantizerConfig = Annotated[
-    VQConfig | EMAVQConfig | LFQConfig | BSQConfig | FSQConfig, Field(discriminator="type")
+    VQConfig | EMAVQConfig | LFQConfig | BSQConfig | FSQConfig | BernoulliConfig,
+    Field(discriminator="type"),
 ]
 
 
@@ -29,5 +31,7 @@ def build_quantizer(config: QuantizerConfig) -> Quantizer:
             return BSQ(config)
         case FSQConfig():
             return FSQ(config)
+        case BernoulliConfig():
+            return Bernoulli(config)
         case _:
             assert_never(config)

@@ -1,0 +1,70 @@
+"""The binary autoencoder of Binary Latent Diffusion and BiGR: a VQGAN whose bits may be drawn.
+
+With `quantizer: {type: bernoulli}` a VQGAN is this class (arXiv:2304.04820, arXiv:2410.14672). Its
+networks are those of every other VQGAN; only the randomness is its own. Two parts of the public
+models that compute nothing are left out: the 1x1 shortcut of residual blocks whose channels match,
+and the head `logsigma`. As parameters without gradient they would stop training on several
+processes.
+"""
+
+import torch
+from torch import Tensor
+
+from .base import TokenizerOutput
+from .quantizers.bernoulli import Bernoulli, draw
+from .tokens import Tokens
+from .vqgan import VQGAN
+
+
+class BinaryAutoencoder(VQGAN):
+    """Images to a grid of (resolution / stride)**2 tokens of K bits and back."""
+
+    quantizer: Bernoulli
+
+    def forward(self, images: Tensor, *, rng: torch.Generator | None = None) -> TokenizerOutput:
+        """One training step on images (B, 3, H, W) in [-1, 1].
+
+        Bits are drawn from `rng` (None: the global generator) unless the config says `never`.
+        """
+        out = self.quantizer(self._latents(images), rng=rng)
+        return TokenizerOutput(
+            self._images(out.quantized), Tokens(out.indices, self.spec), out.losses
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, *, rng: torch.Generator | None = None) -> Tokens:
+        """Tokens of images (B, 3, H, W) in [-1, 1]; the same images give the same tokens.
+
+        With `draw: always` and an `rng` they are those of `sample_bits`.
+
+        Raises:
+            ValueError: If size, type or range is wrong, or the network's output is not finite.
+        """
+        if rng is not None and self.quantizer.config.draw == "always":
+            return self.sample_bits(images, rng)
+        return super().encode(images)
+
+    @torch.no_grad()
+    def sample_bits(self, images: Tensor, rng: torch.Generator | None = None) -> Tokens:
+        """Tokens whose bits are drawn with their probabilities, whatever the config says.
+
+        What the public generators over these bits were trained on. The draws of a batch follow one
+        another: give one image at a time for bits that do not depend on the batch.
+
+        Raises:
+            ValueError: As `encode`.
+        """
+        return Tokens(draw(self.probabilities(images), rng).long(), self.spec)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Probability of 1 of every bit of images (B, 3, H, W) in [-1, 1]: (B, N, K) float32.
+
+        Raises:
+            ValueError: As `encode`.
+        """
+        self.check_images(images)
+        latents = self._latents(images.to(self.device, self.encoder.conv_in.weight.dtype))
+        if not latents.isfinite().all():
+            raise ValueError("encode: the encoder produced values that are not finite")
+        return self.quantizer.probabilities(latents)
