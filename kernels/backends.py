@@ -31,6 +31,10 @@ _MIN_CAPABILITY = (8, 0)
 _warned: set[tuple[str, str]] = set()
 
 
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot run here; nothing falls back silently."""
+
+
 def triton_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why Triton kernels cannot run on this device and float type, or None if they can."""
     if not _triton_installed():
@@ -74,7 +78,7 @@ def resolve_backend(
 
     Raises:
         ValueError: If the argument or TESSELLA_KERNELS names no backend.
-        RuntimeError: If Triton was asked for by name and cannot run, with the reason.
+        BackendUnavailable: If Triton was asked for by name and cannot run, with the reason.
     """
     source, wanted = "backend", backend
     if backend == "auto" and VARIABLE in os.environ:
@@ -87,18 +91,30 @@ def resolve_backend(
     if reason is None:
         return "triton"
     if wanted == "triton":
-        raise RuntimeError(f"{op}: {source} 'triton' cannot run here: {reason}")
+        raise BackendUnavailable(f"{op}: {source} 'triton' cannot run here: {reason}")
     if (op, reason) not in _warned:
         _warned.add((op, reason))
         warnings.warn(f"{op}: the slower reference runs on CUDA: {reason}", stacklevel=2)
     return "reference"
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The type that autocast asks for on this device; None where it is off or does not exist.
+
+    `torch.is_autocast_enabled` raises for device types without autocast, such as `meta`.
+    """
+    if not torch.amp.is_autocast_available(device.type):
+        return None
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast off, where it exists: the ops choose their types themselves."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+    if autocast_dtype(device) is None:
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 @cache

@@ -6,6 +6,9 @@ from torch import Tensor
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that weights may have; float64 only in the references."""
 
+HEAD_DIMS = range(32, 129, 8)
+"""Channels of a head that the attention kernels take, in tiles of 32, 64 or 128."""
+
 
 def check_float(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tensor) -> None:
     """Refuse a term that has not this shape and the weight's type and device.
@@ -54,3 +57,18 @@ def check_devices(codes: Tensor, **others: Tensor | None) -> None:
     for name, tensor in others.items():
         if tensor is not None and tensor.device != codes.device:
             raise ValueError(f"{name}: expected on {codes.device}, found on {tensor.device}")
+
+
+def check_valid(valid: Tensor | None, shape: tuple[int, int], device: torch.device) -> None:
+    """Refuse a mask of keys that is not (B, Nk) bool beside the others.
+
+    Raises:
+        ValueError: With the shape, type and device found.
+    """
+    if valid is None:
+        return
+    if valid.shape != shape or valid.dtype != torch.bool or valid.device != device:
+        raise ValueError(
+            f"valid: expected {tuple(shape)} torch.bool on {device}, "
+            f"found {tuple(valid.shape)} {valid.dtype} on {valid.device}"
+        )

@@ -81,6 +81,13 @@ def mask_arguments(mask: Tensor | None) -> dict[str, Any]:
     return arguments
 
 
+def valid_arguments(valid: Tensor | None) -> dict[str, Tensor | int | None]:
+    """The real tokens (B, N) as bytes, with strides."""
+    if valid is None:
+        return {"valid": None, "valid_stride_b": 0, "valid_stride_n": 0}
+    return {"valid": valid.view(torch.uint8), **strides("valid", "bn", valid)}
+
+
 @dataclass(frozen=True)
 class BatchBlocks:
     """How a backward kernel that walks over the images divides (B, rows, D).

@@ -12,11 +12,12 @@ stored. What the METHOD changes:
   scores again and keeps those not below it by more than ln 4: no sum of exponentials.
 
 Hopper has no one-bit product that Triton reaches and emulates the four-bit one: INT8 is the
-narrowest that is fast. 16-bit operands multiply as they are. Two float32 operands are three TF32
-products (`tf32x3`, about 22 bits), never one; a float32 operand beside 0 / 1 is three bf16 terms
-(24 bits). A channel or key beyond the end is 0 in the products, not a sign.
+narrowest that is fast. It has no NaN, so `bibert` finds those of q as it reads them and those of k
+in a mean before the launch. 16-bit operands multiply as they are. Two float32 operands are three
+TF32 products (`tf32x3`, about 22 bits), never one; a float32 operand beside 0 / 1 is three bf16
+terms (24 bits). A channel or key beyond the end is 0 in the products, not a sign.
 
-In the interpreter (`INTERPRET`) 16-bit dot operands are cast to float32: its bf16 dot is wrong.
+In the interpreter (`INTERPRET`) dot operands are cast: see `triton_dots.py`.
 Source: kernels.md 4.4, 4.7, 5.3 and 6.1.
 """
 
@@ -28,8 +29,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends import INTERPRETED
-from ..bit_embedding.fused import dot_16bit, dot_exact
-from ..launch import Launch, ceil_div, num_rows_per_block, power_of_two, strides
+from ..launch import Launch, ceil_div, num_rows_per_block, power_of_two, strides, valid_arguments
+from ..triton_dots import dot_exact, dot_float
 from .reference import LOG_THRESHOLD, mean_magnitude
 
 METHODS = {"bibert": 0, "bivit": 1, "binary_qk": 2}
@@ -41,19 +42,28 @@ BINARY_QK = tl.constexpr(2)
 
 
 @triton.jit
-def signs_of(x, real):
+def int8_signs(x, real):
     """-1 or +1 (+1 of 0) in INT8, 0 where not real. Compared in float32 for the interpreter."""
     return tl.where(real, tl.where(x.to(tl.float32) >= 0, 1, -1), 0).to(tl.int8)
 
 
 @triton.jit
-def dot_float(left, right, acc, INTERPRET: tl.constexpr):
-    """acc + left @ right with float32 sums; float32 operands as three TF32 products."""
-    if left.dtype == tl.float32:
-        acc = tl.dot(left, right, acc, input_precision="tf32x3", out_dtype=tl.float32)
-    else:
-        acc = dot_16bit(left, right, acc, INTERPRET)
-    return acc
+def float_signs(x, real):
+    """The same in float16, and NaN of NaN."""
+    x = x.to(tl.float32)
+    return tl.where(x != x, float("nan"), int8_signs(x, real).to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def is_nan(x):
+    """1 where float32 is NaN, 0 elsewhere, int32."""
+    return (x != x).to(tl.int32)
+
+
+@triton.jit
+def rows_with_nan(x):
+    """1 where a row of (R, D) holds NaN, 0 elsewhere, (R,) int32."""
+    return tl.max(is_nan(x.to(tl.float32)), 1)
 
 
 @triton.jit
@@ -70,9 +80,8 @@ def load_keys(
     start,
     num_keys,
     stride_n,
-    stride_d,
     valid_stride_n,
-    width,
+    WIDTH: tl.constexpr,
     D: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -83,8 +92,8 @@ def load_keys(
     n = n.to(tl.int64)
     if valid is not None:
         real &= tl.load(valid + n * valid_stride_n, mask=real, other=0) != 0
-    where = (n * stride_n)[:, None] + (d.to(tl.int64) * stride_d)[None, :]
-    return tl.load(k + where, mask=real[:, None] & (d < width)[None, :], other=0.0), real
+    where = (n * tl.multiple_of(stride_n, 8))[:, None] + d[None, :]
+    return tl.load(k + where, mask=real[:, None] & (d < WIDTH)[None, :], other=0.0), real
 
 
 @triton.jit
@@ -100,19 +109,15 @@ def binary_attention_fwd_kernel(
     num_queries,
     num_keys,
     heads,
-    width,
     q_stride_b,
     q_stride_n,
     q_stride_h,
-    q_stride_d,
     k_stride_b,
     k_stride_n,
     k_stride_h,
-    k_stride_d,
     v_stride_b,
     v_stride_n,
     v_stride_h,
-    v_stride_d,
     valid_stride_b,
     valid_stride_n,
     bias_stride_h,
@@ -120,6 +125,7 @@ def binary_attention_fwd_kernel(
     bias_stride_k,
     METHOD: tl.constexpr,
     ROW_NORM: tl.constexpr,
+    WIDTH: tl.constexpr,
     D: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -131,20 +137,20 @@ def binary_attention_fwd_kernel(
     pair = tl.program_id(0) // blocks
     image = (pair // heads).to(tl.int64)
     head = (pair % heads).to(tl.int64)
-    k += image * k_stride_b + head * k_stride_h
-    v += image * v_stride_b + head * v_stride_h
+    k += image * tl.multiple_of(k_stride_b, 8) + head * tl.multiple_of(k_stride_h, 8)
+    v += image * tl.multiple_of(v_stride_b, 8) + head * tl.multiple_of(v_stride_h, 8)
     if valid is not None:
         valid += image * valid_stride_b
 
     m = block * BM + tl.arange(0, BM)
     d = tl.arange(0, D)
-    query_ok = (m < num_queries)[:, None] & (d < width)[None, :]
+    query_ok = (m < num_queries)[:, None] & (d < WIDTH)[None, :]
     rows = m.to(tl.int64)
-    where_q = (rows * q_stride_n)[:, None] + (d.to(tl.int64) * q_stride_d)[None, :]
-    q += image * q_stride_b + head * q_stride_h
+    where_q = (rows * tl.multiple_of(q_stride_n, 8))[:, None] + d[None, :]
+    q += image * tl.multiple_of(q_stride_b, 8) + head * tl.multiple_of(q_stride_h, 8)
     queries = tl.load(q + where_q, mask=query_ok, other=0.0)  # (BM, D)
     if METHOD != BIVIT:
-        queries = signs_of(queries, query_ok)
+        queries = int8_signs(queries, query_ok)
     if METHOD == BINARY_QK:
         factor = tl.load(scale + pair) * LOG2_E
 
@@ -152,7 +158,7 @@ def binary_attention_fwd_kernel(
     if METHOD == BIVIT:
         for start in range(0, num_keys, BN):
             keys, real = load_keys(
-                k, valid, start, num_keys, k_stride_n, k_stride_d, valid_stride_n, width, D, BN
+                k, valid, start, num_keys, k_stride_n, valid_stride_n, WIDTH, D, BN
             )
             zero = tl.zeros([BM, BN], tl.float32)
             scores = dot_float(queries, tl.trans(keys), zero, INTERPRET)
@@ -162,18 +168,21 @@ def binary_attention_fwd_kernel(
 
     acc = tl.zeros([BM, D], tl.float32)
     total = tl.zeros([BM], tl.float32)
+    any_key = tl.zeros([BN], tl.int32)
     for start in range(0, num_keys, BN):
-        keys, real = load_keys(
-            k, valid, start, num_keys, k_stride_n, k_stride_d, valid_stride_n, width, D, BN
-        )
+        keys, real = load_keys(k, valid, start, num_keys, k_stride_n, valid_stride_n, WIDTH, D, BN)
         if METHOD == BIVIT:
             zero = tl.zeros([BM, BN], tl.float32)
             scores = dot_float(queries, tl.trans(keys), zero, INTERPRET)
-            weights = tl.where(real[None, :] & (scores >= largest[:, None]), 1.0, 0.0)
+            weights = tl.where(scores >= largest[:, None], 1.0, 0.0)
+            weights = tl.where(scores != scores, float("nan"), weights)
+            weights = tl.where(real[None, :], weights, 0.0)
             if ROW_NORM:
                 total += tl.sum(weights, 1)
         else:
-            keys = signs_of(keys, (d < width)[None, :])
+            if METHOD == BIBERT and valid is not None:
+                any_key |= real.to(tl.int32)
+            keys = int8_signs(keys, (d < WIDTH)[None, :])
             products = tl.dot(queries, tl.trans(keys), out_dtype=tl.int32)  # (BM, BN)
             if METHOD == BIBERT:
                 weights = tl.where(products > 0, 1.0, 0.0)  # the signs of no value are 0
@@ -194,19 +203,23 @@ def binary_attention_fwd_kernel(
                 total = total * shrink + tl.sum(weights, 1)
                 acc *= shrink[:, None]
                 largest = larger
-        values, _ = load_keys(
-            v, valid, start, num_keys, v_stride_n, v_stride_d, valid_stride_n, width, D, BN
-        )
+        values, _ = load_keys(v, valid, start, num_keys, v_stride_n, valid_stride_n, WIDTH, D, BN)
         if METHOD == BIBERT:
-            values = signs_of(values, real[:, None] & (d < width)[None, :]).to(tl.float16)
+            values = float_signs(values, real[:, None] & (d < WIDTH)[None, :])
         if METHOD == BINARY_QK:
             acc = dot_float(weights.to(values.dtype), values, acc, INTERPRET)
         else:
             acc = dot_ones(weights, values, acc, INTERPRET)
 
+    if METHOD == BIBERT:
+        queries = tl.load(q + where_q, mask=query_ok, other=0.0)  # again: to keep is to spill
+        unknown = rows_with_nan(queries) | is_nan(tl.load(scale + pair))
+        if valid is not None:
+            unknown &= tl.max(any_key, 0)
+        acc = tl.where(unknown[:, None] != 0, float("nan"), acc)
     if METHOD == BINARY_QK or ROW_NORM:
         acc /= tl.where(total == 0, 1.0, total)[:, None]
-    where_out = ((image * num_queries + rows) * heads + head)[:, None] * width + d[None, :]
+    where_out = ((image * num_queries + rows) * heads + head)[:, None] * WIDTH + d[None, :]
     tl.store(out + where_out, acc.to(out.dtype.element_ty), mask=query_ok)
 
 
@@ -237,9 +250,12 @@ def forward_launch(
     row_norm: bool,
 ) -> Launch:
     """The kernel with its arguments; `out` is among them."""
+    q, k, v = (_aligned(x) for x in (q, k, v))
     (batch, num_queries, heads, width), num_keys = q.shape, k.shape[1]
     scale = None
-    if method == "binary_qk":
+    if method == "bibert":  # NaN, which INT8 has not, if a valid key holds one
+        scale = mean_magnitude(k, valid)
+    elif method == "binary_qk":
         scale = mean_magnitude(q) * mean_magnitude(k, valid) * width**-0.5
     block_d = power_of_two(width)
     block_m, block_n, num_warps = _blocks(q, method, block_d, with_bias=bias is not None)
@@ -247,7 +263,6 @@ def forward_launch(
         "q": q,
         "k": k,
         "v": v,
-        "valid": None if valid is None else valid.view(torch.uint8),
         "bias": bias,
         "scale": scale,
         "out": q.new_empty(q.shape),
@@ -255,17 +270,16 @@ def forward_launch(
         "num_queries": num_queries,
         "num_keys": num_keys,
         "heads": heads,
-        "width": width,
-        **strides("q", "bnhd", q),
-        **strides("k", "bnhd", k),
-        **strides("v", "bnhd", v),
-        "valid_stride_b": 0 if valid is None else valid.stride(0),
-        "valid_stride_n": 0 if valid is None else valid.stride(1),
+        **strides("q", "bnh", q[..., 0]),
+        **strides("k", "bnh", k[..., 0]),
+        **strides("v", "bnh", v[..., 0]),
+        **valid_arguments(valid),
         "bias_stride_h": 0 if bias is None else bias.stride(0),
         "bias_stride_q": 0 if bias is None else bias.stride(1),
         "bias_stride_k": 0 if bias is None else bias.stride(2),
         "METHOD": METHODS[method],
         "ROW_NORM": row_norm,
+        "WIDTH": width,
         "D": block_d,
         "BM": block_m,
         "BN": block_n,
@@ -276,12 +290,22 @@ def forward_launch(
     return Launch(binary_attention_fwd_kernel, grid, arguments, options)
 
 
+def _aligned(x: Tensor) -> Tensor:
+    """(B, N, H, d) with adjacent channels and strides of multiples of 8, copied if need be."""
+    if x.stride(3) == 1 and all(stride % 8 == 0 for stride in x.stride()[:3]):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 def _blocks(q: Tensor, method: str, block_d: int, *, with_bias: bool) -> tuple[int, int, int]:
     """Queries and keys of a block, and warps: as many as keep the kernel from spilling."""
+    ragged = q.shape[3] != block_d  # masks of channels take registers
     if q.dtype == torch.float32:
         if block_d < 128:
-            return 64, 32, 4
-        return (64, 16, 4) if method == "bivit" else (64, 32, 8)
-    block_m = num_rows_per_block(q.shape[1], q.shape[0] * q.shape[2], (64, 128))
-    many = block_m == 128 and (block_d == 128 or with_bias)
-    return block_m, 64, 8 if many else 4
+            return 64, 32, 8
+        if method == "bivit":
+            return 64, 16, 8 if ragged else 4
+        return 64, 16 if ragged else 32, 8
+    choices = (64,) if ragged and block_d == 128 else (64, 128)
+    block_m = num_rows_per_block(q.shape[1], q.shape[0] * q.shape[2], choices)
+    return block_m, 64, 8 if block_m == 128 or block_d == 128 or with_bias else 4

@@ -15,15 +15,15 @@ Where we differ from the published code:
   weights are drawn there, from the caller's generator.
 """
 
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backends import no_autocast
-from ..checks import FLOATS, check_float
-from .op import check_valid
+from ..checks import FLOATS, check_float, check_valid
 from .reference import binary_sign, signs
 
 ValueSum = Literal["all", "own"]
@@ -89,7 +89,7 @@ class KernelHash(nn.Module):
     kappa(x) holds exp(-|x - anchor|^2 / (2 sigma)) for every anchor, with x of unit length and
     sigma the mean squared distance between the tokens and the anchors of a (batch, head).
     The gradient passes the sign where its input is in [-1, 1]. Everything learned is a buffer, made
-    by `fit`; the optimizer does not train it.
+    by `fit`; the optimizer does not train it. Buffers stay float32 under `.to(torch.bfloat16)`.
 
     Args:
         num_heads: H.
@@ -118,8 +118,6 @@ class KernelHash(nn.Module):
         self.register_buffer("weight", torch.zeros(num_heads, num_bits, num_anchors))
         self.register_buffer("kernel_mean", torch.zeros(num_heads, num_anchors))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
-        self._known_fitted = False
-        self.register_load_state_dict_post_hook(_read_fitted)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Codes in {-1, +1}.
@@ -133,15 +131,15 @@ class KernelHash(nn.Module):
             (B, N, H, b), of the type of x.
 
         Raises:
-            RuntimeError: Before `fit`, or before a fitted state was loaded.
+            RuntimeError: Before `fit`, or before a fitted state was loaded. Reading the flag waits
+                for the device. Inside torch.compile, in the capture of a CUDA graph and on `meta`
+                it is not read: the caller answers for it.
             ValueError: If a type or shape is wrong.
         """
         self._check(x)
         check_valid(valid, (x.shape[0], x.shape[1]), x.device)
-        if not self._known_fitted:
-            if not bool(self.fitted):
-                raise RuntimeError("KernelHash: expected a fitted hash; call fit() or load one")
-            self._known_fitted = True
+        if self._fitted_can_be_read() and not self.fitted:
+            raise RuntimeError("KernelHash: expected a fitted hash; call fit() or load one")
         with no_autocast(x.device):
             kernel = self._kernel(_unit(x), valid) - self._wide(self.kernel_mean, x)[:, None]
             projected = kernel @ self._wide(self.weight, x).mT  # (B, H, N, b)
@@ -213,8 +211,23 @@ class KernelHash(nn.Module):
                 left = left - codes[..., :, None] * codes[..., None, :]
                 losses.append((before, torch.minimum(before, after)))
         self.fitted.fill_(True)
-        self._known_fitted = True
         return HashFit(*(torch.stack(column) for column in zip(*losses, strict=True)))
+
+    def _fitted_can_be_read(self) -> bool:
+        """Whether Python may look at the flag here."""
+        if torch.compiler.is_compiling() or self.fitted.is_meta:
+            return False
+        return not (self.fitted.is_cuda and torch.cuda.is_current_stream_capturing())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the buffers without another float type: rounded anchors flip codes."""
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            now = self._buffers[name]
+            if before is not None and now is not None and now.dtype != before.dtype:
+                self._buffers[name] = before.to(now.device)
+        return self
 
     def _kernel(self, units: Tensor, valid: Tensor | None) -> Tensor:
         """kappa of unit vectors (B, H, N, d): (B, H, N, m)."""
@@ -266,12 +279,6 @@ def _check_attention(
         raise ValueError(
             f"value_sum: 'own' expects as many queries as keys, found {num_queries} and {num_keys}"
         )
-
-
-def _read_fitted(module: nn.Module, incompatible_keys: object) -> None:
-    """What `forward` knows of the loaded flag, so that a compiled forward need not look."""
-    assert isinstance(module, KernelHash)
-    module._known_fitted = not module.fitted.is_meta and bool(module.fitted)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -15,13 +15,10 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, no_autocast, resolve_backend
-from ..checks import FLOATS, check_float
+from ..checks import FLOATS, HEAD_DIMS, check_float, check_valid
 from .reference import binary_attention_backward_reference, binary_attention_reference
 
 Method = Literal["bibert", "bivit", "binary_qk"]
-
-HEAD_DIMS = range(32, 129, 8)
-"""Head dims d of the Triton code; the reference takes any."""
 
 
 def binary_attention(
@@ -38,7 +35,8 @@ def binary_attention(
     """Attention with one-bit scores or probabilities and a straight-through backward.
 
     Args:
-        q: Queries, (B, Nq, H, d) float of any strides.
+        q: Queries, (B, Nq, H, d) float of any strides; the Triton code first copies tensors whose
+            channels are not adjacent or whose other strides are no multiples of 8.
         k: Keys, (B, Nk, H, d), of the same type.
         v: Values, (B, Nk, H, d), of the same type.
         method: `bibert`: signs of q, k and v, no softmax, ones where the score is positive.
@@ -54,7 +52,10 @@ def binary_attention(
             d = 32, 40, ..., 128; the backward is plain torch in any case.
 
     Returns:
-        (B, Nq, H, d), of the type of q, under autocast too; 0 for queries without valid keys.
+        (B, Nq, H, d), of the type of q, under autocast too; 0 for queries without valid keys. Else
+        a NaN shows in the rows that read it: in q, its own row (for `binary_qk` all rows of the
+        head, as their mean magnitude is NaN); in a valid token of k, all rows of the head; of v,
+        its channel in all rows of the head.
         Sums are float32, products of signs and ones exact. The Triton code makes other products of
         float32 from three TF32 products (about 22 bits), and rounds probabilities to the type of a
         16-bit v.
@@ -102,21 +103,6 @@ def _check(
     check_float("bias", bias, (heads, num_queries, num_keys), q)
     if row_norm and method != "bivit":
         raise ValueError(f"row_norm: expected False with method {method!r}, found {row_norm}")
-
-
-def check_valid(valid: Tensor | None, shape: tuple[int, int], device: torch.device) -> None:
-    """Refuse a mask of keys that is not (B, Nk) bool beside the others.
-
-    Raises:
-        ValueError: With the shape, type and device found.
-    """
-    if valid is None:
-        return
-    if valid.shape != shape or valid.dtype != torch.bool or valid.device != device:
-        raise ValueError(
-            f"valid: expected {tuple(shape)} torch.bool on {device}, "
-            f"found {tuple(valid.shape)} {valid.dtype} on {valid.device}"
-        )
 
 
 @torch.library.custom_op("tessella::binary_attention", mutates_args=())

@@ -22,7 +22,9 @@ Decisions where papers, code and each other differ:
 - `bivit` (arXiv:2211.07091). Its module binarizes q, k and v before the scores: hand over
   `binary_sign` of them. p >= max(p) / 4 is S >= max(S) - ln 4, which needs no sum of exponentials;
   rows divided by their number of ones (`row_norm`) are not in its code. A score that close to the
-  threshold that rounding decides may fall on either side in another implementation.
+  threshold that rounding decides may fall on either side in another implementation. Rows that are
+  not divided add up as many values as they have ones, more than float16 holds where those are
+  large.
 - `binary_qk` (arXiv:2603.09582). Its bias is taken, its 8-bit p and v are left out. The mean over
   keys counts valid ones; all queries count, those of padding too.
 
@@ -65,9 +67,9 @@ class Operands(NamedTuple):
 
 
 def signs(x: Tensor) -> Tensor:
-    """-1 or +1, +1 of 0, in the type of x."""
+    """-1 or +1, +1 of 0, NaN of NaN, in the type of x."""
     one = torch.ones((), dtype=x.dtype, device=x.device)
-    return torch.where(x >= 0, one, -one)
+    return torch.where(x >= 0, one, -one).masked_fill(x.isnan(), math.nan)
 
 
 def binary_sign(x: Tensor) -> Tensor:
@@ -203,13 +205,13 @@ def _softmax(scores: Tensor, keep: Tensor) -> Tensor:
 
 
 def _binary_weights(scores: Tensor, keep: Tensor, method: str, row_norm: bool) -> Tensor:
-    """A in {0, 1}, or its rows divided by their sums, in the type of the scores."""
+    """A in {0, 1}, or its rows divided by their sums, in the type of the scores; NaN of NaN."""
     if method == "bibert":
         chosen = scores > 0
     else:
         largest = scores.masked_fill(~keep, -math.inf).amax(-1, keepdim=True)
         chosen = scores >= largest + LOG_THRESHOLD
-    weights = (chosen & keep).to(scores.dtype)
+    weights = chosen.to(scores.dtype).masked_fill(scores.isnan(), math.nan).masked_fill(~keep, 0)
     return weights / weights.sum(-1, keepdim=True).clamp(min=1) if row_norm else weights
 
 

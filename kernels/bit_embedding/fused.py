@@ -9,7 +9,7 @@ read once: its sum over images is the gradient of the positions, and signs^T tim
 weight. Two more rows of the signs, "visible token" and "hidden token", give those of bias and mask
 token. Partial sums are added in a fixed order: no atomics, the same bits in every run.
 
-In the interpreter (`INTERPRET`) dot operands are cast to float32: its bf16 dot is wrong.
+In the interpreter (`INTERPRET`) dot operands are cast: see `triton_dots.py`.
 Source: kernels.md 2.4 form B, 2.9 and 6.1.
 """
 
@@ -32,36 +32,12 @@ from ..launch import (
     strides,
 )
 from ..rows import add_rows, split_class_row
+from ..triton_dots import dot_exact
 from .reference import BitEmbeddingGradients
 
 
 @triton.jit
-def dot_16bit(left, right, acc, INTERPRET: tl.constexpr):
-    """acc + left @ right, float32 sums of 16-bit operands."""
-    if INTERPRET:
-        left = left.to(tl.float32)
-        right = right.to(tl.float32)
-    return tl.dot(left, right, acc, out_dtype=tl.float32)
-
-
-@triton.jit
-def dot_exact(left, right, acc, INTERPRET: tl.constexpr):
-    """acc + left @ right; `left` is exact in 16 bits, a float32 `right` is split in three."""
-    if right.dtype == tl.float32:
-        high = right.to(tl.bfloat16)
-        rest = right - high.to(tl.float32)
-        middle = rest.to(tl.bfloat16)
-        low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
-        acc = dot_16bit(left, low, acc, INTERPRET)
-        acc = dot_16bit(left, middle, acc, INTERPRET)
-        acc = dot_16bit(left, high, acc, INTERPRET)
-    else:
-        acc = dot_16bit(left, right, acc, INTERPRET)
-    return acc
-
-
-@triton.jit
-def signs_of(bits, visible, PM1: tl.constexpr, HALF: tl.constexpr):
+def bit_signs(bits, visible, PM1: tl.constexpr, HALF: tl.constexpr):
     """0 / 1 integers to -1 / +1 or 0 / 1 by bit pattern, 0 where not visible; fp16 or bf16."""
     ONE: tl.constexpr = 0x3C00 if HALF else 0x3F80
     pattern = (ONE | ((1 - bits) << 15)) if PM1 else ONE * bits
@@ -131,7 +107,7 @@ def bit_embedding_fwd_kernel(
         where_mask += (group * mask_stride_g)[None, :]
         hidden |= tl.load(mask + where_mask, mask=live, other=0) != 0
     visible = live & (hidden == 0)
-    signs = signs_of((code >> (k % M)[None, :]) & 1, visible, PM1, HALF)
+    signs = bit_signs((code >> (k % M)[None, :]) & 1, visible, PM1, HALF)
 
     where_weight = (k * weight_stride_k)[:, None] + (d * weight_stride_d)[None, :]
     tile = tl.load(weight + where_weight, mask=(k < K)[:, None] & d_ok[None, :], other=0.0)
@@ -232,7 +208,7 @@ def bit_embedding_bwd_kernel(
             shown = real
         visible |= (k == K)[:, None] & shown[None, :]
         bits = tl.where((k >= K)[:, None], 1, bits)
-        signs = signs_of(bits, visible, PM1, HALF)
+        signs = bit_signs(bits, visible, PM1, HALF)
         weight_acc = dot_exact(signs, rows, weight_acc, INTERPRET)
         if position_sums is not None:
             position_acc += rows.to(tl.float32)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..backends import Backend, no_autocast, resolve_backend
+from ..backends import Backend, autocast_dtype, no_autocast, resolve_backend
 from ..checks import FLOATS, check_devices, check_float, check_labels, check_range
 from .reference import bit_embedding_backward_reference, bit_embedding_reference, hidden_groups
 
@@ -90,8 +90,6 @@ def bit_embedding(
             f"weight: expected {codes.shape[-1]} groups x {bits_per_group} bits = "
             f"{codes.shape[-1] * bits_per_group} rows, found {weight.shape[0]}"
         )
-    device = codes.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     return _bit_embedding(
         codes,
         weight,
@@ -104,8 +102,8 @@ def bit_embedding(
         bits_per_group,
         values,
         class_position,
-        dtype,
-        device == "cpu" if validate is None else validate,
+        autocast_dtype(codes.device) or weight.dtype,
+        codes.device.type == "cpu" if validate is None else validate,
         backend,
     )
 

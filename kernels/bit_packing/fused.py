@@ -180,6 +180,7 @@ def pack_codes_launch(codes: Tensor, widths: Sequence[int]) -> Launch:
     num_images, num_positions, _ = codes.shape
     num_bytes = num_packed_bytes(num_positions, widths)
     total = sum(widths)
+    positions = max((8 * j + 7) // total - 8 * j // total + 1 for j in range(total))
     arguments = {
         "codes": codes,
         "packed": codes.new_empty(num_images, num_bytes, dtype=torch.uint8),
@@ -188,10 +189,11 @@ def pack_codes_launch(codes: Tensor, widths: Sequence[int]) -> Launch:
         "num_bytes": num_bytes,
         **strides("codes", "bng", codes),
         **_fields(widths),
-        "POSITIONS": max((8 * j + 7) // total - 8 * j // total + 1 for j in range(total)),
+        "POSITIONS": positions,
         "WIDE": max(widths) > 31,
     }
-    return _launch(pack_codes_kernel, arguments, num_images, num_bytes, _tile(widths))
+    tile = _tile(positions * len(widths))
+    return _launch(pack_codes_kernel, arguments, num_images, num_bytes, tile)
 
 
 def unpack_codes_launch(
@@ -214,7 +216,7 @@ def unpack_codes_launch(
         ),
         "WIDE": max(widths) > 24,  # with up to 7 bits in front of it a code fits int32
     }
-    return _launch(unpack_codes_kernel, arguments, num_images, num_codes, _tile(widths))
+    return _launch(unpack_codes_kernel, arguments, num_images, num_codes, _tile(len(widths)))
 
 
 def pack_signs_launch(x: Tensor) -> Launch:
@@ -252,9 +254,9 @@ def _fields(widths: Sequence[int]) -> dict[str, Any]:
     return fields | {"TOTAL": sum(widths), "GROUPS": len(widths)}
 
 
-def _tile(widths: Sequence[int]) -> int:
-    """Bytes or positions of a program: few where the loops over groups take registers."""
-    return TILE if len(widths) <= 4 else TILE // 4
+def _tile(num_loads: int) -> int:
+    """Bytes or codes of a program: few where the unrolled loops of each take registers."""
+    return TILE if num_loads <= 4 else TILE // 4
 
 
 def _launch(

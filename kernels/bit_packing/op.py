@@ -5,7 +5,9 @@ the torch.library ops `tessella::pack_codes`, `unpack_codes`, `pack_signs` and `
 `torch.compile` does not look into. Bits have no gradients. Packings of 0 images exist.
 """
 
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +65,7 @@ def pack_codes(
     widths = _widths(bits)
     if codes.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"codes: expected int32 or int64, found {codes.dtype}")
-    grouped = not isinstance(bits, int)
+    grouped = _has_groups(bits)
     axis = codes.ndim - 1 - grouped  # of the positions
     if axis < 0 or codes.shape[axis] < 1 or (grouped and codes.shape[-1] != len(widths)):
         expected = f"(..., N, {len(widths)})" if grouped else "(..., N)"
@@ -118,7 +120,7 @@ def unpack_codes(
         dtype,
         backend,
     )
-    groups = () if isinstance(bits, int) else (len(widths),)
+    groups = (len(widths),) if _has_groups(bits) else ()
     return codes.view(*batch, num_codes, *groups)
 
 
@@ -190,9 +192,18 @@ def _through(op: Callable[..., Tensor], function: Callable[..., Tensor]) -> Call
     return op if torch.compiler.is_compiling() else function
 
 
+def _has_groups(bits: int | Sequence[int]) -> bool:
+    """True of a sequence of widths, False of a single one."""
+    return hasattr(bits, "__len__")
+
+
 def _widths(bits: int | Sequence[int]) -> list[int]:
     """The widths of the groups, one or several, after a check."""
-    widths = [bits] if isinstance(bits, int) else list(bits)
+    given: Any = bits if _has_groups(bits) else [bits]
+    try:
+        widths = [operator.index(width) for width in given]
+    except TypeError:
+        raise ValueError(f"bits: expected whole numbers, found {bits!r}") from None
     if not widths:
         raise ValueError("bits: expected at least one width, found none")
     for width in widths:

@@ -16,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends import INTERPRETED
-from ..bit_embedding.fused import dot_exact
 from ..launch import (
     BLOCK_N,
     CLASS_ROW,
@@ -30,6 +29,7 @@ from ..launch import (
     strides,
 )
 from ..rows import add_rows, split_class_row
+from ..triton_dots import dot_exact
 from .reference import CodebookSumGradients, split_tables, table_rows
 
 

@@ -4,7 +4,11 @@ Statistics: sums of K and, for e4m3 values, max |V| per channel, over parts of 5
 reads them adds the parts up. Quantization: one program per 64 tokens of Q, K or V writes codes and
 a scale, padded with zeros to whole blocks and to a power of two of channels; V is transposed, as
 the tensor cores read e4m3. Attention: a program owns 64 or 128 queries of one head and walks over
-blocks of 64 keys. What a number is depends on its own image only: no atomics, no split of keys.
+blocks of 64 keys. What a number is depends on its own image only: no atomics, no split of keys, and
+tiles by the numbers of tokens and channels alone.
+
+max |x| is taken of the bits of |x| as integers: they have the same order, and NaN is above all
+numbers, where a maximum of floats drops it. A NaN is in the scale of its block or channel.
 
 e4m3 products are added to a second float32 sum after every block of keys: a Hopper accumulator
 keeps about 22 bits. In the interpreter (`INTERPRET`) dot operands are cast to float32, and casts
@@ -13,71 +17,10 @@ are preceded by the right rounding: its own are wrong.
 Source: kernels.md 4.2 to 4.6 and 6.1.
 """
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..backends import INTERPRETED
-from ..launch import NUM_PROGRAMS, Launch, ceil_div, power_of_two, strides
-from .reference import (
-    BLOCK,
-    FP8,
-    FP8_MAX,
-    INT8_MAX,
-    MIN_PEAK,
-    WEIGHT_EXPONENT,
-    product_dtype,
-    score_factor,
-)
-
-TOKENS_PER_PART = 512
-"""Tokens whose statistics one program takes; fixed, so that a batch does not change an image."""
-
-
-class Statistics(NamedTuple):
-    """Partial sums and maxima, float32; None where the quantizer needs none."""
-
-    key_sums: Tensor | None  # (B * H * parts, P), P the padded head dim
-    key_counts: Tensor | None  # (B * H * parts,)
-    value_peaks: Tensor | None  # (B * H * parts, P)
-
-
-class Quantized(NamedTuple):
-    """Codes with zeros behind the real tokens and channels, and their scales, float32."""
-
-    queries: Tensor  # (B * H, query blocks * 64, P) int8 or e4m3
-    query_scales: Tensor  # (B * H, query blocks)
-    keys: Tensor  # (B * H, key blocks * 64, P)
-    key_scales: Tensor  # (B * H, key blocks)
-    values: Tensor | None  # (B * H, P, key blocks * 64) e4m3; None: 16-bit values as they are
-    value_scales: Tensor | None  # (B * H, P)
-
-
-@triton.jit
-def narrow(x, dtype: tl.constexpr, INTERPRET: tl.constexpr):
-    """float32 to a narrower float, to the nearest even; the interpreter's casts truncate."""
-    if INTERPRET:
-        bits = x.to(tl.int32, bitcast=True)
-        if dtype == tl.bfloat16:
-            bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
-            x = bits.to(tl.float32, bitcast=True)
-        elif dtype == tl.float8e4nv:
-            normal = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
-            small = (x + 24576.0) - 24576.0  # multiples of 2^-9, the subnormals
-            x = tl.where(tl.abs(x) < 0.015625, small, normal.to(tl.float32, bitcast=True))
-    return x.to(dtype)
-
-
-@triton.jit
-def dot_low(left, right, acc, INTERPRET: tl.constexpr):
-    """acc + left @ right, float32 sums of 16-bit or e4m3 operands."""
-    if INTERPRET:
-        left = left.to(tl.float32)
-        right = right.to(tl.float32)
-    return tl.dot(left, right, acc, out_dtype=tl.float32)
+from ..triton_dots import dot_low, narrow
 
 
 @triton.jit
@@ -96,6 +39,19 @@ def load_rows(tokens, n, ok, stride_n, D: tl.constexpr, BD: tl.constexpr):
     d = tl.arange(0, BD)
     where = (n.to(tl.int64) * stride_n)[:, None] + d[None, :]
     return tl.load(tokens + where, mask=ok[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def magnitude(x):
+    """|x| of float32 as int32 of the same order, NaN above all."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def floored(peak, MIN_PEAK: tl.constexpr):
+    """Magnitudes as float32, at least MIN_PEAK; NaN stays."""
+    peak = peak.to(tl.float32, bitcast=True)
+    return tl.where(peak < MIN_PEAK, MIN_PEAK, peak)
 
 
 @triton.jit
@@ -128,7 +84,7 @@ def low_bit_statistics_kernel(
     keys += image * keys_stride_b + h * keys_stride_h
     values += image * values_stride_b + h * values_stride_h
     sums = tl.zeros([BN, BD], tl.float32)
-    peaks = tl.zeros([BN, BD], tl.float32)
+    peaks = tl.zeros([BN, BD], tl.int32)
     count = tl.zeros([BN], tl.float32)
     for start in range(part * PART, tl.minimum(part * PART + PART, num_keys), BN):
         n = start + tl.arange(0, BN)
@@ -137,13 +93,13 @@ def low_bit_statistics_kernel(
             sums += load_rows(keys, n, ok, keys_stride_n, D, BD)
             count += ok.to(tl.float32)
         if value_peaks is not None:
-            peaks = tl.maximum(peaks, tl.abs(load_rows(values, n, ok, values_stride_n, D, BD)))
+            peaks = tl.maximum(peaks, magnitude(load_rows(values, n, ok, values_stride_n, D, BD)))
     where = program.to(tl.int64) * BD + tl.arange(0, BD)
     if key_sums is not None:
         tl.store(key_sums + where, tl.sum(sums, 0))
         tl.store(key_counts + program, tl.sum(count, 0))
     if value_peaks is not None:
-        tl.store(value_peaks + where, tl.max(peaks, 0))
+        tl.store(value_peaks + where, tl.max(peaks, 0).to(tl.float32, bitcast=True))
 
 
 @triton.jit
@@ -163,13 +119,13 @@ def key_mean(key_sums, key_counts, head, num_parts, BD: tl.constexpr, BP: tl.con
 
 @triton.jit
 def value_peak(value_peaks, head, num_parts, BD: tl.constexpr, BP: tl.constexpr):
-    """max |V| of the channels of a head, (BD,)."""
-    peaks = tl.zeros([BD], tl.float32)
+    """max |V| of the channels of a head, (BD,) magnitudes."""
+    peaks = tl.zeros([BD], tl.int32)
     for start in range(0, num_parts, BP):
         part = start + tl.arange(0, BP)
         where = (head.to(tl.int64) * num_parts + part)[:, None] * BD + tl.arange(0, BD)[None, :]
         tile = tl.load(value_peaks + where, mask=(part < num_parts)[:, None], other=0.0)
-        peaks = tl.maximum(peaks, tl.max(tile, 0))
+        peaks = tl.maximum(peaks, tl.max(magnitude(tile), 0))
     return peaks
 
 
@@ -180,7 +136,7 @@ def store_block(
     """Codes and the scale of a tile (BN, BD), as block `row` of all blocks."""
     BN: tl.constexpr = x.shape[0]
     BD: tl.constexpr = x.shape[1]
-    peak = tl.maximum(tl.max(tl.max(tl.abs(x), 1), 0), MIN_PEAK)
+    peak = floored(tl.max(tl.max(magnitude(x), 1), 0), MIN_PEAK)
     if codes.dtype.element_ty == tl.int8:
         halves = (x * tl.div_rn(2.0 * MAX, peak)).to(tl.int32)  # towards zero
         coded = ((halves + (halves > 0).to(tl.int32)) >> 1).to(tl.int8)
@@ -263,7 +219,7 @@ def low_bit_quantize_kernel(
         ok = real_tokens(valid, image, n, num_keys, valid_stride_b, valid_stride_n)
         values += image * values_stride_b + h * values_stride_h
         x = load_rows(values, n, ok, values_stride_n, D, BD)
-        peak = tl.maximum(value_peak(value_peaks, head, num_parts, BD, BP), MIN_PEAK)
+        peak = floored(value_peak(value_peaks, head, num_parts, BD, BP), MIN_PEAK)
         x = tl.clamp(x * tl.div_rn(FP8_MAX, peak)[None, :], -FP8_MAX, FP8_MAX)
         where = (head.to(tl.int64) * BD + d)[:, None] * (key_blocks * BN) + n[None, :]
         tl.store(value_codes + where, tl.trans(narrow(x, tl.float8e4nv, INTERPRET)))
@@ -303,13 +259,15 @@ def attend(
     else:
         zeros = tl.zeros([queries.shape[0], BN], tl.float32)
         scores = dot_low(queries, tl.trans(codes), zeros, INTERPRET)
+    scale = query_scale * tl.load(key_scales + block)  # (BM,)
     if MASKED:
         ok = n < num_keys - first
         if valid is not None:
-            where_valid = (first + n) * valid_stride_n
+            where_valid = first * valid_stride_n + n * valid_stride_n
             ok &= tl.load(valid + where_valid, mask=ok, other=0) != 0
+            scores *= scale[:, None]  # before -inf, which a scale of NaN would undo
+            scale = tl.full([queries.shape[0]], 1.0, tl.float32)
         scores = tl.where(ok[None, :], scores, float("-inf"))
-    scale = query_scale * tl.load(key_scales + block)  # (BM,)
     new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)
     base = new_peak
     if MASKED and valid is not None:  # a block of no valid key
@@ -439,168 +397,3 @@ def low_bit_attention_kernel(
     ok = (m < num_queries)[:, None] & (d < D)[None, :]
     result = narrow(result, out.dtype.element_ty, INTERPRET)
     tl.store(out + (row * D)[:, None] + d[None, :], result, mask=ok)
-
-
-def low_bit_attention_fused(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    valid: Tensor | None,
-    *,
-    precision: str,
-    smooth_k: bool,
-) -> Tensor:
-    """As `reference.low_bit_attention_reference`, in two or three kernels."""
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    statistics, launch = statistics_launch(k, v, valid, precision=precision, smooth_k=smooth_k)
-    if launch is not None:
-        launch.run(q.device)
-    quantized, launch = quantize_launch(q, k, v, valid, statistics, precision=precision)
-    launch.run(q.device)
-    launch = attention_launch(q, v.to(product_dtype(v.dtype)), valid, quantized)
-    launch.run(q.device)
-    return launch.arguments["out"]
-
-
-def statistics_launch(
-    k: Tensor, v: Tensor, valid: Tensor | None, *, precision: str, smooth_k: bool
-) -> tuple[Statistics, Launch | None]:
-    """What the statistics kernel writes, and its launch; None if nothing is needed."""
-    batch, num_keys, num_heads, head_dim = k.shape
-    padded = power_of_two(head_dim)
-    num_programs = batch * num_heads * ceil_div(num_keys, TOKENS_PER_PART)
-
-    def empty(*shape: int) -> Tensor:
-        return k.new_empty(shape, dtype=torch.float32)
-
-    statistics = Statistics(
-        empty(num_programs, padded) if smooth_k else None,
-        empty(num_programs) if smooth_k else None,
-        None if precision == "int8" else empty(num_programs, padded),
-    )
-    if statistics.key_sums is None and statistics.value_peaks is None:
-        return statistics, None
-    arguments = {
-        "keys": k,
-        "values": v,
-        **statistics._asdict(),
-        "num_keys": num_keys,
-        "num_heads": num_heads,
-        **strides("keys", "bnh", k[..., 0]),
-        **strides("values", "bnh", v[..., 0]),
-        **_valid_arguments(valid),
-        "D": head_dim,
-        "BD": padded,
-        "BN": 4096 // padded,  # two such tiles of float32 in 64 registers of a thread
-        "PART": TOKENS_PER_PART,
-    }
-    options = {"num_warps": 4, "num_stages": 1}
-    return statistics, Launch(low_bit_statistics_kernel, (num_programs,), arguments, options)
-
-
-def quantize_launch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    valid: Tensor | None,
-    statistics: Statistics,
-    *,
-    precision: str,
-) -> tuple[Quantized, Launch]:
-    """What the quantization kernel writes, and its launch."""
-    (batch, num_queries, num_heads, head_dim), num_keys = q.shape, k.shape[1]
-    heads, padded = batch * num_heads, power_of_two(head_dim)
-    query_blocks, key_blocks = ceil_div(num_queries, BLOCK), ceil_div(num_keys, BLOCK)
-    fp8, fp8_values = precision == "fp8", precision != "int8"
-    low = FP8 if fp8 else torch.int8
-
-    def scales(*shape: int) -> Tensor:
-        return q.new_empty(shape, dtype=torch.float32)
-
-    quantized = Quantized(
-        q.new_empty(heads, query_blocks * BLOCK, padded, dtype=low),
-        scales(heads, query_blocks),
-        q.new_empty(heads, key_blocks * BLOCK, padded, dtype=low),
-        scales(heads, key_blocks),
-        q.new_empty(heads, padded, key_blocks * BLOCK, dtype=FP8) if fp8_values else None,
-        scales(heads, padded) if fp8_values else None,
-    )
-    num_parts = ceil_div(num_keys, TOKENS_PER_PART)
-    arguments = {
-        "queries": q,
-        "keys": k,
-        "values": v,
-        **statistics._asdict(),
-        "query_codes": quantized.queries,
-        "query_scales": quantized.query_scales,
-        "key_codes": quantized.keys,
-        "key_scales": quantized.key_scales,
-        "value_codes": quantized.values,
-        "value_scales": quantized.value_scales,
-        "num_queries": num_queries,
-        "num_keys": num_keys,
-        "num_heads": num_heads,
-        "factor": score_factor(head_dim),
-        **strides("queries", "bnh", q[..., 0]),
-        **strides("keys", "bnh", k[..., 0]),
-        **strides("values", "bnh", v[..., 0]),
-        **_valid_arguments(valid),
-        "D": head_dim,
-        "BD": padded,
-        "BN": BLOCK,
-        "PART": TOKENS_PER_PART,
-        "BP": min(16, power_of_two(num_parts)),
-        "MIN_PEAK": MIN_PEAK,
-        "MAX": FP8_MAX if fp8 else INT8_MAX,
-        "FP8_MAX": FP8_MAX,
-        "INTERPRET": INTERPRETED,
-    }
-    grid = (heads * (query_blocks + key_blocks * (2 if fp8_values else 1)),)
-    options = {"num_warps": 4, "num_stages": 1}
-    return quantized, Launch(low_bit_quantize_kernel, grid, arguments, options)
-
-
-def attention_launch(q: Tensor, v: Tensor, valid: Tensor | None, quantized: Quantized) -> Launch:
-    """The attention kernel with its arguments; `out` is among them.
-
-    Args:
-        q: For shape and type of the result.
-        v: 16-bit values, read where `quantized` holds none.
-    """
-    (batch, num_queries, num_heads, head_dim), num_keys = q.shape, v.shape[1]
-    heads, padded = batch * num_heads, power_of_two(head_dim)
-    fp8_values = quantized.values is not None
-    rows = 64 if heads * ceil_div(num_queries, 128) < NUM_PROGRAMS else 128
-    # Two sums of 128 rows take 8 warps at 64 channels already; one does at 128.
-    wide = rows == 128 and (padded == 128 or (fp8_values and padded == 64))
-    arguments = {
-        "queries": quantized.queries,
-        "query_scales": quantized.query_scales,
-        "keys": quantized.keys,
-        "key_scales": quantized.key_scales,
-        "values": quantized.values if fp8_values else v,
-        "value_scales": quantized.value_scales,
-        "out": q.new_empty(batch, num_queries, num_heads, head_dim),
-        "num_queries": num_queries,
-        "num_keys": num_keys,
-        "num_heads": num_heads,
-        **strides("values", "bnh", v[..., 0]),
-        **_valid_arguments(valid),
-        "D": head_dim,
-        "BD": padded,
-        "BM": rows,
-        "BN": BLOCK,
-        "EXPONENT": WEIGHT_EXPONENT if fp8_values else 0,
-        "TAIL": num_keys % BLOCK != 0,
-        "INTERPRET": INTERPRETED,
-    }
-    grid = (heads * ceil_div(num_queries, rows),)
-    options = {"num_warps": 8 if wide else 4, "num_stages": 3}
-    return Launch(low_bit_attention_kernel, grid, arguments, options)
-
-
-def _valid_arguments(valid: Tensor | None) -> dict[str, Tensor | int | None]:
-    """The valid keys as bytes, with strides."""
-    if valid is None:
-        return {"valid": None, "valid_stride_b": 0, "valid_stride_n": 0}
-    return {"valid": valid.view(torch.uint8), **strides("valid", "bn", valid)}

@@ -1,9 +1,9 @@
 """`low_bit_attention`: softmax attention with INT8 or FP8 products, forward only.
 
-`reference.py` says what is computed, `fused.py` does it in at most three kernels, both behind the
-torch.library op `tessella::low_bit_attention`. Rounding has no gradient: inputs that need one are
-refused, or (`straight_through`) get that of exact attention on the same inputs, which is computed
-anew in backward from q, k, v and valid; nothing else is saved.
+`reference.py` says what is computed, `fused.py` does it in at most three kernels, which
+`launches.py` runs, both behind the torch.library op `tessella::low_bit_attention`. Rounding has no
+gradient: inputs that need one are refused, or (`straight_through`) get that of exact attention on
+the same inputs, which is computed anew in backward from q, k, v and valid; nothing else is saved.
 """
 
 from typing import Any, Literal, get_args
@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backends import Backend, no_autocast, resolve_backend
-from ..checks import FLOATS
+from ..backends import Backend, autocast_dtype, no_autocast, resolve_backend
+from ..checks import FLOATS, HEAD_DIMS, check_valid
 from .reference import low_bit_attention_reference
 
 Precision = Literal["int8", "int8_fp8", "fp8"]
-
-HEAD_DIMS = range(32, 129, 8)
-"""Channels of a head that the kernel takes, in tiles of 32, 64 or 128."""
 
 
 def low_bit_attention(
@@ -52,8 +49,10 @@ def low_bit_attention(
         backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`.
 
     Returns:
-        (B, Nq, H, d), contiguous, of the type of q. Under autocast inputs other than float64 are
-        first cast to its type, as `F.scaled_dot_product_attention` does.
+        (B, Nq, H, d), contiguous, of the type of q. A NaN shows in whatever is computed from it: in
+        q, the 64 rows that share its scale; in a valid token of k, all rows of the head; of v, its
+        channel in all rows of the head. Rows without any valid key stay 0. Under autocast inputs
+        other than float64 are first cast to its type, as `F.scaled_dot_product_attention` does.
 
     Raises:
         ValueError: If a type, shape or setting is wrong, or an input needs a gradient and
@@ -69,9 +68,8 @@ def low_bit_attention(
         >>> low_bit_attention(q, k, v, precision="int8_fp8").shape
         torch.Size([2, 100, 4, 64])
     """
-    device = q.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(q.device)
+    if dtype is not None:
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
     _check_inputs(q, k, v, valid)
     if precision not in get_args(Precision):
@@ -108,13 +106,7 @@ def _check_inputs(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> None
                 f"{name}: expected {q.dtype} on {q.device} as q, "
                 f"found {tensor.dtype} on {tensor.device}"
             )
-    if valid is None:
-        return
-    if valid.dtype != torch.bool or valid.shape != k.shape[:2] or valid.device != q.device:
-        raise ValueError(
-            f"valid: expected {tuple(k.shape[:2])} bool on {q.device}, "
-            f"found {tuple(valid.shape)} {valid.dtype} on {valid.device}"
-        )
+    check_valid(valid, (batch, k.shape[1]), q.device)
 
 
 @torch.library.custom_op("tessella::low_bit_attention", mutates_args=())
@@ -129,7 +121,7 @@ def _low_bit_attention(
 ) -> Tensor:
     with no_autocast(q.device):
         if _resolve(backend, q, precision) == "triton":
-            from .fused import low_bit_attention_fused as implementation
+            from .launches import low_bit_attention_fused as implementation
         else:
             implementation = low_bit_attention_reference
         return implementation(q, k, v, valid, precision=precision, smooth_k=smooth_k)

@@ -16,6 +16,10 @@ that of float32. l sums P before it is rounded.
 Source: arXiv:2410.02367 (smoothing, INT8 QK, online softmax), arXiv:2411.10958 (FP8 PV with
 channel scales), arXiv:2606.06521 (2^8 as the scale of P); kernels.md 4.2, 4.3 and 4.10. Scales of
 Q are per 64 tokens here, per 128 there; a scale has a floor, so that blocks of zeros stay zero.
+
+Magnitudes that do not work: max |x| of a block below 2^-60 is rounded on the scale of 2^-60, so
+that q of 1e-30 beside k of 1e30 gives scores of 0; float32 V above 3.389e38, the largest bfloat16,
+is infinite for `int8`.
 """
 
 import math

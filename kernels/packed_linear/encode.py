@@ -11,11 +11,11 @@ from .formats import (
     SYMMETRIC_LEVELS,
     PackedWeight,
     Tag,
-    check_groups,
     check_tag,
     matrix_columns,
     num_planes,
-    pack_codes,
+    pack_rows,
+    row_bytes,
     to_matrix,
 )
 
@@ -58,7 +58,7 @@ def pack(
     shape = tuple(codes.shape[-2:]) if shape is None else tuple(shape)
     if (shape[0], matrix_columns(shape)) != codes.shape[-2:]:
         raise ValueError(f"shape: {shape} does not have the codes' {tuple(codes.shape[-2:])}")
-    qdata = pack_codes(codes, tag)
+    qdata = pack_rows(codes, tag)
     return PackedWeight(tag, shape, qdata, scale, zero, levels).check_values()
 
 
@@ -74,12 +74,13 @@ def from_float(
     """A float weight in a low-bit format, every scale by a closed formula.
 
     Args:
-        weight: (N, K), or (C_out, C_in / groups, kh, kw); finite.
+        weight: (N, K), or (C_out, C_in / groups, kh, kw); finite in float32.
         tag: The format.
         group: Columns that share a scale, in the order (kh, kw, C_in); None: a whole row.
         per_tensor: One scale for all, of `bin1`, `tern2` and `tern3`.
         asymmetric: Of `u2` and `u4`: zero points.
-        scale_dtype: Of the scales; None: float16, or float32 if some would not be normal numbers.
+        scale_dtype: Of the scales, which must not become 0 or infinite by it; None: float16, or
+            float32 if some would not be normal numbers.
 
     Returns:
         The weight. With sgn(0) = +1 and the scale s already rounded to its type:
@@ -96,20 +97,13 @@ def from_float(
         ValueError: If the weight or a setting does not fit.
     """
     check_tag(tag)
-    if weight.ndim not in (2, 4) or not weight.isfinite().all():
-        raise ValueError(
-            f"weight: expected 2 or 4 axes of finite values, found {tuple(weight.shape)}"
-        )
-    if asymmetric and tag not in ("u2", "u4"):
-        raise ValueError(f"asymmetric: only u2 and u4 have zero points, found {tag}")
-    if per_tensor and (group is not None or tag not in ("bin1", "tern2", "tern3")):
-        raise ValueError(f"per_tensor: not with a group or {tag}, found group {group}")
+    _check_settings(tuple(weight.shape), tag, group, per_tensor, asymmetric)
+    if weight.is_meta:
+        raise ValueError("weight: a meta tensor has no values to encode; use `empty_weight`")
     matrix = to_matrix(weight.detach().float())
+    if not matrix.isfinite().all():
+        raise ValueError("weight: expected finite values in float32, found inf or NaN")
     num_rows, num_columns = matrix.shape
-    if group is not None:
-        if group < 1 or num_columns % group:
-            raise ValueError(f"group: K = {num_columns} columns are no multiple of group {group}")
-        check_groups(num_columns, num_columns // group)
     rows = (
         matrix.reshape(1, 1, -1) if per_tensor else matrix.unflatten(1, (-1, group or num_columns))
     )
@@ -127,6 +121,66 @@ def from_float(
         levels=levels,
         shape=tuple(weight.shape),
     )
+
+
+def empty_weight(
+    tag: Tag,
+    shape: tuple[int, ...],
+    group: int | None = None,
+    *,
+    per_tensor: bool = False,
+    asymmetric: bool = False,
+    levels: tuple[float, ...] | None = None,
+    scale_dtype: torch.dtype = torch.float16,
+    device: torch.device | str | None = None,
+) -> PackedWeight:
+    """A weight of which nothing is set but its sizes: what a layer holds until a state is loaded.
+
+    Args:
+        tag: The format.
+        shape: Of the weight, (N, K) or (C_out, C_in / groups, kh, kw).
+        group: As in `from_float`.
+        per_tensor: As in `from_float`.
+        asymmetric: As in `from_float`.
+        levels: Of a symmetric `u2`; None: `SYMMETRIC_LEVELS`.
+        scale_dtype: Of the scales.
+        device: Of the tensors, `meta` for none of their memory.
+
+    Raises:
+        ValueError: If a setting does not fit.
+    """
+    check_tag(tag)
+    _check_settings(tuple(shape), tag, group, per_tensor, asymmetric)
+    planes, num_columns = (2,) if tag == "bin2" else (), matrix_columns(shape)
+    groups = () if group is None else (num_columns // group,)
+    scales = (1,) if per_tensor else (*planes, shape[0], *groups)
+    zeros = (shape[0], *(groups or (1,)))
+    bytes_of_rows = (*planes, shape[0], row_bytes(tag, num_columns))
+    if tag == "u2" and not asymmetric and levels is None:
+        levels = SYMMETRIC_LEVELS
+    return PackedWeight(
+        tag,
+        tuple(shape),
+        torch.empty(bytes_of_rows, dtype=torch.uint8, device=device),
+        torch.empty(scales, dtype=scale_dtype, device=device),
+        torch.empty(zeros, dtype=torch.uint8, device=device) if asymmetric else None,
+        levels,
+    )
+
+
+def _check_settings(
+    shape: tuple[int, ...], tag: str, group: int | None, per_tensor: bool, asymmetric: bool
+) -> None:
+    """Refuse what does not fit a weight of this shape or each other."""
+    if len(shape) not in (2, 4) or min(shape) < 1:
+        raise ValueError(f"weight: expected 2 or 4 axes of at least 1, found {shape}")
+    if asymmetric and tag not in ("u2", "u4"):
+        raise ValueError(f"asymmetric: only u2 and u4 have zero points, found {tag}")
+    if per_tensor and (group is not None or tag not in ("bin1", "tern2", "tern3")):
+        raise ValueError(f"per_tensor: not with a group or {tag}, found group {group}")
+    num_columns = matrix_columns(shape)
+    if group is not None and (group < 1 or num_columns % group):
+        raise ValueError(f"group: K = {num_columns} columns are no multiple of group {group}")
 
 
 def _encode(
@@ -165,9 +219,14 @@ def _nearest(rows: Tensor, scale: Tensor, zero: Tensor | int, highest: int) -> T
 
 
 def _rounded(scale: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Scales in their type."""
+    """Scales in their type, float16 if none is given and it holds them, else float32."""
     if dtype is None:
         size = scale.abs()
         fits = ((size == 0) | (size >= SMALLEST_NORMAL)) & (size <= LARGEST)
         dtype = torch.float16 if fits.all() else torch.float32
-    return scale.to(dtype)
+    rounded = scale.to(dtype)
+    lost = ((rounded == 0) & (scale != 0)) | rounded.isinf()
+    if lost.any():
+        found, left = scale[lost][0].item(), rounded[lost][0].item()
+        raise ValueError(f"scale_dtype: {dtype} turns a scale of {found} into {left}")
+    return rounded

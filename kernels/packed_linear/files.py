@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .formats import PackedWeight, check_tag
@@ -19,6 +20,8 @@ VERSION = "1"
 VERSION_KEY, LAYERS_KEY = "lowbit.version", "lowbit.layers"
 BITS = {"bin1": 1, "bin2": 2, "tern2": 2, "tern3": 1.6, "u2": 2, "u4": 4}
 """Declared bits of a code, without scales."""
+REMARKS = ("source",)
+"""Keys of an entry that do not change what it means."""
 _LAYOUTS = {2: "oi", 4: "oihw"}
 
 
@@ -35,7 +38,8 @@ def to_tensors(weights: Mapping[str, PackedWeight]) -> tuple[dict[str, Tensor], 
         weights: By the name of the parameter that each stands for, `a.b.weight`.
 
     Returns:
-        Contiguous tensors by name, and strings for the file's metadata.
+        Contiguous copies of the tensors by name, as a file holds no memory twice, and strings for
+        its metadata.
     """
     tensors: dict[str, Tensor] = {}
     layers: dict[str, Any] = {}
@@ -43,7 +47,8 @@ def to_tensors(weights: Mapping[str, PackedWeight]) -> tuple[dict[str, Tensor], 
         parts = {"qdata": weight.qdata, "scale": weight.scale, "zero": weight.zero}
         for part, tensor in parts.items():
             if tensor is not None:
-                tensors[part_name(name, part)] = tensor.contiguous()
+                copy = tensor.clone(memory_format=torch.contiguous_format)
+                tensors[part_name(name, part)] = copy
         layers[name] = _describe(weight)
     return tensors, {VERSION_KEY: VERSION, LAYERS_KEY: json.dumps(layers)}
 
@@ -61,8 +66,8 @@ def from_tensors(
         The weights, their values checked.
 
     Raises:
-        ValueError: If the version, a tag, a part or a key is unknown, if a tensor is missing, or
-            if a tensor or value does not fit.
+        ValueError: If the header cannot be read, the version, a tag, a part or a key is unknown, a
+            tensor is missing, or a tensor or value does not fit; with the weight's name.
     """
     metadata = metadata or {}
     if LAYERS_KEY not in metadata:
@@ -71,8 +76,14 @@ def from_tensors(
         raise ValueError(
             f"{VERSION_KEY}: expected {VERSION!r}, found {metadata.get(VERSION_KEY)!r}"
         )
+    try:
+        layers = json.loads(metadata[LAYERS_KEY])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{LAYERS_KEY}: expected JSON, found {error}") from None
+    if not isinstance(layers, dict):
+        raise ValueError(f"{LAYERS_KEY}: expected an object, found {layers!r}")
     weights = {}
-    for name, entry in json.loads(metadata[LAYERS_KEY]).items():
+    for name, entry in layers.items():
         try:
             weights[name] = _read(name, entry, tensors)
         except ValueError as error:
@@ -96,10 +107,17 @@ def _describe(weight: PackedWeight) -> dict[str, Any]:
 
 def _read(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PackedWeight:
     """One weight; every key that changes what codes mean must be understood."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"expected an object, found {entry!r}")
     check_tag(entry.get("tag"))
     lacking = {"shape", "zero_point", "level_table"} - entry.keys()
     if lacking:
         raise ValueError(f"expected {min(lacking)} in its entry, found none")
+    shape, levels = entry["shape"], entry["level_table"]
+    if not isinstance(shape, list):
+        raise ValueError(f"shape: expected a list, found {shape!r}")
+    if not (levels is None or isinstance(levels, list)):
+        raise ValueError(f"level_table: expected a list or null, found {levels!r}")
     parts = ["qdata", "scale", *(["zero"] if entry["zero_point"] else [])]
     wanted = {part: part_name(name, part) for part in parts}
     missing = [tensor for tensor in wanted.values() if tensor not in tensors]
@@ -109,16 +127,19 @@ def _read(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     unknown = sorted(k for k in tensors if k.startswith(prefix) and k not in wanted.values())
     if unknown:
         raise ValueError(f"{unknown[0]} is a part that {entry['tag']} does not have here")
-    levels = entry["level_table"]
     weight = PackedWeight(
         entry["tag"],
-        tuple(entry["shape"]),
+        tuple(shape),
         tensors[wanted["qdata"]],
         tensors[wanted["scale"]],
         tensors[wanted["zero"]] if entry["zero_point"] else None,
         None if levels is None else tuple(levels),
     )
-    for key, found in _describe(weight).items():
+    described = _describe(weight)
+    for key, found in described.items():
         if entry.get(key) != found:
             raise ValueError(f"expected {key} {found!r} by its tensors, found {entry.get(key)!r}")
+    strange = sorted(entry.keys() - described.keys() - set(REMARKS))
+    if strange:
+        raise ValueError(f"{strange[0]} is a key that this version does not know")
     return weight.check_values()

@@ -14,14 +14,20 @@ whole byte; padding decodes to anything and is never read.
 | `u2` | 4 a byte | ceil(K / 4) | levels[c] s, or (c - z) s with a zero point |
 | `u4` | 2 a byte, even column in the low nibble | ceil(K / 2) | (c - 8) s, or (c - z) s |
 
+Whole bits are packed by the rule of `kernels/bit_packing`, a row as an image.
+
 Source: packed_storage.md 2 to 4.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from ..bit_packing.reference import pack_codes_reference, unpack_codes_reference
 
 Tag = Literal["bin1", "bin2", "tern2", "tern3", "u2", "u4"]
 """The formats that can be read. Any other must be refused, not guessed."""
@@ -31,6 +37,7 @@ NUM_CODES = {"bin1": 2, "bin2": 2, "tern2": 3, "tern3": 3, "u2": 4, "u4": 16}
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SYMMETRIC_LEVELS = (-3.0, -1.0, 1.0, 3.0)
 """The symmetric grid of two bits without a zero, in units of the scale."""
+LARGEST_LEVEL = torch.finfo(torch.float32).max
 
 
 def num_planes(tag: str) -> int:
@@ -48,9 +55,9 @@ def check_tag(tag: str | None) -> None:
         raise ValueError(f"tag: expected one of {get_args(Tag)}, found {tag!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """A low-bit weight.
+    """A low-bit weight; equal to itself alone.
 
     Args:
         tag: How codes are packed and what they mean.
@@ -60,10 +67,11 @@ class PackedWeight:
             (N, G) per group of K / G columns; of `bin2` (2, N) or (2, N, G).
         zero: Zero points of an asymmetric `u2` or `u4`, (N, G) uint8 (G = 1 without groups), each
             a code; None: symmetric.
-        levels: What the four codes of a symmetric `u2` stand for.
+        levels: What the four codes of a symmetric `u2` stand for: finite in float32.
 
     Raises:
-        ValueError: If a shape or a type does not fit; values are checked by `check_values`.
+        ValueError: If a shape, a type or a level does not fit; values of tensors are checked by
+            `check_values`.
     """
 
     tag: Tag
@@ -75,11 +83,15 @@ class PackedWeight:
 
     def __post_init__(self) -> None:
         check_tag(self.tag)
-        if len(self.shape) not in (2, 4) or min(self.shape) < 1:
-            raise ValueError(f"shape: expected 2 or 4 sizes of at least 1, found {self.shape}")
+        whole = isinstance(self.shape, tuple) and all(isinstance(n, int) for n in self.shape)
+        if not whole or len(self.shape) not in (2, 4) or min(self.shape) < 1:
+            raise ValueError(
+                f"shape: expected a tuple of 2 or 4 sizes of at least 1, found {self.shape!r}"
+            )
         self._check_qdata()
         self._check_scale()
         self._check_zero()
+        self._check_levels()
 
     @property
     def num_rows(self) -> int:
@@ -103,7 +115,7 @@ class PackedWeight:
 
     def codes(self) -> Tensor:
         """Codes (N, K) uint8; of `bin2` (2, N, K). Of ternary weights t + 1."""
-        return unpack_codes(self.qdata, self.tag, self.num_columns)
+        return unpack_rows(self.qdata, self.tag, self.num_columns)
 
     def dequantize(self) -> Tensor:
         """The matrix that it stands for, (N, K): scale times level, rounded to float32.
@@ -154,7 +166,7 @@ class PackedWeight:
                 raise ValueError(f"qdata: code 3 of tern2 is invalid, row {row} column {column}")
         if self.tag == "tern3":
             valid = torch.zeros(256, dtype=torch.bool, device=self.qdata.device)
-            valid[_tern3_bytes().to(self.qdata.device)] = True
+            valid[_tern3_bytes(self.qdata.device)] = True
             wrong = ~valid[self.qdata.long()]
             if wrong.any():
                 found = int(self.qdata[wrong][0])
@@ -181,8 +193,11 @@ class PackedWeight:
                 f"scale: expected {rows} or {(*rows, 'G')}{'' if planes else ' or (1,)'} float16, "
                 f"bfloat16 or float32, found {found} {self.scale.dtype}"
             )
-        if grouped:
-            check_groups(self.num_columns, found[-1])
+        if grouped and self.num_columns % found[-1]:
+            raise ValueError(
+                f"scale: K = {self.num_columns} columns cannot be divided into {found[-1]} "
+                "equal groups"
+            )
 
     def _check_zero(self) -> None:
         if self.zero is not None:
@@ -196,15 +211,26 @@ class PackedWeight:
                     f"zero: expected {expected} uint8, "
                     f"found {tuple(self.zero.shape)} {self.zero.dtype}"
                 )
-        wants_levels = self.tag == "u2" and self.zero is None
-        if wants_levels != (self.levels is not None) or len(self.levels or (0.0,) * 4) != 4:
-            wanted = "4 numbers" if wants_levels else "None"
-            raise ValueError(f"levels: expected {wanted} for {self.tag}, found {self.levels}")
+
+    def _check_levels(self) -> None:
+        if self.tag != "u2" or self.zero is not None:
+            if self.levels is not None:
+                raise ValueError(f"levels: expected None for {self.tag}, found {self.levels!r}")
+            return
+        if (
+            not isinstance(self.levels, tuple)
+            or len(self.levels) != 4
+            or not all(isinstance(x, int | float) and abs(x) <= LARGEST_LEVEL for x in self.levels)
+        ):
+            raise ValueError(
+                f"levels: expected a tuple of 4 finite float32 numbers for u2, "
+                f"found {self.levels!r}"
+            )
 
 
 def matrix_columns(shape: tuple[int, ...]) -> int:
     """K of a weight of this shape."""
-    return torch.Size(shape[1:]).numel()
+    return math.prod(shape[1:])
 
 
 def to_matrix(weight: Tensor) -> Tensor:
@@ -225,38 +251,12 @@ def row_bytes(tag: str, num_columns: int) -> int:
     return -(-num_columns // CODES_PER_BYTE[tag])
 
 
-def check_groups(num_columns: int, num_groups: int) -> None:
-    """Refuse groups of unequal size.
-
-    Raises:
-        ValueError: With both numbers.
-    """
-    if num_columns % num_groups:
-        raise ValueError(
-            f"scale: K = {num_columns} columns cannot be divided into {num_groups} equal groups"
-        )
-
-
 def scale_groups(tag: str, scale: Tensor) -> int:
     """Scales of a row, G."""
     return scale.shape[-1] if scale.ndim == num_planes(tag) + 1 else 1
 
 
-def packed_num_bytes(
-    tag: str, shape: tuple[int, ...], group: int | None = None, *, zero: bool = False
-) -> int:
-    """Bytes of a weight with 16-bit scales per channel or group, before there is one.
-
-    A last group that is smaller counts as one, as in packed_storage.md 4; `PackedWeight` has none.
-    """
-    check_tag(tag)
-    num_rows, num_columns = shape[0], matrix_columns(shape)
-    groups = 1 if group is None else -(-num_columns // group)
-    codes = num_planes(tag) * num_rows * row_bytes(tag, num_columns)
-    return codes + num_rows * groups * (2 * num_planes(tag) + zero)
-
-
-def pack_codes(codes: Tensor, tag: str) -> Tensor:
+def pack_rows(codes: Tensor, tag: str) -> Tensor:
     """Packed rows of codes.
 
     Args:
@@ -267,46 +267,51 @@ def pack_codes(codes: Tensor, tag: str) -> Tensor:
         (..., bytes of a row) uint8; padding bits are 0.
 
     Raises:
-        ValueError: If the tag is unknown or a code is out of range.
+        ValueError: If the tag is unknown, or a code is no integer or out of range.
     """
     check_tag(tag)
+    if codes.is_floating_point() or codes.is_complex():
+        raise ValueError(f"codes: expected integers or bool, found {codes.dtype}")
     if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < NUM_CODES[tag]):
         raise ValueError(
             f"codes: expected 0 to {NUM_CODES[tag] - 1} for {tag}, "
             f"found {int(codes.min())} to {int(codes.max())}"
         )
-    return packed_bytes(codes, tag)
+    return packed_rows(codes.to(torch.uint8), tag)
 
 
-def packed_bytes(codes: Tensor, tag: str) -> Tensor:
-    """`pack_codes` of codes that are known to be right."""
-    per_byte = CODES_PER_BYTE[tag]
-    room = row_bytes(tag, codes.shape[-1]) * per_byte - codes.shape[-1]
-    padded = torch.nn.functional.pad(codes.int(), (0, room)).unflatten(-1, (-1, per_byte))
+def packed_rows(codes: Tensor, tag: str) -> Tensor:
+    """`pack_rows` of uint8 codes that are known to be right."""
     if tag == "tern3":
-        v = (padded * padded.new_tensor([81, 27, 9, 3, 1])).sum(-1)
+        trits = F.pad(codes, (0, -codes.shape[-1] % 5)).unflatten(-1, (-1, 5))
+        v = trits[..., 0].int()
+        for i in range(1, 5):
+            v = 3 * v + trits[..., i]
         return ((256 * v + 242) // 243).to(torch.uint8)
-    shifts = torch.arange(per_byte, device=codes.device) * (8 // per_byte)
-    return (padded << shifts).sum(-1).to(torch.uint8)
+    rows = codes.reshape(-1, codes.shape[-1], 1)
+    packed = pack_codes_reference(rows, (8 // CODES_PER_BYTE[tag],))
+    return packed.view(*codes.shape[:-1], packed.shape[1])
 
 
-def unpack_codes(qdata: Tensor, tag: str, num_columns: int) -> Tensor:
-    """Codes of packed rows, (..., K) uint8: the inverse of `pack_codes`."""
-    table = code_table(tag, qdata.device)
-    codes = table.index_select(0, qdata.flatten().int())
-    return codes.view(*qdata.shape[:-1], -1)[..., :num_columns]
+def unpack_rows(qdata: Tensor, tag: str, num_columns: int) -> Tensor:
+    """Codes of packed rows, (..., K) uint8: the inverse of `pack_rows`."""
+    rows = qdata.reshape(-1, qdata.shape[-1])
+    if tag == "tern3":
+        codes = code_table(tag, qdata.device)[rows.int()].flatten(1)[:, :num_columns]
+    else:
+        widths = (8 // CODES_PER_BYTE[tag],)
+        codes = unpack_codes_reference(rows, num_columns, widths, torch.uint8)
+    return codes.reshape(*qdata.shape[:-1], num_columns)
 
 
 def code_table(tag: str, device: torch.device) -> Tensor:
     """Codes of every byte, (256, codes per byte) uint8."""
-    byte = torch.arange(256, device=device, dtype=torch.int32)[:, None]
     if tag == "tern3":
+        byte = torch.arange(256, device=device, dtype=torch.int32)[:, None]
         powers = torch.tensor([1, 3, 9, 27, 81], device=device, dtype=torch.int32)
         return ((((byte * powers) & 255) * 3) >> 8).to(torch.uint8)
-    per_byte = CODES_PER_BYTE[tag]
-    bits = 8 // per_byte
-    shifts = torch.arange(per_byte, device=device, dtype=torch.int32) * bits
-    return ((byte >> shifts) & ((1 << bits) - 1)).to(torch.uint8)
+    byte = torch.arange(256, device=device, dtype=torch.uint8)[:, None]
+    return unpack_rows(byte, tag, CODES_PER_BYTE[tag])
 
 
 def level_table(
@@ -375,6 +380,6 @@ def dequantize_rows(
     return total
 
 
-def _tern3_bytes() -> Tensor:
+def _tern3_bytes(device: torch.device) -> Tensor:
     """The 243 bytes that five trits can give, (243,) int64."""
-    return (256 * torch.arange(243) + 242) // 243
+    return (256 * torch.arange(243, device=device) + 242) // 243

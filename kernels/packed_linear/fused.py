@@ -87,10 +87,10 @@ def add_product(
 
 
 @triton.jit
-def finished(total, act_scale, bias, m, n, m_ok, n_ok, act_stride):
+def finished(total, act_scale, bias, m, n, m_ok, n_ok):
     """Sums (BM, BN) float32 times the scale of their token, plus bias."""
     if act_scale is not None:
-        factor = tl.load(act_scale + m * act_stride, mask=m_ok, other=0.0)
+        factor = tl.load(act_scale + m, mask=m_ok, other=0.0)
         total = total * factor[:, None]
     if bias is not None:
         total += tl.load(bias + n, mask=n_ok, other=0.0).to(tl.float32)[None, :]
@@ -115,7 +115,6 @@ def packed_linear_kernel(
     x_stride_m,
     weight_stride_p,
     weight_stride_n,
-    act_stride,
     BITS: tl.constexpr,
     FACTOR: tl.constexpr,
     OFFSET: tl.constexpr,
@@ -192,7 +191,7 @@ def packed_linear_kernel(
         where_out += split.to(tl.int64) * num_rows * num_outputs
         tl.store(out + where_out, total, mask=ok)
     else:
-        total = finished(total, act_scale, bias, m, n, m_ok, n_ok, act_stride)
+        total = finished(total, act_scale, bias, m, n, m_ok, n_ok)
         tl.store(out + where_out, total.to(out.dtype.element_ty), mask=ok)
 
 
@@ -205,7 +204,6 @@ def add_splits_kernel(
     num_rows,
     num_outputs,
     num_splits,
-    act_stride,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -218,7 +216,7 @@ def add_splits_kernel(
     total = tl.zeros([BM, BN], tl.float32)
     for split in range(0, num_splits):
         total += tl.load(sums + split * size + where, mask=ok, other=0.0)
-    total = finished(total, act_scale, bias, m, n, m_ok, n_ok, act_stride)
+    total = finished(total, act_scale, bias, m, n, m_ok, n_ok)
     tl.store(out + where, total.to(out.dtype.element_ty), mask=ok)
 
 
@@ -247,14 +245,16 @@ def quantize_tokens_kernel(
             part = tl.load(rows + k[None, :], mask=live, other=0.0).to(tl.float32)
             largest = tl.maximum(largest, tl.max(tl.abs(part), 1))
         factor = tl.div_rn(largest, tl.full([BM], LIMIT, tl.float32))
-        factor = tl.where(factor > 0, factor, 1.0)
-        tl.store(scales + m, factor, mask=m_ok)
+        factor = tl.where(factor == 0, 1.0, factor)
     else:
         factor = tl.zeros([BM], tl.float32) + tl.load(act_scale).to(tl.float32)
+    lost = (factor == float("inf")).to(tl.int32)
+    factor = tl.where(lost != 0, 1.0, factor)
     for start in range(0, codes_stride_m, BK):
         k = start + tl.arange(0, BK)
         live = m_ok[:, None] & (k < num_columns)[None, :]
         part = tl.load(rows + k[None, :], mask=live, other=0.0).to(tl.float32)
+        lost |= tl.max((part != part).to(tl.int32), 1)  # no maximum of floats keeps a NaN
         divisor = tl.broadcast_to(factor[:, None], [BM, BK])
         quotient = tl.minimum(tl.maximum(tl.div_rn(part, divisor), -LIMIT - 1.0), LIMIT)
         # Adding 1.5 * 2**23 rounds to integers, halves to even, as `torch.round`.
@@ -262,6 +262,7 @@ def quantize_tokens_kernel(
         where = (m.to(tl.int64) * codes_stride_m)[:, None] + k[None, :]
         inside = m_ok[:, None] & (k < codes_stride_m)[None, :]
         tl.store(codes + where, rounded.to(tl.int8), mask=inside)
+    tl.store(scales + m, tl.where(lost != 0, float("nan"), factor), mask=m_ok)
 
 
 @triton.jit

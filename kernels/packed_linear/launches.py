@@ -60,7 +60,6 @@ def packed_linear_fused(
         launch = quantize_launch(x, act_scale, prepacked[0].shape[-1] * codes_per_byte(tag))
         launch.run(x.device)
         rows, factor = launch.arguments["codes"], launch.arguments["scales"]
-        factor = act_scale if factor is None else factor
     launches = linear_launches(
         rows, prepacked, bias, factor, num_columns=x.shape[1], dtype=dtype, **settings
     )
@@ -101,32 +100,33 @@ def linear_launches(
 ) -> list[Launch]:
     """The product and, if K is split, the sum over splits; the last one's `out` is the result.
 
-    Of int8 x every row is as long as the blocks of the weight, its end 0.
+    Of int8 x every row is as long as the blocks of the weight, its end 0, and `act_scale` is (M,).
     """
     (planes, num_outputs, width), num_rows = prepacked[0].shape, x.shape[0]
     num_blocks = width // DEPTH
-    block_m, block_n, num_warps, num_stages = tiles(num_rows, planes, codes_per_byte(tag))
+    weight = weight_arguments(prepacked, tag, levels, num_columns)
+    per_byte = codes_per_byte(tag)
+    chunk = math.gcd(weight["GROUP"] // DEPTH, per_byte)
+    block_m, block_n, num_warps, num_stages = tiles(num_rows, planes, per_byte, per_byte // chunk)
     programs = ceil_div(num_outputs, block_n) * ceil_div(num_rows, block_m)
     splits = min(MAX_SPLITS, num_blocks, max(1, NUM_PROGRAMS // programs))
     per_split = ceil_div(num_blocks, splits)
     splits = ceil_div(num_blocks, per_split)
     out = x.new_empty(num_rows, num_outputs, dtype=dtype)
     sums = x.new_empty(splits, num_rows, num_outputs, dtype=torch.float32) if splits > 1 else out
-    weight = weight_arguments(prepacked, tag, levels, num_columns)
-    act = {"act_scale": act_scale, "act_stride": int(act_scale is not None and len(act_scale) > 1)}
-    end = {"bias": bias, **act}
+    end = {"bias": bias, "act_scale": act_scale}
     arguments = {
         "x": x,
         **weight,
-        **({"bias": None, "act_scale": None, "act_stride": 0} if splits > 1 else end),
+        **({"bias": None, "act_scale": None} if splits > 1 else end),
         "out": sums,
         "num_rows": num_rows,
         "num_blocks": num_blocks,
         "blocks_per_split": per_split,
         "x_stride_m": x.stride(0),
-        "CHUNK": math.gcd(weight["GROUP"] // DEPTH, codes_per_byte(tag)),
+        "CHUNK": chunk,
         "SPLIT": splits > 1,
-        "EVEN": x.dtype == torch.int8 or num_columns == width * codes_per_byte(tag),
+        "EVEN": x.dtype == torch.int8 or num_columns == width * per_byte,
         "BM": block_m,
         "BN": block_n,
     }
@@ -150,18 +150,21 @@ def linear_launches(
     return [product, Launch(add_splits_kernel, blocks, arguments, options)]
 
 
-def tiles(num_rows: int, planes: int, per_byte: int) -> tuple[int, int, int, int]:
+def tiles(num_rows: int, planes: int, per_byte: int, scales: int) -> tuple[int, int, int, int]:
     """Rows of x and output channels of a block, warps, stages.
 
-    The sums of a second plane take the registers of half the channels. With 8 codes a byte a stage
-    holds 8 tiles of x, and a third stage would leave room for a single program on a processor.
+    Sums of a second plane, and of the groups where a step along K meets several `scales`, take the
+    registers of half the channels; with masks at the end of K they also want more warps, and both
+    together do not fit a block of 32 rows. With 8 codes a byte a stage holds 8 tiles of x, and a
+    third stage would leave room for a single program on a processor.
     """
-    if num_rows <= 32:
-        return (16 if num_rows <= 16 else 32), 64, 4, 4
+    if num_rows <= (16 if planes == 2 and scales > 1 else 32):
+        return (16 if num_rows <= 16 else 32), 64, 4 if scales == 1 else 8, 4
     num_stages = 2 if per_byte == 8 else 3
+    block_n = 128 // planes // (1 if scales == 1 else 2)
     if num_rows <= 256:
-        return 64, 128 // planes, 4, num_stages
-    return 128, 128 // planes, 8, num_stages
+        return 64, block_n, 4 if planes == scales == 1 else 8, num_stages
+    return 128, block_n, 8, num_stages
 
 
 def weight_arguments(
@@ -192,13 +195,13 @@ def weight_arguments(
 
 
 def quantize_launch(x: Tensor, act_scale: Tensor | None, width: int) -> Launch:
-    """The activation quantizer; `codes` (M, width) and, without `act_scale`, `scales` (M,)."""
+    """The activation quantizer; `codes` (M, width) and `scales` (M,) are among its arguments."""
     num_rows, num_columns = x.shape
     arguments = {
         "x": x,
         "act_scale": act_scale,
         "codes": x.new_empty(num_rows, width, dtype=torch.int8),
-        "scales": x.new_empty(num_rows, dtype=torch.float32) if act_scale is None else None,
+        "scales": x.new_empty(num_rows, dtype=torch.float32),
         "num_rows": num_rows,
         "num_columns": num_columns,
         "x_stride_m": x.stride(0),

@@ -7,7 +7,8 @@ mean (tag, shape, levels) belongs to the constructor. Scales keep their type whe
 Source: packed_storage.md 3, 5.4 and 6.
 """
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -15,18 +16,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backends import Backend
+from ..checks import FLOATS
 from .encode import from_float
-from .formats import PackedWeight, Tag, from_matrix
-from .op import Activations, Route, packed_linear, unpack_weight
+from .formats import SCALE_DTYPES, PackedWeight, Tag, from_matrix
+from .op import Activations, Route, check_settings, packed_linear, unpack_weight
 from .prepack import PrepackedWeight, kernel_refusal, prepack
+
+PART_DTYPES = {
+    "_weight_qdata": (torch.uint8,),
+    "_weight_scale": SCALE_DTYPES,
+    "_weight_zero": (torch.uint8,),
+    "_act_step": FLOATS,
+}
+"""Types that a buffer may have; a state is never converted to another one."""
 
 
 class PackedLayer(nn.Module):
     """A packed weight, its bias, and what is made of them when it is needed.
 
-    The kernels' copy of the weight (as large as the packed one, on CUDA only) and the dense copy
-    of `cache` are made by the first call and forgotten when the module moves, is cast or loads a
-    state; they are in no state dict. Buffers must not be written to in other ways.
+    The kernels' copy of the weight (on CUDA only) and the dense copy of `cache` are made by
+    `prepare` or the first call, and forgotten when the module moves, is cast or loads a state;
+    they are in no state dict. Buffers must not be written to in other ways.
+
+    The kernels' copy takes K rounded up to 256 columns for `bin1` and `bin2`, to 128 for `tern2`,
+    `tern3` and `u2` and to 64 for `u4`, trits two bits each, scales in float32: about as much as
+    the packed weight where K is large, several times that where it is small.
 
     Args:
         weight: The weight.
@@ -39,7 +53,8 @@ class PackedLayer(nn.Module):
         backend: As in `packed_linear`.
 
     Raises:
-        ValueError: If `cache` is wanted with int8 activations.
+        ValueError: If a setting does not fit the weight or another one, as in `packed_linear`, or
+            `cache` is wanted with int8 activations.
     """
 
     _weight_qdata: Tensor
@@ -60,6 +75,7 @@ class PackedLayer(nn.Module):
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
+        check_settings(weight, bias, activations, act_scale, route, backend)
         if cache and activations != "float":
             raise ValueError(f"cache: expected False with activations {activations!r}, found True")
         self.tag, self.shape, self.levels = weight.tag, weight.shape, weight.levels
@@ -95,15 +111,38 @@ class PackedLayer(nn.Module):
         """Drop the copies made of the weight; the next call makes them again."""
         self._prepacked = self._dense = None
 
+    @torch.compiler.disable(
+        reason="call `prepare` on every packed layer before torch.compile(fullgraph=True)"
+    )
+    def prepare(self, dtype: torch.dtype | None = None) -> Self:
+        """Make the copies of the weight that calls will use, on the device where it is.
+
+        The first call does it, but not inside a graph: call this before the layer is compiled with
+        `fullgraph=True` or captured in a CUDA graph.
+
+        Args:
+            dtype: With `cache`, the type of the inputs to come, for the dense copy.
+
+        Raises:
+            RuntimeError: If a CUDA graph is being captured.
+        """
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("call `prepare` on every packed layer before a CUDA graph capture")
+        with torch.inference_mode(False):  # the copies serve calls outside that mode too
+            if self._prepacked is None and self._kernels_may_run():
+                self._prepacked = prepack(self.weight)
+            if self.cache and dtype is not None and not self._has_dense(dtype):
+                self._dense = self._unpacked(dtype)
+        return self
+
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight unpacked and rounded to a type, of its own shape; kept with `cache`."""
-        if self._dense is not None and self._dense.dtype == dtype:
-            return self._dense
-        matrix = unpack_weight(self._operand(), dtype, backend=self.backend)
-        dense = from_matrix(matrix, self.shape)
-        if self.cache:
-            self._dense = dense
-        return dense
+        if not self.cache:
+            return self._unpacked(dtype)
+        if not self._has_dense(dtype):
+            self.prepare(dtype)
+        assert self._dense is not None
+        return self._dense
 
     def extra_repr(self) -> str:
         """Shape, format and bits."""
@@ -124,17 +163,27 @@ class PackedLayer(nn.Module):
 
     def _operand(self) -> PackedWeight | PrepackedWeight:
         """The weight, in the kernels' layout where they may run."""
+        if self._prepacked is None and self._kernels_may_run():
+            self.prepare()
+        return self.weight if self._prepacked is None else self._prepacked
+
+    def _kernels_may_run(self) -> bool:
+        """True where calls take the weight in the kernels' layout."""
+        on_gpu = self._weight_qdata.device.type == "cuda"
+        if self.backend == "reference" or not (self.backend == "triton" or on_gpu):
+            return False
         weight = self.weight
-        if self.backend == "reference" or not (
-            self.backend == "triton" or weight.qdata.device.type == "cuda"
-        ):
-            return weight
-        if self._prepacked is None:
-            terms = (weight.tag, weight.scale, weight.zero, weight.levels, weight.num_columns)
-            if kernel_refusal(*terms) is not None:
-                return weight
-            self._prepacked = prepack(weight)
-        return self._prepacked
+        terms = (weight.tag, weight.scale, weight.zero, weight.levels, weight.num_columns)
+        return kernel_refusal(*terms) is None
+
+    def _has_dense(self, dtype: torch.dtype) -> bool:
+        """True if the dense copy is there in this type."""
+        return self._dense is not None and self._dense.dtype == dtype
+
+    def _unpacked(self, dtype: torch.dtype) -> Tensor:
+        """The weight unpacked and rounded to a type, of its own shape."""
+        matrix = unpack_weight(self._operand(), dtype, backend=self.backend)
+        return from_matrix(matrix, self.shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = {name: getattr(self, name) for name in ("_weight_scale", "_act_step")}
@@ -146,13 +195,37 @@ class PackedLayer(nn.Module):
         self.forget()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name, allowed in PART_DTYPES.items():
+            own, given = getattr(self, name), state_dict.get(prefix + name)
+            if own is None or not isinstance(given, Tensor):
+                continue
+            if given.dtype not in allowed:
+                error_msgs.append(f"{prefix}{name}: expected one of {allowed}, found {given.dtype}")
+            else:
+                setattr(self, name, own.to(given.dtype))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         self.forget()
 
 
 class PackedLinear(PackedLayer):
-    """`nn.Linear` with a packed weight; see `PackedLayer` and `packed_linear`."""
+    """`nn.Linear` with a packed weight (N, K); see `PackedLayer` and `packed_linear`."""
+
+    def __init__(self, weight: PackedWeight, bias: Tensor | None = None, **settings: Any) -> None:
+        super().__init__(weight, bias, **settings)
+        if len(weight.shape) != 2:
+            raise ValueError(f"weight: expected 2 axes, found {weight.shape}")
 
     @classmethod
     def from_linear(
@@ -185,15 +258,16 @@ class PackedConv2d(PackedLayer):
     Args:
         weight: Of shape (C_out, C_in / groups, kh, kw).
         bias: As in `PackedLayer`.
-        stride: Pixels (down, right).
-        padding: Pixels (down, right), or `same` or `valid`.
-        dilation: Pixels (down, right).
+        stride: Pixels (down, right), or one number for both.
+        padding: Pixels (down, right), or one number for both, or `same` (with a stride of 1) or
+            `valid`.
+        dilation: Pixels (down, right), or one number for both.
         groups: Of channels.
         settings: As in `PackedLayer`.
 
     Raises:
-        ValueError: If the weight has no four axes, the groups do not divide its channels, or int8
-            activations meet a convolution that is no linear layer.
+        ValueError: If the weight has no four axes, a number does not fit, the groups do not divide
+            its channels, or int8 activations meet a convolution that is no linear layer.
     """
 
     def __init__(
@@ -201,26 +275,35 @@ class PackedConv2d(PackedLayer):
         weight: PackedWeight,
         bias: Tensor | None = None,
         *,
-        stride: tuple[int, ...] = (1, 1),
-        padding: tuple[int, ...] | str = (0, 0),
-        dilation: tuple[int, ...] = (1, 1),
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
         groups: int = 1,
         **settings: Any,
     ) -> None:
         super().__init__(weight, bias, **settings)
         if len(weight.shape) != 4:
             raise ValueError(f"weight: expected 4 axes, found {weight.shape}")
-        if weight.shape[0] % groups:
+        if groups < 1 or weight.shape[0] % groups:
             raise ValueError(f"groups: {groups} do not divide {weight.shape[0]} output channels")
-        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.stride, self.dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+        if isinstance(padding, str):
+            if padding not in ("same", "valid") or (padding == "same" and self.stride != (1, 1)):
+                raise ValueError(
+                    "padding: expected pixels, 'valid' or, with a stride of 1, 'same', "
+                    f"found {padding!r} with stride {self.stride}"
+                )
+            self.padding: tuple[int, int] | str = padding
+        else:
+            self.padding = _pair("padding", padding, 0)
         self.groups, kernel = groups, weight.shape[2:]
-        unpadded = padding in ((0, 0), "valid") or (padding == "same" and kernel == (1, 1))
-        tiled = kernel == (1, 1) or (tuple(stride) == kernel and tuple(dilation) == (1, 1))
+        unpadded = self.padding in ((0, 0), "valid") or (padding == "same" and kernel == (1, 1))
+        tiled = kernel == (1, 1) or (self.stride == kernel and self.dilation == (1, 1))
         self.is_linear = groups == 1 and unpadded and tiled
         if self.activations != "float" and not self.is_linear:
             raise ValueError(
                 "activations: int8 needs a 1x1 kernel or one equal to its stride, without padding "
-                f"and groups; found kernel {tuple(kernel)}, stride {stride}, padding {padding}"
+                f"and groups; found kernel {kernel}, stride {self.stride}, padding {self.padding}"
             )
 
     @classmethod
@@ -251,8 +334,10 @@ class PackedConv2d(PackedLayer):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) to (B, C_out, H', W')."""
+        """(B, C_in, H, W) to (B, C_out, H', W'), or both without B."""
         if self.is_linear and not self.cache:
+            if x.ndim == 3:
+                return self._patches_times_weight(x[None])[0]
             return self._patches_times_weight(x)
         return F.conv2d(
             x,
@@ -267,6 +352,11 @@ class PackedConv2d(PackedLayer):
     def _patches_times_weight(self, x: Tensor) -> Tensor:
         """The linear layer of each patch; in the memory format of x."""
         height, width = self.shape[2:]
+        if x.ndim != 4 or x.shape[2] < height or x.shape[3] < width:
+            raise ValueError(
+                f"x: expected (B, {self.shape[1]}, H, W) of at least {height} x {width} pixels, "
+                f"found {tuple(x.shape)}"
+            )
         if (height, width) == (1, 1):
             patches = x[:, :, :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1)
         else:
@@ -277,6 +367,20 @@ class PackedConv2d(PackedLayer):
         out = self._multiply(patches).permute(0, 3, 1, 2)
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         return out if channels_last and not x.is_contiguous() else out.contiguous()
+
+
+def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    """Pixels (down, right) of two numbers, or of one for both, after a check."""
+    found = tuple(value) if isinstance(value, Sequence) else (value, value)
+    try:
+        down, right = (operator.index(number) for number in found)
+    except (TypeError, ValueError):
+        down = right = least - 1
+    if down < least or right < least:
+        raise ValueError(
+            f"{name}: expected one or two whole numbers of at least {least}, found {value!r}"
+        )
+    return down, right
 
 
 def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:

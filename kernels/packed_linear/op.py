@@ -4,7 +4,8 @@
 cores. Behind `torch.library` ops that `torch.compile` does not look into. Inference only.
 
 Packing saves memory and its traffic, not arithmetic: with 16-bit activations a GPU gains time only
-at few rows of x (kernels.md 5.2: below 12 times the bits, say), with int8 ones at many as well.
+at few rows of x (below 12 times the bits, say), with int8 ones at many as well. Both are derived
+(kernels.md 5.2), not measured.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..backends import Backend, no_autocast, resolve_backend
+from ..backends import Backend, autocast_dtype, no_autocast, resolve_backend
 from ..checks import FLOATS
 from .formats import PackedWeight, integer_levels
 from .prepack import PrepackedWeight, kernel_refusal, prepack_tensors
@@ -48,7 +49,8 @@ def packed_linear(
             rearrangement, which otherwise every call does.
         bias: (N,) float.
         activations: `float`: as they are. `int8`: rounded to 8-bit integers times a scale, per
-            token max |x| / 127 (arXiv:2402.17764), halves to even; their sums are exact.
+            token max |x| / 127 (arXiv:2402.17764), halves to even; their sums are exact. A token
+            with a NaN, or with an infinite number and no `act_scale`, becomes a row of NaN.
         act_scale: With `int8`: one scale for all tokens in place of theirs, (1,) float > 0; values
             beyond [-128, 127] times it are clipped. The values are not checked.
         route: How Triton multiplies float activations. `fused`: weights unpacked in registers,
@@ -74,9 +76,11 @@ def packed_linear(
     """
     handle = weight if isinstance(weight, PrepackedWeight) else None
     stored = weight.stored if isinstance(weight, PrepackedWeight) else weight
-    _check(x, stored, bias, activations, act_scale, route)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    _check(x, stored, bias)
+    check_settings(stored, bias, activations, act_scale, route, backend)
+    dtype = autocast_dtype(x.device)
+    if dtype is not None and x.dtype != torch.float64:
+        x = x.to(dtype)
     return _packed_linear(
         x,
         stored.qdata,
@@ -124,21 +128,32 @@ def unpack_weight(
     )
 
 
-def _check(
-    x: Tensor,
-    weight: PackedWeight,
-    bias: Tensor | None,
-    activations: str,
-    act_scale: Tensor | None,
-    route: str,
-) -> None:
-    """Refuse what does not fit the weight or each other."""
+def _check(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:
+    """Refuse an input that does not fit the weight, and gradients."""
     num_columns, device = weight.num_columns, weight.qdata.device
     if x.dtype not in FLOATS or x.ndim < 1 or x.shape[-1] != num_columns or x.device != device:
         raise ValueError(
             f"x: expected (..., {num_columns}) float on {device}, "
             f"found {tuple(x.shape)} {x.dtype} on {x.device}"
         )
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        raise ValueError("packed_linear has no gradient: call it under torch.no_grad()")
+
+
+def check_settings(
+    weight: PackedWeight,
+    bias: Tensor | None,
+    activations: str,
+    act_scale: Tensor | None,
+    route: str,
+    backend: str,
+) -> None:
+    """Refuse what does not fit the weight or each other; see `packed_linear` for the arguments.
+
+    Raises:
+        ValueError: With what was found and what was expected.
+    """
+    device = weight.qdata.device
     if bias is not None and (
         bias.shape != (weight.num_rows,) or bias.dtype not in FLOATS or bias.device != device
     ):
@@ -152,6 +167,8 @@ def _check(
         )
     if route not in get_args(Route):
         raise ValueError(f"route: expected one of {get_args(Route)}, found {route!r}")
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend: expected one of {get_args(Backend)}, found {backend!r}")
     if activations == "int8":
         if route == "unpack":
             raise ValueError("route: int8 activations have no 'unpack', expected auto or fused")
@@ -170,8 +187,6 @@ def _check(
             f"act_scale: expected (1,) float on {device}, with int8 activations alone, found "
             f"{tuple(act_scale.shape)} {act_scale.dtype} on {act_scale.device} with {activations}"
         )
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        raise ValueError("packed_linear has no gradient: call it under torch.no_grad()")
 
 
 @torch.library.custom_op("tessella::packed_linear", mutates_args=())

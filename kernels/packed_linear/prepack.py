@@ -18,18 +18,26 @@ from .formats import (
     PackedWeight,
     integer_levels,
     num_planes,
-    packed_bytes,
+    packed_rows,
     scale_groups,
-    unpack_codes,
+    unpack_rows,
 )
 
 DEPTH = 32
 """Columns of one product: the least depth of int8 operands on tensor cores."""
 MAX_OFFSET = 127
 """Of the smallest level: 128 minus it is exact in bfloat16."""
+FACTOR_AND_OFFSET = {
+    "bin1": (2, -1),
+    "bin2": (2, -1),
+    "tern2": (1, -1),
+    "tern3": (1, -1),
+    "u4": (1, -8),
+}
+"""Level = factor * code + offset of the formats without a table of levels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PrepackedWeight:
     """A weight in the kernels' layout, beside the stored one.
 
@@ -63,7 +71,7 @@ def affine_levels(
     if asymmetric:
         return 1.0, 1, 0
     if levels is None:
-        return 1.0, *{"b": (2, -1), "t": (1, -1), "u": (1, -8)}[tag[0]]
+        return 1.0, *FACTOR_AND_OFFSET[tag]
     grid = integer_levels(levels)
     if grid is None:
         return None
@@ -114,24 +122,14 @@ def prepack_tensors(
 ) -> list[Tensor]:
     """Codes, scales and, if there are any, zero points as in `PrepackedWeight`."""
     planes, num_rows, groups = num_planes(tag), qdata.shape[-2], scale_groups(tag, scale)
-    codes = unpack_codes(qdata, tag, num_columns).view(planes, num_rows, num_columns)
+    codes = unpack_rows(qdata, tag, num_columns).view(planes, num_rows, num_columns)
     per_byte = CODES_PER_BYTE[kernel_tag(tag)]
     room = -num_columns % (per_byte * DEPTH)
     blocks = F.pad(codes, (0, room)).view(planes, num_rows, -1, per_byte, DEPTH)
     # Byte j takes codes j, DEPTH + j, ...: with them as neighbours it is the stored rule.
-    packed = packed_bytes(blocks.transpose(-1, -2).flatten(2), kernel_tag(tag))
+    packed = packed_rows(blocks.transpose(-1, -2).flatten(2), kernel_tag(tag))
     affine = affine_levels(tag, levels, zero is not None)
     assert affine is not None
     factors = (scale.float() * affine[0]).view(planes, -1, groups).expand(planes, num_rows, groups)
     tensors = [packed, factors.transpose(1, 2).contiguous()]
     return tensors if zero is None else [*tensors, zero.t().contiguous()]
-
-
-def stored_codes(qdata: Tensor, tag: str, num_columns: int) -> Tensor:
-    """Stored bytes of prepacked ones: the inverse of `prepack_tensors`, as in `PackedWeight`."""
-    per_byte = CODES_PER_BYTE[kernel_tag(tag)]
-    codes = unpack_codes(qdata, kernel_tag(tag), qdata.shape[-1] * per_byte)
-    blocks = codes.view(*qdata.shape[:2], -1, DEPTH, per_byte)
-    columns = blocks.transpose(-1, -2).flatten(2)[..., :num_columns]
-    packed = packed_bytes(columns, tag)
-    return packed if tag == "bin2" else packed[0]

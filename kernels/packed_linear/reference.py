@@ -22,9 +22,8 @@ from torch.nn import functional as F
 from .formats import dequantize_rows, integer_levels, level_rows, num_planes, scale_groups
 
 BLOCK_ELEMENTS = 2**20
-"""Weights that are unpacked at a time; at least one row."""
-WORKSPACE_BYTES = 8 * BLOCK_ELEMENTS + 64
-"""Largest tensor made while unpacking, of rows not longer than a block; besides activations."""
+"""Weights that are unpacked at a time; at least one row. 8 bytes each is the largest tensor made
+while unpacking rows not longer than this."""
 INT8_MAX = 127
 
 
@@ -51,22 +50,24 @@ def quantize_tokens(x: Tensor, act_scale: Tensor | None) -> tuple[Tensor, Tensor
     """Activations as integers times a scale.
 
     Args:
-        x: (M, K) finite floats.
+        x: (M, K) floats.
         act_scale: A scale of all tokens, (1,) float32; None: max |x| / 127 of each token (1 where
             that is 0).
 
     Returns:
-        clip(round(x / scale), -128, 127) as (M, K) int8, halves rounded to even, and scales (M,) or
-        (1,) float32.
+        clip(round(x / scale), -128, 127) as (M, K) int8, halves rounded to even, and scales (M,)
+        float32. The scale is NaN, and with it what comes of the token, where x has a NaN or the
+        scale were infinite.
     """
     x = x.float()
     if act_scale is None:
         scale = x.abs().amax(-1) / INT8_MAX
-        scale = torch.where(scale > 0, scale, 1.0)
+        scale = torch.where(scale == 0, 1.0, scale)
     else:
-        scale = act_scale.float()
+        scale = act_scale.float().expand(x.shape[0])
     codes = (x / scale[:, None]).round().clamp(-INT8_MAX - 1, INT8_MAX)
-    return codes.to(torch.int8), scale
+    lost = x.isnan().any(-1) | scale.isinf()
+    return codes.to(torch.int8), torch.where(lost, torch.nan, scale)
 
 
 def packed_linear_reference(

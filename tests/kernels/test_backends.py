@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tessella.kernels import backends
-from tessella.kernels.backends import resolve_backend, triton_refusal
+from tessella.kernels.backends import autocast_dtype, no_autocast, resolve_backend, triton_refusal
 from tessella.kernels.bit_embedding.op import bit_embedding
 from tessella.kernels.codebook_sum.op import codebook_embedding_sum
 
@@ -90,6 +90,20 @@ def test_a_backend_asked_for_by_name_never_falls_back() -> None:
         bit_embedding(codes, torch.ones(3, 4), bits_per_group=3, backend="triton")
     with pytest.raises(RuntimeError, match="codebook_embedding_sum: backend 'triton' cannot"):
         codebook_embedding_sum(codes, torch.ones(1, 3, 4), backend="triton")
+
+
+def test_autocast_is_off_where_it_does_not_exist() -> None:
+    meta = torch.device("meta")
+    assert autocast_dtype(CPU) is None and autocast_dtype(meta) is None
+    with torch.autocast("cpu", torch.float16):
+        assert autocast_dtype(CPU) == torch.float16 and autocast_dtype(meta) is None
+        with no_autocast(CPU), no_autocast(meta):
+            assert autocast_dtype(CPU) is None
+    codes = torch.zeros(1, 2, 1, dtype=torch.int64, device=meta)
+    embedded = bit_embedding(codes, torch.ones(3, 4, device=meta), bits_per_group=3)
+    assert embedded.is_meta and embedded.shape == (1, 2, 4)
+    summed = codebook_embedding_sum(codes, torch.ones(1, 3, 4, device=meta))
+    assert summed.is_meta and summed.shape == (1, 2, 4)
 
 
 WITHOUT_TRITON = """

@@ -293,6 +293,26 @@ def test_invalid_keys_are_as_good_as_absent(method: str) -> None:
 
 
 @SETTINGS
+def test_nan_shows_in_the_rows_that_read_it(method: str, row_norm: bool) -> None:
+    """And nowhere else: not in another sample or head, nor in rows without valid keys."""
+    given = inputs(method) | {"row_norm": row_norm}
+    given["valid"] = torch.tensor([[False], [True]]).expand(2, 7)
+    for name in ("q", "k", "v"):
+        wrong = given[name].clone()
+        wrong[:, 2, 1, 3] = float("nan")
+        expected = torch.zeros(2, 5, 3, 4, dtype=torch.bool)
+        rows = slice(2, 3) if name == "q" and method != "binary_qk" else slice(None)
+        expected[1, rows, 1, slice(3, 4) if name == "v" else slice(None)] = True
+        assert torch.equal(binary_attention(**given | {name: wrong}).isnan(), expected), name
+
+
+def test_meta_tensors_have_a_shape() -> None:
+    q = torch.empty(2, 5, 3, 4, device="meta")
+    found = binary_attention(q, q, q, method="bibert")
+    assert found.is_meta and found.shape == q.shape
+
+
+@SETTINGS
 def test_no_valid_key_gives_zero_and_no_gradient(method: str, row_norm: bool) -> None:
     given = inputs(method) | {"row_norm": row_norm}
     given["valid"] = torch.tensor([[False], [True]]).expand(2, 7)

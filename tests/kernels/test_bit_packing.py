@@ -136,6 +136,15 @@ def test_int32_and_any_strides_give_the_same() -> None:
     assert torch.equal(unpack_codes(pack_codes(largest, 31), 3, 31, dtype=torch.int32), largest)
 
 
+def test_widths_of_numpy() -> None:
+    codes = draw((6, 3), 4, 5)
+    packed = pack_codes(codes, np.array([6, 3]))
+    assert torch.equal(packed, pack_codes(codes, (6, 3)))
+    assert torch.equal(unpack_codes(packed, 5, np.array([6, 3])), codes)
+    packed = pack_codes(codes[..., 0], np.int64(6))
+    assert torch.equal(unpack_codes(packed, 5, np.int64(6)), codes[..., 0])
+
+
 def test_leading_axes_stay() -> None:
     codes = draw((6, 3), 2, 3, 4, 5)
     packed = pack_codes(codes, (6, 3))
@@ -248,6 +257,8 @@ WRONG: dict[str, Callable[[], Any]] = {
     "bits: expected 1 to 62, found 0": lambda: pack_codes(CODES, 0),
     "bits: expected 1 to 62, found 63": lambda: pack_codes(CODES, (1, 63, 2)),
     "bits: expected at least one width": lambda: pack_codes(CODES, ()),
+    "bits: expected whole numbers, found 4.0": lambda: pack_codes(CODES, 4.0),  # type: ignore[arg-type]
+    "bits: expected whole numbers, found [4.5]": lambda: unpack_codes(BYTES, 4, [4.5]),  # type: ignore[list-item]
     "bits: expected 1 to 62, found -3": lambda: unpack_codes(BYTES, 4, -3),
     "packed: expected (..., 5) uint8 for 4 x 10 bits, found (2, 4) torch.uint8": lambda: (
         unpack_codes(BYTES[:, :4], 4, 10)

@@ -1,5 +1,6 @@
 """Hashed attention and its hash: against the full similarity matrix, plain formulas and itself."""
 
+import copy
 import io
 import re
 from typing import Any
@@ -259,10 +260,47 @@ def test_state_dict_round_trip() -> None:
 def test_flag_written_in_place_is_seen() -> None:
     """As when another process broadcasts its buffers."""
     source, _, x = fitted()
-    copy = KernelHash(2, 6, num_bits=8, num_anchors=7)
-    for mine, theirs in zip(copy.buffers(), source.buffers(), strict=True):
+    target = KernelHash(2, 6, num_bits=8, num_anchors=7)
+    for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
         mine.copy_(theirs)
-    assert torch.equal(copy(x), source(x))
+    assert torch.equal(target(x), source(x))
+
+
+def test_a_hash_that_is_reset_refuses() -> None:
+    hashing, _, x = fitted()
+    hashing(x)
+    hashing.fitted.fill_(False)
+    with pytest.raises(RuntimeError, match="KernelHash: expected a fitted hash"):
+        hashing(x)
+
+
+def test_buffers_stay_float32() -> None:
+    """Rounded to bfloat16 they would flip codes; what moves them still moves them."""
+    hashing, _, x = fitted()
+    codes = hashing(x)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        moved = copy.deepcopy(hashing).to(dtype)
+        assert {b.dtype for b in moved.buffers()} == {torch.float32, torch.bool}
+        assert torch.equal(moved(x), codes)
+    assert all(b.is_meta for b in hashing.to(device="meta", dtype=torch.bfloat16).buffers())
+
+
+def test_meta_tensors_have_a_shape() -> None:
+    hashing = KernelHash(2, 6, num_bits=8, num_anchors=7).to("meta")
+    codes = hashing(torch.empty(3, 5, 2, 6, device="meta"))
+    assert codes.is_meta and codes.shape == (3, 5, 2, 8)
+    assert hashed_attention(codes, codes, codes).shape == codes.shape
+
+
+@pytest.mark.slow
+def test_copied_buffers_answer_in_a_compiled_first_call() -> None:
+    """As after an average of weights or a broadcast has written them in place."""
+    source, _, x = fitted()
+    target = KernelHash(2, 6, num_bits=8, num_anchors=7)
+    for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
+        mine.copy_(theirs)
+    compiled = torch.compile(target, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), source(x))
 
 
 def test_wrong_vectors_and_settings_are_one_clear_error() -> None:

@@ -287,6 +287,33 @@ def test_rows_without_a_valid_key_are_zero(precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_nan_shows_in_what_is_computed_from_it(precision: str) -> None:
+    """Not in another image or head, and not in rows without any valid key."""
+    given = inputs(batch=3)
+    valid = flags(3, 130)
+    valid[0], valid[1, 5] = False, True
+    for name in "qk":
+        wrong = given[name].clone()
+        wrong[:2, 5, 1, 3] = float("nan")
+        found = low_bit_attention(**given | {name: wrong}, valid=valid, precision=precision)
+        expected = torch.zeros(found.shape, dtype=torch.bool)
+        expected[1, : BLOCK if name == "q" else None, 1] = True
+        assert torch.equal(found.isnan(), expected), name
+    wrong = given["v"].clone()
+    wrong[1, 5, 1, 3] = float("nan")
+    found = low_bit_attention(**given | {"v": wrong}, valid=valid, precision=precision)
+    expected = torch.zeros(found.shape, dtype=torch.bool)
+    expected[1, :, 1, 3] = True
+    assert torch.equal(found.isnan(), expected)
+
+
+def test_meta_tensors_have_a_shape() -> None:
+    given = {name: x.to("meta") for name, x in inputs(dtype=torch.bfloat16).items()}
+    found = low_bit_attention(**given)
+    assert found.is_meta and found.shape == (2, 70, 2, 32) and found.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_images_do_not_see_each_other(precision: str) -> None:
     """Up to the order of float32 sums, which a matrix product chooses by its size."""
     given = inputs(batch=3) | {"valid": flags(3, 130)}
@@ -406,7 +433,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "values": ({"v": X[:, :4]}, r"v: expected the shape of k, \(2, 5, 2, 32\), found \(2, 4"),
     "key-type": ({"k": X.half()}, "k: expected torch.float32 on cpu as q, found torch.float16"),
     "value-device": ({"v": X.to("meta")}, "v: expected torch.float32 on cpu .* on meta"),
-    "valid-type": ({"valid": torch.ones(2, 5)}, r"valid: expected \(2, 5\) bool .* torch.float32"),
+    "valid-type": (
+        {"valid": torch.ones(2, 5)},
+        r"valid: .*torch.bool .* torch.float32",
+    ),
     "valid-shape": ({"valid": torch.ones(2, 4).bool()}, r"valid: expected \(2, 5\) .* \(2, 4\)"),
     "precision": ({"precision": "int4"}, "precision: expected one of .*int8_fp8.* found 'int4'"),
     "backend": ({"backend": "cuda"}, "backend: expected one of .*, found 'cuda'"),

@@ -13,17 +13,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tessella.kernels.packed_linear.encode import from_float, pack
+from tessella.kernels.packed_linear.encode import empty_weight, from_float, pack
 from tessella.kernels.packed_linear.files import from_tensors, part_name, to_tensors
 from tessella.kernels.packed_linear.formats import (
     NUM_CODES,
     SYMMETRIC_LEVELS,
     PackedWeight,
     integer_levels,
-    pack_codes,
-    packed_num_bytes,
-    unpack_codes,
+    pack_rows,
+    unpack_rows,
 )
+from tessella.kernels.packed_linear.prepack import prepack
 
 TAGS = pytest.mark.parametrize("tag", NUM_CODES)
 
@@ -42,17 +42,17 @@ def test_packing_is_a_bijection(tag: str, num_columns: int) -> None:
     high = NUM_CODES[tag]
     cases = [torch.zeros(3, num_columns), torch.full((3, num_columns), high - 1)]
     for codes in [*cases, draw(high, 3, num_columns), draw(high, 2, 3, num_columns)]:
-        packed = pack_codes(codes.long(), tag)
+        packed = pack_rows(codes.long(), tag)
         per_byte = {"tern3": 5}.get(tag, 8 // {2: 1, 3: 2, 4: 2, 16: 4}[high])
         assert packed.shape == (*codes.shape[:-1], -(-num_columns // per_byte))
         assert packed.dtype == torch.uint8
-        assert torch.equal(unpack_codes(packed, tag, num_columns), codes.to(torch.uint8))
+        assert torch.equal(unpack_rows(packed, tag, num_columns), codes.to(torch.uint8))
 
 
 def test_bin1_is_little_endian() -> None:
     codes = draw(2, 5, 37)
     expected = np.packbits(codes.numpy().astype(np.uint8), axis=1, bitorder="little")
-    assert np.array_equal(pack_codes(codes, "bin1").numpy(), expected)
+    assert np.array_equal(pack_rows(codes, "bin1").numpy(), expected)
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,15 @@ def test_bin1_is_little_endian() -> None:
     ],
 )
 def test_bytes_by_hand(tag: str, codes: list[int], expected: list[int]) -> None:
-    assert pack_codes(torch.tensor(codes), tag).tolist() == expected
+    assert pack_rows(torch.tensor(codes), tag).tolist() == expected
 
 
 def test_every_five_trits() -> None:
     trits = torch.tensor(list(itertools.product(range(3), repeat=5)))
-    packed = pack_codes(trits, "tern3")
+    packed = pack_rows(trits, "tern3")
     v = torch.arange(243, dtype=torch.float64)
     assert torch.equal(packed[:, 0].double(), torch.ceil(v * 256 / 243))
-    assert torch.equal(unpack_codes(packed, "tern3", 5).long(), trits)
+    assert torch.equal(unpack_rows(packed, "tern3", 5).long(), trits)
     assert packed.unique().numel() == 243
 
 
@@ -147,15 +147,20 @@ TABLE = {
     (3072, 3072): (1.005, 2.010, 1.607, 2.005, 4.250),
     (64, 64): (1.250, 2.500, 1.875, 2.250, 4.250),
 }
-"""packed_storage.md 4: bin1, bin2, tern3, tern2, u4 in groups of 64."""
+"""packed_storage.md 4: bin1, bin2, tern3, tern2, u4 in groups of 64 (of 2016 columns they are 31.5,
+which a weight does not have)."""
 
 
 @pytest.mark.parametrize("shape", TABLE)
 def test_bits_per_weight_as_published(shape: tuple[int, ...]) -> None:
-    size = torch.Size(shape).numel()
     tags = [("bin1", None), ("bin2", None), ("tern3", None), ("tern2", None), ("u4", 64)]
-    found = [8 * packed_num_bytes(tag, shape, group) / size for tag, group in tags]
-    assert tuple(round(bits, 3) for bits in found) == TABLE[shape]
+    weights = [
+        empty_weight(tag, shape, group, device="meta")
+        for tag, group in tags
+        if group is None or shape != (224, 224, 3, 3)
+    ]
+    found = tuple(round(weight.bits_per_weight(), 3) for weight in weights)
+    assert found == TABLE[shape][: len(weights)]
 
 
 @TAGS
@@ -164,10 +169,15 @@ def test_sizes_agree(tag: str) -> None:
         if asymmetric and tag[0] != "u":
             continue
         weight = from_float(normal(6, 16), tag, group, asymmetric=asymmetric)
-        expected = packed_num_bytes(tag, (6, 16), group, zero=asymmetric)
         tensors, _ = to_tensors({"weight": weight})
-        assert weight.num_bytes() == expected == sum(t.nbytes for t in tensors.values())
-        assert weight.bits_per_weight() == 8 * expected / 96
+        assert weight.num_bytes() == sum(t.nbytes for t in tensors.values())
+        assert weight.bits_per_weight() == 8 * weight.num_bytes() / 96
+        empty = empty_weight(tag, (6, 16), group, asymmetric=asymmetric)
+        for name in ("qdata", "scale", "zero"):
+            ours, theirs = getattr(weight, name), getattr(empty, name)
+            assert (ours is None) == (theirs is None)
+            assert ours is None or (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        assert weight.levels == empty.levels
 
 
 def some_weights() -> dict[str, PackedWeight]:
@@ -202,6 +212,13 @@ def test_files_give_back_the_same_weights(tmp_path: Path) -> None:
                 assert ours == theirs, name
 
 
+def test_one_weight_under_two_names_can_be_saved(tmp_path: Path) -> None:
+    weight = from_float(normal(5, 12), "u4", 6)
+    tensors, metadata = to_tensors({"a.weight": weight, "b.weight": weight})
+    save_file(tensors, tmp_path / "tied.safetensors", metadata)
+    assert len(tensors) == 4
+
+
 def test_a_file_without_low_bit_weights_has_none() -> None:
     assert from_tensors({"weight": torch.zeros(2, 2)}, None) == {}
 
@@ -227,11 +244,20 @@ def changed(metadata: dict[str, str], **entry: Any) -> dict[str, str]:
         ({"zero_point": "removed"}, "a.weight: expected zero_point in its entry, found none"),
         ({"zero_point": True}, "a.weight: expected a._weight_zero in the file, found none"),
         ({"level_table": [0, 1, 2]}, "a.weight: levels: expected None for u4, found"),
+        ({"level_table": "0123"}, "a.weight: level_table: expected a list or null, found '0123'"),
+        ({"shape": 5}, "a.weight: shape: expected a list, found 5"),
+        ({"shape": None}, "a.weight: shape: expected a list, found None"),
+        ({"shape": "ab"}, "a.weight: shape: expected a list, found 'ab'"),
+        ({"shape": ["a", "b"]}, "a.weight: shape: expected a tuple of 2 or 4 sizes"),
+        ({"shape": [5.0, 12.0]}, "a.weight: shape: expected a tuple of 2 or 4 sizes"),
+        ({"shape": [5, 2**70]}, r"a.weight: qdata: expected \(5, 59\d+\) uint8"),
+        ({"act": "int8"}, "a.weight: act is a key that this version does not know"),
+        ({"transposed": True}, "a.weight: transposed is a key that this version does not know"),
     ],
 )
 def test_entries_that_do_not_fit_are_refused(entry: dict[str, Any], message: str) -> None:
     tensors, metadata = to_tensors({"a.weight": from_float(normal(5, 12), "u4", 6)})
-    from_tensors(tensors, changed(metadata))
+    from_tensors(tensors, changed(metadata, source="a remark"))
     with pytest.raises(ValueError, match=message):
         from_tensors(tensors, changed(metadata, **entry))
 
@@ -244,6 +270,13 @@ def test_files_that_do_not_fit_are_refused() -> None:
         from_tensors(tensors | {"a._weight_scale_in": torch.ones(12)}, metadata)
     with pytest.raises(ValueError, match=r"lowbit.version: expected '1', found '2'"):
         from_tensors(tensors, metadata | {"lowbit.version": "2"})
+    for layers, found in {
+        '{"a.weight": ': "lowbit.layers: expected JSON, found",
+        '["a.weight"]': "lowbit.layers: expected an object, found",
+        '{"a.weight": []}': r"a\.weight: expected an object, found \[\]",
+    }.items():
+        with pytest.raises(ValueError, match=found):
+            from_tensors(tensors, metadata | {"lowbit.layers": layers})
     tensors["a._weight_qdata"][1, 1] = 0xFF
     with pytest.raises(ValueError, match="code 3 of tern2 is invalid, row 1 column 4"):
         from_tensors(tensors, metadata)
@@ -343,8 +376,10 @@ def test_levels_as_integers() -> None:
     ("change", "message"),
     [
         ({"tag": "fp4"}, "tag: expected one of .* found 'fp4'"),
-        ({"shape": (4, 16, 1)}, "shape: expected 2 or 4 sizes"),
-        ({"shape": (4, 0)}, "shape: expected 2 or 4 sizes"),
+        ({"shape": [4, 16]}, r"shape: expected a tuple .* found \[4, 16\]"),
+        ({"shape": (4.0, 16)}, r"shape: expected a tuple .* found \(4.0, 16\)"),
+        ({"shape": (4, 16, 1)}, "shape: expected a tuple of 2 or 4 sizes"),
+        ({"shape": (4, 0)}, "shape: expected a tuple of 2 or 4 sizes"),
         ({"qdata": torch.zeros(4, 7, dtype=torch.uint8)}, r"qdata: expected \(4, 8\) uint8"),
         ({"qdata": torch.zeros(4, 8)}, r"qdata: expected .*float32"),
         ({"scale": torch.ones(5)}, r"scale: expected \(4,\) or \(4, 'G'\) or \(1,\)"),
@@ -368,7 +403,9 @@ def test_other_parts_that_do_not_fit() -> None:
         dataclasses.replace(
             from_float(normal(4, 16), "bin1"), zero=torch.zeros(4, 1, dtype=torch.uint8)
         )
-    with pytest.raises(ValueError, match="levels: expected 4 numbers for u2, found None"):
+    with pytest.raises(
+        ValueError, match=r"levels: expected a tuple of 4 finite .* for u2, found None"
+    ):
         dataclasses.replace(from_float(normal(4, 16), "u2"), levels=None)
     with pytest.raises(ValueError, match=r"scale: expected \(2, 4\) or \(2, 4, 'G'\) float16"):
         dataclasses.replace(from_float(normal(4, 16), "bin2"), scale=torch.ones(1))
@@ -384,7 +421,21 @@ def test_other_parts_that_do_not_fit() -> None:
         ({"per_tensor": True, "group": 8}, "per_tensor: not with a group"),
         ({"per_tensor": True, "tag": "bin2"}, "per_tensor: not with a group or bin2"),
         ({"weight": torch.zeros(3)}, "weight: expected 2 or 4 axes"),
+        (
+            {"weight": torch.zeros(5, 0)},
+            r"weight: expected 2 or 4 axes of at least 1, found \(5, 0",
+        ),
         ({"weight": torch.full((2, 2), torch.nan)}, "weight: .* finite"),
+        ({"weight": torch.full((2, 2), 1e39, dtype=torch.float64)}, "weight: .* finite"),
+        ({"weight": torch.zeros(2, 2, device="meta")}, "weight: a meta tensor has no values"),
+        (
+            {"weight": normal(4, 16) * 1e-9, "scale_dtype": torch.float16},
+            "scale_dtype: torch.float16 turns a scale of .*e-10 into 0.0",
+        ),
+        (
+            {"weight": normal(4, 16) * 1e6, "scale_dtype": torch.float16},
+            "scale_dtype: torch.float16 turns a scale of .* into inf",
+        ),
     ],
 )
 def test_weights_that_cannot_be_encoded_are_refused(given: dict[str, Any], message: str) -> None:
@@ -392,11 +443,38 @@ def test_weights_that_cannot_be_encoded_are_refused(given: dict[str, Any], messa
         from_float(**{"weight": normal(4, 16), "tag": "bin1"} | given)
 
 
+@pytest.mark.parametrize(
+    "levels",
+    [
+        (0.0, 1.0, 2.0),
+        [0.0, 1.0, 2.0, 3.0],
+        (0.0, 1.0, float("nan"), 3.0),
+        (0.0, 1.0, 1e39, 3.0),
+        (0.0, 1.0, float("-inf"), 3.0),
+        (0.0, 1.0, "2", 3.0),
+    ],
+)
+def test_levels_must_be_finite_numbers(levels: Any) -> None:
+    weight = from_float(normal(4, 16), "u2")
+    with pytest.raises(ValueError, match=r"levels: expected a tuple of 4 finite float32 numbers"):
+        dataclasses.replace(weight, levels=levels)
+
+
+def test_weights_are_equal_to_themselves_alone() -> None:
+    weight = from_float(normal(4, 16), "u2")
+    handle = prepack(weight)
+    assert weight == weight and weight != dataclasses.replace(weight)
+    assert handle == handle and handle != prepack(weight)
+    assert len({weight, handle}) == 2
+
+
 def test_codes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"codes: expected integers or bool, found torch.float32"):
+        pack("u4", torch.tensor([[0.9, 1.9]]), torch.ones(1))
     with pytest.raises(ValueError, match="codes: expected 0 to 2 for tern3, found 0 to 3"):
-        pack_codes(torch.tensor([[0, 3]]), "tern3")
+        pack_rows(torch.tensor([[0, 3]]), "tern3")
     with pytest.raises(ValueError, match="codes: expected 0 to 1 for bin1, found -1 to 1"):
-        pack_codes(torch.tensor([[-1, 1]]), "bin1")
+        pack_rows(torch.tensor([[-1, 1]]), "bin1")
     with pytest.raises(ValueError, match=r"codes: expected \(2, N, K\) for bin2, found \(4, 16\)"):
         pack("bin2", draw(2, 4, 16), torch.ones(2, 4))
     with pytest.raises(ValueError, match=r"shape: \(4, 2, 2, 2\) does not have the codes' \(4, 16"):

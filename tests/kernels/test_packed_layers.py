@@ -1,6 +1,7 @@
 """Linear and convolution layers with packed weights: against float layers of decoded weights."""
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessella.kernels.packed_linear.encode import from_float
+from tessella.kernels.packed_linear.encode import empty_weight, from_float
 from tessella.kernels.packed_linear.files import from_tensors, to_tensors
 from tessella.kernels.packed_linear.formats import NUM_CODES
 from tessella.kernels.packed_linear.layers import PackedConv2d, PackedLinear
@@ -51,6 +52,7 @@ CONVOLUTIONS = {
     "1x1-padded": (8, 10, 1, 1, 1, 1, 1, (4, 4), False),
     "patch-2": (12, 6, 2, 2, 0, 1, 1, (7, 9), True),
     "patch-4-valid": (3, 6, 4, 4, "valid", 1, 1, (9, 8), True),
+    "patch-exactly": (3, 6, 4, 4, 0, 1, 1, (4, 4), True),
     "patch-2x3": (5, 6, (2, 3), (2, 3), 0, 1, 1, (7, 9), True),
     "3x3": (24, 10, 3, 1, 1, 1, 1, (7, 5), False),
     "3x3-stride-2": (33, 6, 3, 2, 1, 1, 1, (9, 7), False),
@@ -96,7 +98,8 @@ def test_int8_activations_of_pixels() -> None:
     x = normal(2, 24, 5, 3)
     assert torch.equal(packed(x), linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
     step = torch.tensor([0.05])
-    fixed = PackedLinear(packed.weight, conv.bias, activations="int8", act_scale=step)
+    matrix = dataclasses.replace(packed.weight, shape=(10, 24))
+    fixed = PackedLinear(matrix, conv.bias, activations="int8", act_scale=step)
     rows = normal(4, 24)
     clipped = (rows / step).round().clamp(-128, 127) * step
     with torch.no_grad():
@@ -133,6 +136,78 @@ def test_a_state_is_what_a_file_holds() -> None:
         rebuilt.add_module(name, PackedLinear(read[f"{name}.weight"], state[f"{name}.bias"]))
     x = normal(3, 20)
     assert torch.equal(rebuilt(x), model(x))
+
+
+@pytest.mark.parametrize("size", [1e6, 1e-6])
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_keeps_the_type_of_its_scales(size: float, assign: bool) -> None:
+    linear = seeded(nn.Linear(20, 8))
+    skeleton = PackedLinear(
+        empty_weight("u4", (8, 20), 5),
+        torch.empty(8),
+        activations="int8",
+        act_scale=torch.ones(1, dtype=torch.float16),
+    )
+    assert skeleton._weight_scale.dtype == torch.float16
+    linear.weight.data *= size
+    step = torch.tensor([1e-9])
+    trained = PackedLinear.from_linear(linear, "u4", 5, activations="int8", act_scale=step)
+    skeleton.load_state_dict(copy.deepcopy(trained.state_dict()), assign=assign)
+    assert skeleton._weight_scale.dtype == torch.float32
+    assert torch.equal(skeleton.weight.dequantize(), trained.weight.dequantize())
+    assert torch.equal(skeleton._act_step, step)
+    x = normal(3, 20)
+    assert torch.equal(skeleton(x), trained(x))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_of_wrong_types_is_refused(assign: bool) -> None:
+    packed = PackedLinear.from_linear(seeded(nn.Linear(20, 8)), "u4", asymmetric=True)
+    state = packed.state_dict()
+    for name, dtype in (
+        ("_weight_scale", torch.float64),
+        ("_weight_qdata", torch.float32),
+        ("_weight_zero", torch.int64),
+    ):
+        changed = state | {name: state[name].to(dtype)}
+        with pytest.raises(RuntimeError, match=f"{name}: expected one of .* found {dtype}"):
+            packed.load_state_dict(changed, assign=assign)
+
+
+def test_a_skeleton_takes_no_memory_until_a_state_is_assigned() -> None:
+    linear = seeded(nn.Linear(20, 8))
+    packed = PackedLinear.from_linear(linear, "bin2", 5)
+    with torch.device("meta"):
+        skeleton = PackedLinear(empty_weight("bin2", (8, 20), 5), torch.empty(8))
+        x = torch.empty(3, 20)
+    assert all(tensor.is_meta for tensor in skeleton.state_dict().values())
+    assert skeleton(x).shape == (3, 8)
+    skeleton.load_state_dict(packed.state_dict(), assign=True)
+    assert torch.equal(skeleton(normal(3, 20)), packed(normal(3, 20)))
+
+
+def test_a_copy_made_in_inference_mode_serves_training() -> None:
+    packed = PackedLinear.from_linear(seeded(nn.Linear(20, 8)), "u4", cache=True)
+    x = normal(3, 20)
+    with torch.inference_mode():
+        packed(x)
+    x.requires_grad_()
+    packed(x).sum().backward()
+    torch.testing.assert_close(x.grad, packed.weight.dequantize().sum(0).expand(3, 20))
+
+
+def test_copies_are_not_made_while_a_cuda_graph_is_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed = PackedLinear.from_linear(seeded(nn.Linear(20, 8)), "u4", cache=True)
+    x = normal(3, 20)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="call `prepare` on every packed layer before a CUDA"):
+        packed(x)
+    monkeypatch.undo()
+    packed.prepare(torch.float32)
+    assert packed._dense is not None
 
 
 @pytest.mark.parametrize("assign", [False, True])
@@ -175,8 +250,73 @@ def test_what_cannot_be_a_layer_is_refused() -> None:
         PackedConv2d(from_float(conv.weight, "bin1"), groups=3)
     with pytest.raises(ValueError, match="activations: int8 needs a 1x1 kernel"):
         PackedConv2d.from_conv(conv, "bin1", activations="int8")
+    with pytest.raises(ValueError, match="weight: expected 2 axes"):
+        PackedLinear(from_float(conv.weight, "bin1"))
     with pytest.raises(ValueError, match="padding_mode: expected 'zeros', found 'circular'"):
         PackedConv2d.from_conv(nn.Conv2d(4, 4, 3, padding_mode="circular"), "bin1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bias": torch.zeros(5)}, r"bias: expected \(4,\) float"),
+        ({"activations": "int4"}, "activations: expected one of .* found 'int4'"),
+        ({"act_scale": torch.ones(1)}, "act_scale: .* with int8 activations alone"),
+        ({"route": "bogus"}, "route: expected one of .* found 'bogus'"),
+        ({"backend": "bogus"}, "backend: expected one of .* found 'bogus'"),
+        ({"groups": 0}, "groups: 0 do not divide 4 output channels"),
+        ({"stride": 0}, "stride: expected one or two whole numbers of at least 1, found 0"),
+        ({"stride": 1.5}, "stride: expected one or two whole numbers of at least 1, found 1.5"),
+        ({"dilation": (1, 2, 3)}, "dilation: expected one or two whole numbers"),
+        ({"padding": (0, -1)}, "padding: expected one or two whole numbers of at least 0"),
+        ({"padding": "full"}, "padding: expected pixels, 'valid' or, .* found 'full'"),
+        ({"padding": "same", "stride": 2}, "padding: .* found 'same' with stride"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    weight = from_float(nn.Conv2d(4, 4, 3).weight, "bin1")
+    with pytest.raises(ValueError, match=message):
+        PackedConv2d(weight, **settings)
+
+
+def test_pixels_by_numbers_and_lists() -> None:
+    weight = from_float(seeded(nn.Conv2d(3, 6, 4)).weight, "bin1")
+    expected = PackedConv2d(weight, stride=(4, 4), padding=(0, 0), dilation=(1, 1))
+    x = normal(2, 3, 8, 9)
+    for pixels in (4, [4, 4]):
+        packed = PackedConv2d(weight, stride=pixels, padding=0, dilation=[1, 1])
+        assert packed.is_linear and torch.equal(packed(x), expected(x))
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_images_without_a_batch(kernel: int) -> None:
+    conv = seeded(nn.Conv2d(3, 6, kernel, stride=min(kernel, 2)))
+    packed = PackedConv2d.from_conv(conv, "u4")
+    x = normal(3, 5, 7)
+    assert packed(x).shape == conv(x).shape
+    assert torch.equal(packed(x), packed(x[None])[0])
+
+
+def test_images_smaller_than_a_patch_are_refused() -> None:
+    packed = PackedConv2d.from_conv(seeded(nn.Conv2d(3, 6, 4, stride=4)), "u4")
+    for shape in ((2, 3, 3, 9), (3, 9, 3), (2, 3, 0, 4)):
+        with pytest.raises(ValueError, match=r"x: expected .* of at least 4 x 4 pixels, found"):
+            packed(normal(*shape))
+    with pytest.raises(ValueError, match=r"x: expected .* found \(9, 9\)"):
+        packed(normal(9, 9))
+
+
+def test_a_cached_layer_compiles_once_prepared() -> None:
+    packed = PackedLinear.from_linear(seeded(nn.Linear(20, 8)), "u4", cache=True)
+    x = normal(3, 20)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="call `prepare` on every packed layer"):
+        torch.compile(packed, fullgraph=True, backend="aot_eager")(x)
+    assert packed._dense is None
+    broken = torch.compile(copy.deepcopy(packed), backend="aot_eager")
+    expected = packed.prepare(torch.float32)(x)
+    assert torch.equal(broken(x), expected)
+    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), expected)
 
 
 def test_compiles_into_one_graph() -> None:

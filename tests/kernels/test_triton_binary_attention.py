@@ -93,6 +93,20 @@ def test_what_invalid_keys_hold_changes_nothing(method: str) -> None:
 
 
 @METHODS
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_nan_is_where_the_reference_has_it(name: str, method: str) -> None:
+    given = inputs("63-keys", method, torch.float32)
+    given["valid"][0] = False
+    given["valid"][1, 40] = True
+    given[name] = given[name].clone()
+    given[name][:, 40, 0, 3] = float("nan")
+    expected = binary_attention(**given, backend="reference")
+    found = binary_attention(**given, backend="triton")
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert found.isnan().any() and not found[0].any()
+
+
+@METHODS
 def test_gradients_are_those_of_the_reference(method: str) -> None:
     given = inputs("63-keys", method, torch.float32)
     leaves = [n for n in ("q", "k", "v", "bias") if n in given]

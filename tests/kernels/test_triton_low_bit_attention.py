@@ -86,7 +86,7 @@ def test_as_the_reference(case: str, precision: str, dtype: torch.dtype) -> None
 @PRECISIONS
 def test_codes_are_those_of_the_reference(precision: str) -> None:
     """Bit by bit, as is what stands behind the last token and channel: zeros."""
-    from tessella.kernels.low_bit_attention.fused import quantize_launch, statistics_launch
+    from tessella.kernels.low_bit_attention.launches import quantize_launch, statistics_launch
 
     draw = Source(torch.float32)
     given = inputs(draw, 2, 150, 70, 2, 40)
@@ -137,11 +137,11 @@ def test_statistics_in_several_parts(precision: str) -> None:
 @pytest.mark.parametrize("dim", [32, 64, 128])
 def test_tiles_of_many_queries(precision: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """128 queries a program, as where there are many, and 64 give the same."""
-    from tessella.kernels.low_bit_attention import fused
+    from tessella.kernels.low_bit_attention import launches
 
     given = inputs(Source(torch.bfloat16), 1, 140, 140, 1, dim)
     few = low_bit_attention(**given, precision=precision, backend="triton")
-    monkeypatch.setattr(fused, "NUM_PROGRAMS", 1)
+    monkeypatch.setattr(launches, "MANY_QUERIES", 1)
     compare(given, precision)
     many = low_bit_attention(**given, precision=precision, backend="triton")
     assert relative_l2(many, few) <= 1e-4  # one bfloat16 number may round the other way
@@ -156,6 +156,44 @@ def test_images_do_not_see_each_other(precision: str) -> None:
         alone = {name: tensor[i : i + 1] for name, tensor in given.items()}
         alone = low_bit_attention(**alone, precision=precision, backend="triton")
         assert torch.equal(alone[0], found[i])
+
+
+# The interpreter says that a NaN has no INT8 code; what the code is does not matter.
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
+@PRECISIONS
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_nan_is_where_the_reference_has_it(name: str, precision: str) -> None:
+    """In several parts of the statistics, blocks of queries and blocks of keys."""
+    draw = Source(torch.float32)
+    given: dict[str, Any] = inputs(draw, 3, 70, 600, 1, 32) | {"valid": ~draw.flags(3, 600)}
+    given["valid"][0] = False
+    token = 5 if name == "q" else 550
+    given["valid"][1, 550] = True
+    image = slice(1, 2) if name == "v" else slice(2)  # v must be finite where it is not valid
+    given[name] = given[name].clone()
+    given[name][image, token, :, 3] = float("nan")
+    expected = low_bit_attention(**given, precision=precision, backend="reference")
+    found = low_bit_attention(**given, precision=precision, backend="triton")
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert found.isnan().any() and not found[0].any()
+
+
+def test_tiles_do_not_depend_on_the_batch() -> None:
+    """Which would make an image another one in a larger batch."""
+    from tessella.kernels.low_bit_attention.launches import (
+        attention_launch,
+        quantize_launch,
+        statistics_launch,
+    )
+
+    tiles = set()
+    for batch in (1, 64):
+        q = torch.empty(batch, 256, 8, 64, dtype=torch.bfloat16, device="meta")
+        statistics, _ = statistics_launch(q, q, None, precision="int8", smooth_k=True)
+        quantized, _ = quantize_launch(q, q, q, None, statistics, precision="int8")
+        launch = attention_launch(q, q, None, quantized)
+        tiles.add((launch.arguments["BM"], tuple(launch.options.values())))
+    assert len(tiles) == 1
 
 
 @PRECISIONS

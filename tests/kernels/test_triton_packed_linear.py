@@ -133,8 +133,19 @@ def test_token_codes_equal_those_of_the_reference() -> None:
         codes, scale = quantize_tokens(x, step)
         assert torch.equal(launch.arguments["codes"][:, :1100], codes)
         assert not launch.arguments["codes"][:, 1100:].any()
-        if step is None:
-            assert torch.equal(launch.arguments["scales"], scale)
+        assert torch.equal(launch.arguments["scales"], scale)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_token_with_nan_is_a_row_of_nan(static: bool) -> None:
+    weight, x = weight_of("u4", "g64-zero"), Source(torch.float16).normal(5, 320)
+    x[1, 7], x[3, 5] = torch.nan, -torch.inf
+    step = torch.tensor([0.02], device=DEVICE) if static else None
+    settings: dict[str, Any] = {"activations": "int8", "act_scale": step}
+    found = packed_linear(x, weight, backend="triton", **settings)
+    assert found[1].isnan().all() and found[[0, 2, 4]].isfinite().all()
+    expected = packed_linear(x, weight, backend="reference", **settings)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", ROUNDED, ids=lambda d: str(d).removeprefix("torch."))
@@ -242,12 +253,14 @@ def test_layers() -> None:
 
 def test_compiles_into_one_graph() -> None:
     draw, weight = Source(torch.float16), prepack(weight_of("u4", "g64-zero"))
-    layer = PackedLinear(weight.stored, backend="triton")
+    layer = PackedLinear(weight.stored, backend="triton").prepare()
 
     def step(x: Tensor) -> Tensor:
         return packed_linear(x, weight, activations="int8", backend="triton") + layer(x)
 
     x = draw.normal(3, 320)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="call `prepare` on every packed layer"):
+        torch.compile(PackedLinear(weight.stored, backend="triton"), fullgraph=True)(x)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), step(x))
 

@@ -11,30 +11,41 @@ if TYPE_CHECKING:  # the launches import triton
     from tessella.kernels.launch import Launch
 
 FIGURES = {
-    "binary_attention bibert d32 bfloat16": Figure(151, 24576, "HGMMA IGMMA"),
-    "binary_attention bibert d64 bfloat16": Figure(224, 49152, "HGMMA IGMMA"),
-    "binary_attention bibert d128 bfloat16": Figure(178, 98304, "HGMMA IGMMA"),
-    "binary_attention bibert d64 float32": Figure(114, 40960, "HGMMA IGMMA"),
-    "binary_attention bibert d128 float32": Figure(137, 81920, "HGMMA IGMMA"),
-    "binary_attention bibert d64 bfloat16 options": Figure(227, 49152, "HGMMA IGMMA"),
-    "binary_attention bibert d128 bfloat16 options": Figure(174, 98304, "HGMMA IGMMA"),
-    "binary_attention bibert d96 float16 few": Figure(184, 90112, "HGMMA IGMMA"),
-    "binary_attention bivit d32 bfloat16": Figure(158, 32768, "HGMMA"),
-    "binary_attention bivit d64 bfloat16": Figure(214, 65536, "HGMMA"),
-    "binary_attention bivit d128 bfloat16": Figure(172, 131072, "HGMMA"),
-    "binary_attention bivit d64 float32": Figure(134, 81920, "HGMMA"),
-    "binary_attention bivit d128 float32": Figure(226, 114688, "HGMMA"),
-    "binary_attention bivit d64 bfloat16 options": Figure(236, 65536, "HGMMA"),
-    "binary_attention bivit d128 bfloat16 options": Figure(190, 131072, "HGMMA"),
-    "binary_attention bivit d96 float16 few": Figure(184, 114688, "HGMMA"),
-    "binary_attention binary_qk d32 bfloat16": Figure(190, 26624, "HGMMA IGMMA"),
-    "binary_attention binary_qk d64 bfloat16": Figure(207, 53248, "HGMMA IGMMA"),
-    "binary_attention binary_qk d128 bfloat16": Figure(206, 106496, "HGMMA IGMMA"),
-    "binary_attention binary_qk d64 float32": Figure(189, 53248, "HGMMA IGMMA"),
-    "binary_attention binary_qk d128 float32": Figure(246, 106496, "HGMMA IGMMA"),
-    "binary_attention binary_qk d64 bfloat16 options": Figure(148, 86016, "HGMMA IGMMA"),
-    "binary_attention binary_qk d128 bfloat16 options": Figure(215, 139264, "HGMMA IGMMA"),
-    "binary_attention binary_qk d96 float16 few": Figure(182, 98304, "HGMMA IGMMA"),
+    "binary_attention bibert d32 bfloat16": Figure(97, 24576, "HGMMA IGMMA"),
+    "binary_attention bibert d64 bfloat16": Figure(130, 49152, "HGMMA IGMMA"),
+    "binary_attention bibert d128 bfloat16": Figure(242, 98304, "HGMMA IGMMA"),
+    "binary_attention bibert d64 float32": Figure(89, 40960, "HGMMA IGMMA"),
+    "binary_attention bibert d128 float32": Figure(140, 81920, "HGMMA IGMMA"),
+    "binary_attention bibert d64 bfloat16 options": Figure(130, 49152, "HGMMA IGMMA"),
+    "binary_attention bibert d128 bfloat16 options": Figure(214, 98304, "HGMMA IGMMA"),
+    "binary_attention bibert d96 float16 few": Figure(186, 90112, "HGMMA IGMMA"),
+    "binary_attention bibert d40 bfloat16 apart": Figure(203, 16384, "HGMMA IGMMA"),
+    "binary_attention bibert d72 bfloat16 apart": Figure(172, 24576, "HGMMA IGMMA"),
+    "binary_attention bibert d128 bfloat16 apart": Figure(214, 98304, "HGMMA IGMMA"),
+    "binary_attention bibert d72 float32 odd": Figure(181, 45056, "HGMMA IGMMA"),
+    "binary_attention bivit d32 bfloat16": Figure(90, 32768, "HGMMA"),
+    "binary_attention bivit d64 bfloat16": Figure(112, 65536, "HGMMA"),
+    "binary_attention bivit d128 bfloat16": Figure(149, 131072, "HGMMA"),
+    "binary_attention bivit d64 float32": Figure(150, 81920, "HGMMA"),
+    "binary_attention bivit d128 float32": Figure(224, 114688, "HGMMA"),
+    "binary_attention bivit d64 bfloat16 options": Figure(127, 65536, "HGMMA"),
+    "binary_attention bivit d128 bfloat16 options": Figure(171, 131072, "HGMMA"),
+    "binary_attention bivit d96 float16 few": Figure(112, 114688, "HGMMA"),
+    "binary_attention bivit d40 bfloat16 apart": Figure(171, 24576, "HGMMA"),
+    "binary_attention bivit d72 bfloat16 apart": Figure(139, 32768, "HGMMA"),
+    "binary_attention bivit d128 bfloat16 apart": Figure(188, 131072, "HGMMA"),
+    "binary_attention binary_qk d32 bfloat16": Figure(114, 26624, "HGMMA IGMMA"),
+    "binary_attention binary_qk d64 bfloat16": Figure(126, 53248, "HGMMA IGMMA"),
+    "binary_attention binary_qk d128 bfloat16": Figure(185, 106496, "HGMMA IGMMA"),
+    "binary_attention binary_qk d64 float32": Figure(150, 53248, "HGMMA IGMMA"),
+    "binary_attention binary_qk d128 float32": Figure(215, 106496, "HGMMA IGMMA"),
+    "binary_attention binary_qk d64 bfloat16 options": Figure(153, 86016, "HGMMA IGMMA"),
+    "binary_attention binary_qk d128 bfloat16 options": Figure(208, 139264, "HGMMA IGMMA"),
+    "binary_attention binary_qk d96 float16 few": Figure(156, 98304, "HGMMA IGMMA"),
+    "binary_attention binary_qk d40 bfloat16 apart": Figure(158, 16384, "HGMMA IGMMA"),
+    "binary_attention binary_qk d72 bfloat16 apart": Figure(153, 24576, "HGMMA IGMMA"),
+    "binary_attention binary_qk d128 bfloat16 apart": Figure(186, 106496, "HGMMA IGMMA"),
+    "binary_attention binary_qk d72 float32 odd": Figure(237, 57344, "HGMMA IGMMA"),
 }
 """By name of the launch."""
 
@@ -52,6 +63,14 @@ def launches() -> Iterator[tuple[str, "Launch"]]:
             yield f"binary_attention {method} d{width} bfloat16 options", every
         few = binary_attention_launch(method, torch.float16, 96, batch=1, tokens=257)
         yield f"binary_attention {method} d96 float16 few", few
+        for width in (40, 72, 128):
+            odd = binary_attention_launch(
+                method, torch.bfloat16, width, tokens=1025, options=method != "binary_qk", step=2
+            )
+            yield f"binary_attention {method} d{width} bfloat16 apart", odd
+        if method != "bivit":
+            ragged = binary_attention_launch(method, torch.float32, 72, tokens=77)
+            yield f"binary_attention {method} d72 float32 odd", ragged
 
 
 def binary_attention_launch(
@@ -62,11 +81,15 @@ def binary_attention_launch(
     batch: int = 8,
     tokens: int = 1024,
     options: bool = False,
+    step: int = 1,
 ) -> "Launch":
-    """16 heads; `options`: padded keys and whatever else the method takes."""
+    """16 heads; `options`: padded keys and whatever else the method takes.
+
+    `step`: from a channel of the inputs to the next.
+    """
     from tessella.kernels.binary_attention.fused import forward_launch
 
-    q, k, v = (meta(batch, tokens, 16, width, dtype=dtype) for _ in range(3))
+    q, k, v = (meta(batch, tokens, 16, width, step, dtype=dtype)[..., 0] for _ in range(3))
     valid = meta(batch, tokens, dtype=torch.bool) if options else None
     bias = None
     if options and method == "binary_qk":

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # the launches import triton
     from tessella.kernels.launch import Launch
 
 FIGURES = {
-    "bit_packing 1 pack": Figure(72, 0, "", narrow_stores=True),
+    "bit_packing 1 pack": Figure(26, 0, "", narrow_stores=True),
     "bit_packing 1 unpack": Figure(30, 0, ""),
     "bit_packing 9 pack": Figure(32, 0, "", narrow_stores=True),
     "bit_packing 9 unpack": Figure(29, 0, ""),
@@ -23,9 +23,11 @@ FIGURES = {
     "bit_packing 24 unpack": Figure(32, 0, ""),
     "bit_packing 62 pack": Figure(48, 0, "", narrow_stores=True),
     "bit_packing 62 unpack": Figure(80, 0, ""),
-    "bit_packing 4+10+3 pack": Figure(95, 0, "", narrow_stores=True),
+    "bit_packing 4+10+3 pack": Figure(30, 0, "", narrow_stores=True),
     "bit_packing 4+10+3 unpack": Figure(54, 0, "", narrow_stores=True),
     "bit_packing 14 unpack int32": Figure(34, 0, ""),
+    "bit_packing 1 pack short": Figure(30, 256, "", narrow_stores=True),
+    "bit_packing 3+5+2 pack short": Figure(32, 0, "", narrow_stores=True),
     "bit_packing signs float32 pack": Figure(28, 256, "", narrow_stores=True),
     "bit_packing signs float32 unpack": Figure(22, 0, ""),
     "bit_packing signs bfloat16 pack": Figure(24, 256, "", narrow_stores=True),
@@ -37,7 +39,7 @@ IMAGES, POSITIONS = 1000, 256
 
 
 def launches() -> Iterator[tuple[str, "Launch"]]:
-    """Every launch by name: images of 256 positions, sign planes of 4096 numbers."""
+    """Every launch by name: images of 256 positions and of 5, planes of 4096 signs."""
     from tessella.kernels.bit_packing import fused
 
     cases = {"1": (1,), "9": (9,), "14": (14,), "18": (18,), "24": (24,), "62": (62,)}
@@ -52,6 +54,9 @@ def launches() -> Iterator[tuple[str, "Launch"]]:
     packed = meta(IMAGES, POSITIONS * 14 // 8, dtype=torch.uint8)
     unpack = fused.unpack_codes_launch(packed, POSITIONS, (14,), torch.int32)
     yield "bit_packing 14 unpack int32", unpack
+    for name, widths in {"1": (1,), "3+5+2": (3, 5, 2)}.items():
+        codes = meta(3, 5, len(widths), dtype=torch.int64)
+        yield f"bit_packing {name} pack short", fused.pack_codes_launch(codes, widths)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         pack = fused.pack_signs_launch(meta(IMAGES, 4096, dtype=dtype))
