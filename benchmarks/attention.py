@@ -21,7 +21,14 @@ from torch import Tensor
 from tessella.config import to_yaml
 from tessella.files import atomic_file
 from tessella.generators.attention import compute_attention
-from tessella.generators.attention_rules import LENGTHS, AttentionRule, RuleFile, Way, length_class
+from tessella.generators.attention_rules import (
+    HEADS,
+    LENGTHS,
+    AttentionRule,
+    RuleFile,
+    Way,
+    class_of,
+)
 
 SHAPES = {
     "cpu": ((64, 65, 6, 32), (16, 257, 16, 64), (2, 1025, 16, 64)),
@@ -76,15 +83,15 @@ def rules_of(row: dict[str, Any], about: str) -> list[AttentionRule]:
     if row["ms"].get("low_bit", exact[best]) < exact[best]:
         ways.insert(0, "low_bit")
     _, tokens, _, dim = row["shape"]
-    reached = length_class(tokens)
+    length, head = class_of(tokens, LENGTHS), class_of(dim, HEADS)
     for way in ways:
         found.append(
             AttentionRule(
                 way=way,
                 source=f"{about}: {row['ms'][way]:.3f} ms",
                 device=row["device"],
-                tokens=(reached, reached),
-                head_dims=(dim // 2 + 1, dim),
+                tokens=(length, length),
+                head_dims=(head, head),
                 half=row["half"],
                 training=row["training"],
             )

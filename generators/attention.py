@@ -4,16 +4,17 @@ Queries, keys and values are (B, N, heads, dim), which every backend takes witho
 """
 
 import importlib.util
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..kernels.backends import BackendUnavailable
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
 from ..kernels.low_bit_attention.op import low_bit_attention
-from .attention_rules import Way, choose_way, length_class
+from .attention_rules import HEADS, LENGTHS, Way, choose_way, class_of, measured_rules
 
 AttentionBackend = Literal["auto", "fastest", "sdpa", "plain", "xformers", "low_bit"]
 """`auto` is the fastest exact way by the rules of `attention_rules.py`; `fastest` may be `low_bit`
@@ -57,8 +58,9 @@ def attention(
     """
     if backend == "auto" or backend == "fastest":
         training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
-        length = length_class(q.shape[1])
-        way: Way = _chosen(q.device, q.dtype, length, q.shape[3], training, backend == "fastest")
+        lossy = backend == "fastest" and not dropout and takes_low_bit(q.shape[3])
+        length, dim = class_of(q.shape[1], LENGTHS), class_of(q.shape[3], HEADS)
+        way: Way = _chosen(q.device, q.dtype, length, dim, training, lossy)
     else:
         way = backend
     return compute_attention(way, q, k, v, valid, dropout, low_bit_precision)
@@ -97,13 +99,28 @@ def compute_attention(
 
 
 def check_backend(backend: AttentionBackend) -> None:
-    """Refuse a backend that is not installed; nothing falls back silently.
+    """Refuse a backend that does not exist or is not installed; nothing falls back silently.
 
     Raises:
-        RuntimeError: With the command that installs it.
+        ValueError: If there is no such backend.
+        BackendUnavailable: With the command that installs it.
+        ConfigError: If TESSELLA_ATTENTION_RULES names a file that holds no rules.
     """
+    if backend not in get_args(AttentionBackend):
+        raise ValueError(
+            f"attention: expected one of {get_args(AttentionBackend)}, found {backend!r}"
+        )
+    if backend in ("auto", "fastest"):
+        measured_rules()
     if backend == "xformers" and importlib.util.find_spec("xformers") is None:
-        raise RuntimeError("attention: xformers is not installed; pip install 'tessella[xformers]'")
+        raise BackendUnavailable(
+            "attention: xformers is not installed; pip install 'tessella[xformers]'"
+        )
+
+
+def takes_low_bit(head_dim: int) -> bool:
+    """Whether `low_bit` has heads of these dimensions."""
+    return 32 <= head_dim <= 128 and head_dim % 8 == 0
 
 
 def _chosen(
@@ -118,13 +135,15 @@ _chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Two matrix products around a softmax in float32; (B, heads, N, dim)."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    """Two matrix products around a softmax, scores in float32; (B, heads, N, dim)."""
+    precise = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(precise) * q.shape[-1] ** -0.5) @ k.to(precise).transpose(2, 3)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    precise = torch.promote_types(scores.dtype, torch.float32)
-    weights = F.dropout(scores.softmax(-1, precise).to(v.dtype), dropout)
-    return weights @ v
+    weights = scores.softmax(-1)
+    if mask is not None:  # a row without a valid key is 0, as in torch's own attention
+        weights = weights.masked_fill(~mask.any(-1, keepdim=True), 0)
+    return F.dropout(weights.to(v.dtype), dropout) @ v
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dropout: float) -> Tensor:

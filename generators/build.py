@@ -8,9 +8,19 @@ from pydantic import Field
 from ..config import STRICT
 from ..tokenizers.tokens import TokenSpec
 from .base import Generator
+from .bayesian_flow_network import BayesianFlowNetwork, BayesianFlowNetworkConfig
+from .bigr import BiGR, BigrConfig
+from .binary_latent_diffusion import BinaryLatentDiffusion, BinaryLatentDiffusionConfig
 from .masked import MaskBitConfig, MaskedGenerator, MaskGITConfig
 
-GeneratorConfig = Annotated[MaskBitConfig | MaskGITConfig, Field(discriminator="type")]
+GeneratorConfig = Annotated[
+    MaskBitConfig
+    | MaskGITConfig
+    | BinaryLatentDiffusionConfig
+    | BigrConfig
+    | BayesianFlowNetworkConfig,
+    Field(discriminator="type"),
+]
 """Union of every generator's config, discriminated by `type`."""
 
 
@@ -55,5 +65,11 @@ def build_generator(config: GeneratorConfig, spec: TokenSpec) -> Generator:
     match config:
         case MaskBitConfig() | MaskGITConfig():
             return MaskedGenerator(config, spec)
+        case BinaryLatentDiffusionConfig():
+            return BinaryLatentDiffusion(config, spec)
+        case BigrConfig():
+            return BiGR(config, spec)
+        case BayesianFlowNetworkConfig():
+            return BayesianFlowNetwork(config, spec)
         case _:
             assert_never(config)

@@ -343,12 +343,6 @@ class MaskedGenerator(Generator):
             )
         return GeneratorOutput(loss, total, metrics)
 
-    def known_labels(self, labels: Tensor | None, batch: int, device: torch.device) -> Tensor:
-        """Labels with every "no label" as `num_classes`, (B,) int64, a new tensor."""
-        if labels is None or self.num_classes == 0:
-            return torch.full((batch,), self.num_classes, dtype=torch.int64, device=device)
-        return torch.where(labels < 0, self.num_classes, labels)
-
     def _hide(self, seeds: Tensor, share: Tensor, real: Tensor) -> Tensor:
         """The slots to predict, (B, N, G) bool, out of the real ones."""
         noise = uniform(seeds, 1, real.shape[1:])

@@ -15,6 +15,7 @@ from .cli_compare import compare
 from .cli_data import data
 from .cli_evaluate import evaluate, verify
 from .cli_import import import_command
+from .cli_probe import probe
 from .cli_sample import edit, sample
 from .cli_shared import chosen_device, one_clear_error, show, tokenizer_option
 from .describe import describe
@@ -150,6 +151,7 @@ main.add_command(evaluate)
 main.add_command(compare)
 main.add_command(verify)
 main.add_command(import_command)
+main.add_command(probe)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`tessella sample` and `tessella edit`: pictures from a generator, and pictures edited by one."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -16,10 +17,11 @@ from ..generators.masked import MaskedGenerator
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
 from .cli_shared import chosen_device, one_clear_error, show
 from .edit import box_mask, read_masked_image, token_mask, variation_mask
-from .generate import choose_sampling, generate, labels_of
+from .generate import generate, labels_of
 from .guidance import GuidanceSchedule
 from .processes import join_processes
-from .sample_folder import sample_to_folder, table_of
+from .sample_folder import sample_to_folder
+from .samplers import Sampling, choose_sampling, sampler_of, table_of
 from .sampling import SamplingConfig, format_table
 
 
@@ -27,6 +29,12 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that draws; the sampler's default to the generator's own."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout."),
+        click.option("--randomness-schedule", help="Of a bigr generator: constant, down or up."),
+        click.option("--confidence", help="Order of a bigr generator: linear or entropy."),
+        click.option("--head-steps", type=int, help="Steps of a bigr generator's head."),
+        click.option(
+            "--final", help="Last step where bits are diffused: sample, reference, map, mode ..."
+        ),
         click.option("--randomness", type=float, help="Gumbel noise on the order, in nats."),
         click.option("--temperature", type=float, help="0 takes the likeliest entry."),
         click.option("--guidance-power", type=float),
@@ -79,10 +87,14 @@ SAMPLING_KNOBS = (
     "guidance_power",
     "temperature",
     "randomness",
+    "final",
+    "head_steps",
+    "confidence",
+    "randomness_schedule",
 )
 
 
-def _open(options: dict[str, Any]) -> tuple[Generator, SamplingConfig]:
+def _open(options: dict[str, Any]) -> tuple[Generator, Sampling]:
     """The generator, and its sampling settings with those of the command line."""
     generator = load_generator(
         options["generator_path"],
@@ -95,16 +107,29 @@ def _open(options: dict[str, Any]) -> tuple[Generator, SamplingConfig]:
 
 def choose_attention(generator: Generator, options: dict[str, Any]) -> None:
     """Let the generator compute attention as `sampling_options` say, if they do."""
-    if options["attention"] is not None:
-        generator.use_attention(options["attention"], options["low_bit_precision"])
-    elif options["low_bit_precision"] is not None:
-        raise ValueError("--low-bit-precision: only of use with --attention low_bit")
+    backend, precision = options["attention"], options["low_bit_precision"]
+    if precision is not None and backend not in ("low_bit", "fastest"):
+        raise ValueError("--low-bit-precision: only of use with --attention low_bit or fastest")
+    if backend is not None:
+        generator.use_attention(backend, precision)
 
 
-def chosen_sampling(generator: Generator, options: dict[str, Any]) -> SamplingConfig:
+def chosen_sampling(generator: Generator, options: dict[str, Any]) -> Sampling:
     """The generator's sampling settings with those of `sampling_options`."""
     knobs = {name: options[name] for name in SAMPLING_KNOBS if options[name] is not None}
+    names = [field.name for field in dataclasses.fields(sampler_of(generator).settings)]
+    unknown = [_option(name) for name in knobs if name not in names]
+    if unknown:
+        there_are = ", ".join(_option(name) for name in SAMPLING_KNOBS if name in names)
+        raise ValueError(
+            f"{', '.join(unknown)}: not of a {generator.config.type} generator; it has {there_are}"
+        )
     return choose_sampling(generator, None, knobs)
+
+
+def _option(name: str) -> str:
+    """How a setting is called on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _numbers(option: str, text: str, example: str) -> list[int]:
@@ -142,7 +167,8 @@ def sample(
     processes = join_processes()
     generator, sampling = _open(options)
     if table:
-        assert isinstance(generator, MaskedGenerator)
+        if not (isinstance(generator, MaskedGenerator) and isinstance(sampling, SamplingConfig)):
+            raise ValueError(f"--table: a {generator.config.type} generator has none")
         click.echo(format_table(table_of(generator, sampling)))
         return
     if labels is not None:

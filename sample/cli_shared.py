@@ -9,6 +9,7 @@ from typing import Any
 import click
 import torch
 
+from ..kernels.backends import BackendUnavailable
 from .metrics.weight_providers import WeightsError
 
 
@@ -19,7 +20,7 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (ValueError, OSError, WeightsError) as error:
+        except (ValueError, OSError, WeightsError, BackendUnavailable) as error:
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
             raise click.ClickException("interrupted; nothing half-written was left") from None

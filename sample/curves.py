@@ -6,7 +6,7 @@ from typing import Any
 
 from .metrics.presets import MIN_IMAGES
 from .metrics.protocol import Protocol, ProtocolError
-from .sampling import SamplingConfig
+from .samplers import Sampling
 
 SHOWN = ("gFID", "FD@", "precision", "recall")
 """Beginnings of the names of the metrics that are drawn."""
@@ -34,19 +34,20 @@ class Curves:
         if any(not scale >= 0 for scale in self.guidance):
             raise ValueError(f"curves: expected guidance >= 0, found {list(self.guidance)}")
 
-    def settings(self, main: SamplingConfig) -> list[SamplingConfig]:
+    def settings(self, main: Sampling) -> list[Sampling]:
         """Every combination asked for, of the main settings otherwise."""
         if not (self.num_steps or self.guidance):
             return []
-        return [
-            dataclasses.replace(main, num_steps=steps, guidance=scale)
+        changes: list[dict[str, Any]] = [
+            {"num_steps": steps, "guidance": scale}
             for scale in self.guidance or (main.guidance,)
             for steps in self.num_steps or (main.num_steps,)
         ]
+        return [dataclasses.replace(main, **change) for change in changes]
 
 
 def draw_lines(
-    points: list[tuple[SamplingConfig, dict[str, float]]], protocol: Protocol
+    points: list[tuple[Sampling, dict[str, float]]], protocol: Protocol
 ) -> list[dict[str, Any]]:
     """Distance, precision and recall over steps, or over guidance where steps are one number.
 

@@ -14,15 +14,13 @@ import torch
 
 from ..data.image_source import ImageSource
 from ..generators.base import Generator
-from ..generators.masked import MaskedGenerator
 from .curves import Curves, draw_lines
 from .evaluation import Evaluation, EvaluationSettings
-from .generate import Precision, choose_sampling, generate
+from .generate import Precision, generate
 from .metrics.protocol import ProtocolError, to_levels
 from .processes import leave_processes
-from .sample_folder import table_of
 from .sample_measurement import NUM_GRID, DrawnSet, SampleBatch, SampleMeasurement
-from .sampling import SamplingConfig
+from .samplers import Sampling, choose_sampling, with_steps
 from .token_statistics import TokenStatistics
 
 
@@ -45,7 +43,7 @@ def evaluate_generator(
     name: str,
     validation: ImageSource | None = None,
     training: ImageSource | None = None,
-    sampling: SamplingConfig | None = None,
+    sampling: Sampling | None = None,
     precision: Precision = "auto",
     compile: bool = False,
     curves: Curves | None = None,
@@ -82,7 +80,7 @@ def evaluate_generator(
     sampling = choose_sampling(generator, sampling, {})
     further = [] if curves is None else curves.settings(sampling)
     for chosen in (sampling, *further):
-        check_settings(generator, chosen)
+        with_steps(generator, chosen)
     if not same_classes(generator.classes, source.classes):
         raise ProtocolError(
             f"the generator's classes are not those of {source.name}: "
@@ -100,7 +98,7 @@ def evaluate_generator(
         job.labels(curves.num, settings.seed)
 
     def run(
-        chosen: SamplingConfig, count: int, repetition: int, title: str, num_kept: int = 0
+        chosen: Sampling, count: int, repetition: int, title: str, num_kept: int = 0
     ) -> DrawnSet | None:
         labels = job.labels(count, settings.seed + repetition)
 
@@ -161,26 +159,8 @@ def evaluate_generator(
     return evaluation
 
 
-def check_settings(generator: Generator, sampling: SamplingConfig) -> None:
-    """Refuse settings of the sampler that the generator cannot follow.
-
-    Raises:
-        ValueError: With the reason.
-    """
-    if sampling.guidance != 1 and not generator.num_classes:
-        raise ValueError(
-            f"guidance {sampling.guidance:g}: an unconditional generator has nothing to be guided "
-            f"by; expected 1"
-        )
-    if isinstance(generator, MaskedGenerator):
-        table_of(generator, sampling)
-
-
-def _subject(generator: Generator, name: str, sampling: SamplingConfig) -> dict[str, Any]:
+def _subject(generator: Generator, name: str, sampling: Sampling) -> dict[str, Any]:
     """What the report says of a generator."""
-    if isinstance(generator, MaskedGenerator):
-        steps = len(table_of(generator, sampling))
-        sampling = dataclasses.replace(sampling, num_steps=steps)
     return {
         "name": name,
         "system": generator.config.type,
@@ -195,5 +175,5 @@ def _subject(generator: Generator, name: str, sampling: SamplingConfig) -> dict[
             "fingerprint": generator.tokenizer.fingerprint,
             "parameters": generator.tokenizer.num_parameters()["total"],
         },
-        "sampling": dataclasses.asdict(sampling),
+        "sampling": dataclasses.asdict(with_steps(generator, sampling)),
     }

@@ -1,7 +1,6 @@
 """Pictures' tokens from a generator: labels and seeds in, `Tokens` out, in batches."""
 
 import contextlib
-import dataclasses
 import difflib
 import reprlib
 from collections.abc import Callable, Sequence
@@ -11,12 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import build_config
 from ..generators.base import Generator
-from ..generators.masked import MaskedGenerator
 from ..tokenizers.tokens import Tokens
-from .masked import sample_masked
-from .sampling import SamplingConfig
+from .samplers import Sampling, choose_sampling, sampler_of
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -27,7 +23,7 @@ def generate(
     *,
     seeds: Sequence[int] | Tensor | None = None,
     num: int | None = None,
-    sampling: SamplingConfig | None = None,
+    sampling: Sampling | None = None,
     known: Tokens | None = None,
     mask: Tensor | None = None,
     lengths: Sequence[int] | Tensor | None = None,
@@ -57,7 +53,7 @@ def generate(
         compile: Run the network through torch.compile, on CUDA inside CUDA graphs; batches are then
             filled up to `batch_size` so that shapes never change.
         progress: Show a progress bar on stderr.
-        knobs: Fields of `SamplingConfig` that replace those of `sampling`.
+        knobs: Settings of the generator's sampler that replace those of `sampling`.
 
     Returns:
         Tokens of the generator's spec, on its device.
@@ -67,8 +63,7 @@ def generate(
             training mode, or its predictions are not finite.
         TypeError: If a knob is unknown.
     """
-    if not isinstance(generator, MaskedGenerator):
-        raise TypeError(f"generate: no sampler for {type(generator).__name__}")
+    draw = sampler_of(generator).draw
     if generator.training:
         raise ValueError(
             "generate: the generator is in training mode, where dropout would disturb the seeds; "
@@ -94,9 +89,7 @@ def generate(
     all_seeds = torch.arange(count) if seeds is None else seeds
     known, mask = _broadcast(known, count), None if mask is None else _rows(mask, count)
     all_lengths = None if lengths is None else check_lengths(generator, lengths, count)
-    predict: Callable[..., Tensor] = generator.predict
-    if compile:
-        predict = compiled_predict(generator)
+    predict = compiled_predict(generator) if compile else None
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     cast = torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
     done: list[Tokens] = []
@@ -106,7 +99,7 @@ def generate(
             real = len(rows)
             if compile and real < batch_size:
                 rows = torch.cat([rows, rows[-1:].expand(batch_size - real)])
-            tokens = sample_masked(
+            tokens = draw(
                 generator,
                 all_labels[rows.to(device)],
                 all_seeds[rows].to(device),
@@ -121,45 +114,26 @@ def generate(
     return Tokens.cat(done)
 
 
-def compiled_predict(generator: MaskedGenerator) -> Callable[..., Tensor]:
+def compiled_predict(generator: Generator) -> Callable[..., Tensor]:
     """`predict` through torch.compile, for one shape; on CUDA its kernels run as one CUDA graph.
 
     The graph writes its result where the one before stood, so each is copied out.
+
+    Raises:
+        ValueError: If the generator's sampler runs more than one network.
     """
+    network = getattr(generator, "predict", None)
+    if network is None:
+        raise ValueError(f"compile: not for a {generator.config.type} generator")
     if next(generator.parameters()).device.type != "cuda":
-        return torch.compile(generator.predict, fullgraph=True, dynamic=False)
-    graphed = torch.compile(
-        generator.predict, fullgraph=True, dynamic=False, mode="reduce-overhead"
-    )
+        return torch.compile(network, fullgraph=True, dynamic=False)
+    graphed = torch.compile(network, fullgraph=True, dynamic=False, mode="reduce-overhead")
 
     def predict(*arguments: Any) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()
         return graphed(*arguments).clone()
 
     return predict
-
-
-def choose_sampling(
-    generator: Generator, sampling: SamplingConfig | None, knobs: dict[str, Any]
-) -> SamplingConfig:
-    """The settings given, or the generator's own, with some fields replaced.
-
-    Raises:
-        TypeError: If a field does not exist; suggests a near one.
-        ConfigError: If a value is of another type or out of range.
-    """
-    names = [field.name for field in dataclasses.fields(SamplingConfig)]
-    for name in knobs:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
-            raise TypeError(f"generate: unknown argument {name!r}; {hint}")
-    if sampling is None:
-        stored = (generator.card or {}).get("sampling", {})
-        if isinstance(stored, dict):  # of a later version, perhaps: unknown settings do not matter
-            stored = {name: stored[name] for name in names if name in stored}
-        sampling = build_config(SamplingConfig, stored, name="sampling in the generator's card")
-    return build_config(SamplingConfig, dataclasses.asdict(sampling) | knobs, name="sampling")
 
 
 def check_labels(generator: Generator, labels: Sequence[int] | Tensor | None, count: int) -> Tensor:

@@ -16,9 +16,12 @@ from ..config import STRICT, build_config, read_yaml
 from ..data.sources import open_source
 from ..files import sha256_file
 from ..generators.base import Generator
+from ..generators.bigr import BigrConfig
+from ..generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
 from ..generators.build import GeneratorConfig, build_generator
 from ..generators.masked import MaskBitConfig
-from ..generators.public_checkpoints import FORMAT as GENERATOR_FORMAT
+from ..generators.public_bigr import BIGR_FORMAT, translate_bigr
+from ..generators.public_checkpoints import FORMATS as GENERATOR_FORMATS
 from ..generators.public_checkpoints import translate_generator
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.build import TokenizerConfig, build_tokenizer
@@ -28,13 +31,15 @@ from ..tokenizers.public_checkpoints import (
     translate_tokenizer,
 )
 from ..tokenizers.public_layouts import FORMATS as TOKENIZER_FORMATS
+from .bernoulli import BernoulliSampling
+from .bigr import BigrSampling
 from .checkpoint_file import AVERAGE, read_weights
 from .sampling import SamplingConfig
 from .verify import DEFAULT_DATA, choose_probe
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMATS = (*TOKENIZER_FORMATS, GENERATOR_FORMAT)
+FORMATS = (*TOKENIZER_FORMATS, *GENERATOR_FORMATS, BIGR_FORMAT)
 """What `import_checkpoint` reads."""
 
 
@@ -53,6 +58,10 @@ _PUBLISHED_SAMPLING = {  # bits: guidance s, noise on the order, power of the gu
     16: (6.5, 7.5, 2.5),
     18: (5.7, 8.5, 2.5),
 }
+
+
+_PUBLISHED_BIGR = {(1024, 24): (20, 0.17), (1280, 36): (25, 0.25), (1536, 48): (25, 0.3)}
+"""Steps and randomness by width and layers (arXiv:2410.14672)."""
 
 
 def import_checkpoint(
@@ -95,7 +104,7 @@ def import_checkpoint(
         raise ValueError(f"format {format_name!r}: expected one of {', '.join(FORMATS)}")
     if Path(out).exists() and not overwrite:
         raise FileExistsError(f"{out} exists already; choose another name or ask to overwrite it")
-    is_generator = format_name == GENERATOR_FORMAT
+    is_generator = format_name in (*GENERATOR_FORMATS, BIGR_FORMAT)
     if is_generator and resolution is not None:
         raise ValueError("resolution: a generator has none; it is its tokenizer's")
     if not is_generator and tokenizer is not None:
@@ -113,7 +122,8 @@ def import_checkpoint(
     try:
         if is_generator:
             found = load_tokenizer(tokenizer) if tokenizer is not None else None
-            generator, dropped = _generator(weights.tensors, _generator_config(config), found)
+            section = _generator_config(config)
+            generator, dropped = _generator(format_name, weights.tensors, section, found)
             card |= published_sampling(generator.config)
             card = save_generator(
                 generator,
@@ -165,13 +175,17 @@ def _filled(build: Callable[[], Module], state: dict[str, Tensor]) -> Module:
 
 
 def _generator(
+    format_name: str,
     stored: dict[str, Tensor],
     config: GeneratorConfig | None,
     tokenizer: Tokenizer | None,
 ) -> tuple[Generator, dict[str, str]]:
     """The generator and the keys that were left out."""
     spec = tokenizer.spec if tokenizer is not None else None
-    translated = translate_generator(stored, config=config, spec=spec)
+    if format_name == BIGR_FORMAT:
+        translated = translate_bigr(stored, config=config, spec=spec)
+    else:
+        translated = translate_generator(stored, format_name, config=config, spec=spec)
     module = _filled(lambda: build_generator(translated.config, translated.spec), translated.state)
     return module, translated.dropped
 
@@ -197,14 +211,30 @@ def _generator_config(path: str | os.PathLike[str] | None) -> GeneratorConfig | 
 
 
 def published_sampling(config: GeneratorConfig) -> dict[str, Any]:
-    """The card's `sampling` of a MaskBit of published size: the 64-step settings of its authors.
+    """The card's `sampling` of a model of published size: the settings of its authors.
 
-    Source: the table of results of markweberdev/maskbit; our guidance scale is theirs plus 1.
+    Source: the table of results of markweberdev/maskbit (64 steps; our guidance is theirs
+    plus 1), the commands of ZeWang95/BinaryLatentDiffusion, and arXiv:2410.14672.
     """
+    if isinstance(config, BinaryLatentDiffusionConfig):
+        published_size = (config.transformer.width, config.transformer.num_layers) == (768, 24)
+        settings = BernoulliSampling(temperature=0.9, final="reference")
+        return {"sampling": dataclasses.asdict(settings)} if published_size else {}
+    if isinstance(config, BigrConfig):
+        size = (config.transformer.width, config.transformer.num_layers)
+        if size not in _PUBLISHED_BIGR:
+            return {}
+        steps, randomness = _PUBLISHED_BIGR[size]
+        published_bigr = BigrSampling(
+            num_steps=steps, guidance=2.5, randomness=randomness, head_steps=100
+        )
+        return {"sampling": dataclasses.asdict(published_bigr)}
+    if not isinstance(config, MaskBitConfig):
+        return {}
     sizes, trunk = config.codebook_sizes or (), config.transformer
     num_bits = sum(size.bit_length() - 1 for size in sizes)
     published = (trunk.width, trunk.num_layers, len(sizes)) == (1024, 24, 2)
-    if not (isinstance(config, MaskBitConfig) and published and num_bits in _PUBLISHED_SAMPLING):
+    if not (published and num_bits in _PUBLISHED_SAMPLING):
         return {}
     scale, noise, power = _PUBLISHED_SAMPLING[num_bits]
     sampling = SamplingConfig(

@@ -22,10 +22,9 @@ from ..data.images import image_grid, read_image, to_pil
 from ..data.sources import open_source
 from ..files import atomic_folder
 from ..generators.base import Generator
-from ..generators.masked import MaskedGenerator
 from ..tokenizers.tokens import Tokens
-from .generate import Precision, check_labels, choose_sampling, generate
-from .sampling import SamplingConfig, SamplingStep, sampling_table
+from .generate import Precision, check_labels, generate
+from .samplers import Sampling, choose_sampling, with_steps
 
 RECORDS = "images.jsonl"
 MAX_LABELS = 100_000
@@ -38,7 +37,7 @@ def sample_to_folder(
     *,
     labels: list[int],
     seeds: list[int],
-    sampling: SamplingConfig | None = None,
+    sampling: Sampling | None = None,
     batch_size: int = 16,
     precision: Precision = "auto",
     compile: bool = False,
@@ -71,9 +70,7 @@ def sample_to_folder(
         ValueError: As of `generate`.
         SaveError: If the disk refuses; nothing is left behind.
     """
-    sampling = choose_sampling(generator, sampling, {})
-    if isinstance(generator, MaskedGenerator):  # the files say how many steps it were
-        sampling = dataclasses.replace(sampling, num_steps=len(table_of(generator, sampling)))
+    sampling = with_steps(generator, choose_sampling(generator, sampling, {}))
     if not labels or len(labels) != len(seeds):
         raise ValueError(
             f"expected a label and a seed per image, found {len(labels)} and {len(seeds)}"
@@ -122,12 +119,6 @@ def sample_to_folder(
     }
 
 
-def table_of(generator: MaskedGenerator, sampling: SamplingConfig) -> tuple[SamplingStep, ...]:
-    """What each step does when a whole image is drawn."""
-    slots = generator.spec.num_tokens * generator.num_groups
-    return sampling_table(sampling, slots // sampling.unit(generator.num_groups))
-
-
 def file_of(number: int) -> str:
     """Name of the picture of an image number."""
     return f"{number:06d}.png"
@@ -145,7 +136,7 @@ def _describe(
     generator: Generator,
     labels: list[int],
     seeds: list[int],
-    sampling: SamplingConfig,
+    sampling: Sampling,
     name: str,
 ) -> None:
     """Grid and JSON lines of a folder whose pictures are all there."""

@@ -9,7 +9,6 @@ checkpoints/; in the end `generator/` holds the averaged weights for `tessella.l
 Ctrl-C finishes the step and saves; --resume continues exactly where it stopped.
 """
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -57,11 +56,17 @@ EVAL_IMAGES = 1000
 """Validation images at most, encoded once."""
 
 PANELS = {
+    "bits of the model per bit of tokens": [
+        *("bits_per_dim", "val_bits_per_dim"),
+        *("masked_bits_per_dim", "val_masked_bits_per_dim"),
+    ],
     "masked loss (nats)": ["masked_loss", "val_masked_loss", "uniform_loss"],
     "masked loss by masked share (%)": [
         f"masked_loss_{low}_{low + 25}" for low in range(0, 100, 25)
     ],
     "accuracy on hidden slots": ["masked_accuracy", "val_masked_accuracy"],
+    "accuracy on bits": ["bit_accuracy", "val_bit_accuracy"],
+    "loss": ["loss"],
     "gradient norm": ["grad_norm"],
     "images/s": ["images_per_second"],
 }
@@ -247,7 +252,11 @@ def train(
                 folder.log({"step": state.step, **measured})
                 accelerator.log(measured, step=state.step)
                 say(main, f"step {state.step}: " + format_numbers(measured))
-                sound(memorising_alarms(folder.read_log()), state.step, folder)
+                sound(
+                    memorising_alarms(folder.read_log(), state.generator.watched),
+                    state.step,
+                    folder,
+                )
             if main and (state.step % run.preview_every == 0 or last):
                 path = out / "samples" / f"step_{state.step:07d}.png"
                 draw_samples(*state.samples(), config.samples_per_class, path)
@@ -276,7 +285,7 @@ def train(
         card = {
             "data": describe_data(config, source, store),
             **run_facts(run, accelerator, command=command, step=state.step, seconds=state.seconds),
-            "sampling": dataclasses.asdict(config.samples),
+            "sampling": config.samples,
             "validation": {"source": val_source.name, "split": "val", **measured},
         }
         facts = save_generator(

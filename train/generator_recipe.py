@@ -2,12 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ..config import STRICT, ConfigError
 from ..data.transforms import AugmentConfig
 from ..generators.build import GeneratorConfig
-from ..sample.sampling import SamplingConfig
+from ..sample.samplers import Sampling, build_sampling
 from .engine import OptimizerConfig, RunConfig, native_precision
 
 
@@ -64,7 +64,8 @@ class TrainGeneratorConfig:
         data: What to train on.
         optimizer: Of the generator.
         ema_decay: Highest decay of the weight average that is evaluated, sampled and saved.
-        samples: How pictures are drawn; also the default of the saved generator.
+        samples: How pictures are drawn, settings of the generator's sampler; also the default of
+            the saved generator.
         samples_per_class: Pictures of each class, at least 1.
         run: Length, batches, precision and reporting.
     """
@@ -75,7 +76,7 @@ class TrainGeneratorConfig:
     data: GeneratorDataConfig = field(default_factory=GeneratorDataConfig)
     optimizer: OptimizerConfig
     ema_decay: float = 0.999
-    samples: SamplingConfig = field(default_factory=SamplingConfig)
+    samples: dict[str, Any] = field(default_factory=dict)
     samples_per_class: int = 4
     run: RunConfig
 
@@ -86,6 +87,15 @@ class TrainGeneratorConfig:
             raise ValueError(
                 f"samples_per_class: expected at least 1, found {self.samples_per_class}"
             )
+
+    @property
+    def sampling(self) -> Sampling:
+        """`samples`, checked.
+
+        Raises:
+            ConfigError: If the generator's sampler has no such setting, or it is out of range.
+        """
+        return build_sampling(self.generator, self.samples, name="samples")
 
 
 def resolve_generator(config: TrainGeneratorConfig, num_classes: int) -> TrainGeneratorConfig:
@@ -109,12 +119,14 @@ def resolve_generator(config: TrainGeneratorConfig, num_classes: int) -> TrainGe
             f"generator.num_classes: {generator.num_classes}, but the data has {num_classes} "
             "classes; null takes the data's, 0 ignores them"
         )
-    if generator.num_classes == 0 and config.samples.guidance != 1:
+    sampling = config.sampling
+    if generator.num_classes == 0 and sampling.guidance != 1:
         raise ConfigError(
-            f"samples.guidance: {config.samples.guidance:g}, but without classes there is nothing "
+            f"samples.guidance: {sampling.guidance:g}, but without classes there is nothing "
             "to guide; set samples.guidance=1.0"
         )
-    return dataclasses.replace(config, run=run, generator=generator)
+    samples = dataclasses.asdict(sampling)
+    return dataclasses.replace(config, run=run, generator=generator, samples=samples)
 
 
 def check_val_source(config: TrainGeneratorConfig, trained_on: str, validated_on: str) -> None:

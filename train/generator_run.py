@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..config import ConfigError
 from ..generators.build import build_generator
 from ..generators.noise import derive_seeds
+from ..kernels.backends import BackendUnavailable
 from ..sample.generate import generate
 from ..sample.sample_folder import class_name
 from ..tokenizers.base import Tokenizer
@@ -53,7 +54,7 @@ class GeneratorRun:
         seed_step(config.run.seed, -1, 0)  # the same weights on every process
         try:
             generator = build_generator(config.generator, tokenizer.spec)
-        except RuntimeError as error:  # an attention backend that is not installed
+        except BackendUnavailable as error:
             raise ConfigError(f"generator: {error}") from None
         self.generator = generator.to(accelerator.device)
         self.generator.classes = tuple(classes)
@@ -196,7 +197,7 @@ class GeneratorRun:
         labels = [label for label in classes for _ in range(config.samples_per_class)][:limit]
         size = config.run.batch_size_per_device
         tokens = generate(
-            generator, labels, seeds=range(len(labels)), sampling=config.samples, batch_size=size
+            generator, labels, seeds=range(len(labels)), sampling=config.sampling, batch_size=size
         )
         starts = range(0, len(labels), size)
         pictures = [self.tokenizer.decode(tokens[i : i + size]).cpu() for i in starts]

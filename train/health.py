@@ -148,28 +148,31 @@ def mask_alarms(record: dict[str, float], warmup_steps: int) -> list[Alarm]:
     return alarms
 
 
-def memorising_alarms(records: Sequence[dict[str, float]]) -> list[Alarm]:
+def memorising_alarms(
+    records: Sequence[dict[str, float]], watched: str = "masked_loss"
+) -> list[Alarm]:
     """Alarm if validation gets worse while training gets better, from all lines of the log.
 
-    Worse: three validations in a row more than 3 % above the best one. Better: a lower masked loss
-    in training than at that best one.
+    Worse: three validations in a row more than 3 % above the best one. Better: a lower value of the
+    metric `watched` in training than at that best one.
     """
-    validations = [r for r in records if "val_masked_loss" in r]
+    measured = f"val_{watched}"
+    validations = [r for r in records if measured in r]
     if len(validations) <= MEMORISING_EVALUATIONS:
         return []
-    best = min(validations, key=lambda r: r["val_masked_loss"])
+    best = min(validations, key=lambda r: r[measured])
     last = validations[-MEMORISING_EVALUATIONS:]
-    limit = (1 + MEMORISING_SHARE) * best["val_masked_loss"]
-    training = [r for r in records if "masked_loss" in r]
-    before = [r["masked_loss"] for r in training if r["step"] <= best["step"]]
-    if not before or any(r["val_masked_loss"] <= limit for r in last):
+    limit = (1 + MEMORISING_SHARE) * best[measured]
+    training = [r for r in records if watched in r]
+    before = [r[watched] for r in training if r["step"] <= best["step"]]
+    if not before or any(r[measured] <= limit for r in last):
         return []
-    if training[-1]["masked_loss"] >= before[-1]:
+    if training[-1][watched] >= before[-1]:
         return []
     return [
         Alarm(
             what=f"validation was best at step {best['step']} "
-            f"({best['val_masked_loss']:.3f}, now {last[-1]['val_masked_loss']:.3f}) while the "
+            f"({best[measured]:.3f}, now {last[-1][measured]:.3f}) while the "
             "training loss falls: the generator memorises",
             advice="more views of the images, more dropout, a smaller model, fewer steps",
         )

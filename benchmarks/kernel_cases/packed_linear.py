@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tessella.benchmarks.kernel_cases.case import Case
 from tessella.kernels.packed_linear.encode import from_float
-from tessella.kernels.packed_linear.formats import PackedWeight, Tag
+from tessella.kernels.packed_linear.formats import Tag
 from tessella.kernels.packed_linear.op import packed_linear
 from tessella.kernels.packed_linear.prepack import PrepackedWeight, prepack
 
@@ -52,17 +52,16 @@ def packed_linear_cases(device: torch.device) -> Iterator[Case]:
     size = 4096 if cuda else 512
     rows = (1, 16, 64, 256, 512, 4096, 16384) if cuda else (1, 64)
     for (name, (tag, group)), m in itertools.product(WEIGHTS.items(), rows):
-        rng = torch.Generator(device).manual_seed(0)
-        full = torch.randn(size, size, generator=rng, device=device)
-        stored = from_float(full, tag, group)
-        operand: PackedWeight | PrepackedWeight = prepack(stored) if cuda else stored
 
         def make(
-            seed: int, m: int = m, full: Tensor = full, dtype: torch.dtype = dtype
-        ) -> dict[str, Tensor]:
-            rng = torch.Generator(full.device).manual_seed(seed)
-            x = torch.randn(m, full.shape[1], generator=rng, device=full.device)
-            given = {"x": x.to(dtype), "weight": full.to(dtype)}
+            seed: int, m: int = m, tag: Tag = tag, group: int | None = group
+        ) -> dict[str, Any]:
+            rng = torch.Generator(device).manual_seed(seed)
+            full = torch.randn(size, size, generator=rng, device=device)
+            x = torch.randn(m, size, generator=rng, device=device)
+            given: dict[str, Any] = {"x": x.to(dtype), "weight": full.to(dtype)}
+            stored = from_float(full, tag, group)
+            given["packed"] = prepack(stored) if full.is_cuda else stored
             if full.is_cuda:
                 codes = [(t * 32).clamp(-127, 127).to(torch.int8) for t in (x, full)]
                 given |= {"x8": codes[0], "weight8": codes[1]}
@@ -72,10 +71,10 @@ def packed_linear_cases(device: torch.device) -> Iterator[Case]:
                 given |= {"one": torch.ones((), device=full.device)}
             return given
 
-        def run(settings: dict[str, Any], operand: Any = operand) -> Callable[[Any], Tensor]:
+        def run(settings: dict[str, Any]) -> Callable[[Any], Tensor]:
             @torch.inference_mode()
-            def call(given: dict[str, Tensor]) -> Tensor:
-                return packed_linear(given["x"], operand, **settings)
+            def call(given: dict[str, Any]) -> Tensor:
+                return packed_linear(given["x"], given["packed"], **settings)
 
             return call
 
@@ -84,6 +83,8 @@ def packed_linear_cases(device: torch.device) -> Iterator[Case]:
             baselines |= {"_int_mm": dense_int8, "_scaled_mm fp8": dense_fp8}
         shape = f"M{m} N{size} K{size} {name}"
         num_flops = 2 * m * size * size
+        packed = make(0)["packed"]
+        stored = packed.stored if isinstance(packed, PrepackedWeight) else packed
         num_bytes = stored.num_bytes() + 2 * m * size * dtype.itemsize
         floats = {"kernel": run({"route": "fused"} if cuda else {})}
         if cuda:

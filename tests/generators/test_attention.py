@@ -104,7 +104,33 @@ def test_dropout_drops_weights_and_keeps_the_mean(backend: AttentionBackend) -> 
     torch.testing.assert_close(full, v, rtol=0, atol=ATOL)
 
 
-def test_auto_is_plain_for_short_sequences_and_fused_for_long_ones(
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_without_a_valid_key_is_zero(backend: AttentionBackend) -> None:
+    q, k, v = (x.requires_grad_() for x in qkv())
+    valid = torch.tensor([[False] * 7, [True] * 7])
+    found = attention(q, k, v, valid=valid, backend=backend)
+    assert not found[0].any() and found[1].all()
+    found.sum().backward()
+    assert all(x.grad.isfinite().all() for x in (q, k, v))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("dtype", "scale", "tolerance"),
+    [(torch.bfloat16, 6, 4e-3), (torch.float16, 6, 6e-4), (torch.float16, 120, 6e-4)],
+)
+def test_scores_of_half_precision_keep_their_accuracy(
+    backend: AttentionBackend, dtype: torch.dtype, scale: float, tolerance: float
+) -> None:
+    """Rounded to 16 bits themselves, scores of a hundred would be off by half, or infinite."""
+    q, k, v = (x.to(dtype) for x in qkv(dim=64))
+    q, k = q * scale, k * scale
+    exact = brute_force(q.double(), k.double(), v.double())
+    found = attention(q, k, v, backend=backend).double()
+    assert (found - exact).norm() <= tolerance * exact.norm()
+
+
+def test_auto_is_plain_for_training_on_short_sequences_in_bf16(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fused, calls = F.scaled_dot_product_attention, []
@@ -115,11 +141,16 @@ def test_auto_is_plain_for_short_sequences_and_fused_for_long_ones(
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     for num_tokens in (7, 128, 129):
-        attention(*qkv(num_tokens=num_tokens))
+        half = [x.bfloat16().requires_grad_() for x in qkv(num_tokens=num_tokens)]
+        attention(*half)
     assert calls == [129]
+    attention(*qkv(num_tokens=8))
+    with torch.no_grad():
+        attention(*(x.bfloat16() for x in qkv(num_tokens=9)))
+    assert calls == [129, 8, 9]
     attention(*qkv(), backend="sdpa")
     attention(*qkv(num_tokens=129), backend="plain")
-    assert calls == [129, 7]
+    assert calls == [129, 8, 9, 7]
 
 
 def test_xformers_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Low-bit and binarized attention in a generator: settings, training, sampling, records."""
 
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tessella.config import build_config, to_dict
-from tessella.generators.attention import attention
+from tessella.config import build_config, to_dict, to_yaml
+from tessella.generators.attention import attention, takes_low_bit
+from tessella.generators.attention_rules import (
+    RULES_VARIABLE,
+    AttentionRule,
+    RuleFile,
+    choose_way,
+    measured_rules,
+)
 from tessella.generators.build import GeneratorConfig
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator
 from tessella.generators.transformer import TransformerConfig
+from tessella.kernels.low_bit_attention.op import HEAD_DIMS
 from tessella.sample.generate import generate
 from tessella.tokenizers.tokens import Tokens, TokenSpec
 
@@ -180,9 +190,60 @@ def test_dropout_with_low_bit_is_refused_when_it_acts() -> None:
 
 def test_a_head_that_the_kernel_cannot_take_says_so() -> None:
     generator = build(num_heads=8)
-    with pytest.raises(ValueError, match="head"):
+    with pytest.raises(ValueError, match="this model's are 8"):
         generator.use_attention("low_bit")
-        generator.eval().predict(*slots())
+    with pytest.raises(ValueError, match="found 8: width 64 over 8 num_heads"):
+        build(num_heads=8, attention="low_bit")
+    assert [d for d in range(200) if takes_low_bit(d)] == list(HEAD_DIMS)
+
+
+def test_wrong_names_are_refused_at_once() -> None:
+    generator = build()
+    with pytest.raises(ValueError, match=r"attention: expected one of \('auto'.*found 'bogus'"):
+        generator.use_attention("bogus")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"low_bit_precision: expected one of .* found 'int4'"):
+        generator.use_attention("low_bit", "int4")  # type: ignore[arg-type]
+    assert generator.attention == "auto"
+    with pytest.raises(ValueError, match="fp8 is of attention: low_bit or fastest, found auto"):
+        build(low_bit_precision="fp8")
+
+
+@pytest.fixture
+def low_bit_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine where low_bit was measured to be the fastest."""
+    rule = AttentionRule(way="low_bit", device="cpu", source="a test")
+    path = tmp_path / "rules.yaml"
+    path.write_text(to_yaml(RuleFile(about="a test", rules=(rule,))), encoding="utf-8")
+    monkeypatch.setenv(RULES_VARIABLE, str(path))
+    for cached in (choose_way, measured_rules):
+        cached.cache_clear()
+    yield
+    monkeypatch.undo()
+    for cached in (choose_way, measured_rules):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("low_bit_rule")
+def test_fastest_takes_low_bit_where_it_can() -> None:
+    rng = torch.Generator().manual_seed(0)
+    for dim, dropout, lossy in ((32, 0.0, True), (24, 0.0, False), (32, 0.5, False)):
+        q = torch.randn(1, 9, 2, dim, generator=rng)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            found = attention(q, q, q, dropout=dropout, backend="fastest")
+            torch.manual_seed(0)
+            exact = attention(q, q, q, dropout=dropout, backend="plain")
+        difference = (found - exact).norm() / exact.norm()
+        assert (difference > 1e-4) == lossy, (dim, dropout)
+    wanting = q.clone().requires_grad_()
+    assert attention(wanting, wanting, wanting, backend="fastest").grad_fn is not None
+
+
+def test_compiles_with_shapes_that_change() -> None:
+    compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend="aot_eager")
+    for tokens, dim in ((9, 32), (140, 32), (9, 64), (9, 24)):
+        q = torch.randn(1, tokens, 2, dim, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(compiled(q, q, q), attention(q, q, q))
 
 
 @pytest.mark.slow

@@ -10,12 +10,13 @@ import torch
 from tessella.config import ConfigError, to_yaml
 from tessella.generators import attention_rules
 from tessella.generators.attention_rules import (
+    HEADS,
     LENGTHS,
     RULES,
     AttentionRule,
     RuleFile,
     choose_way,
-    length_class,
+    class_of,
     measured_rules,
 )
 
@@ -45,7 +46,7 @@ def write(path: Path, *rules: AttentionRule) -> str:
     ("tokens", "expected"), [(1, 1), (128, 1), (129, 129), (1023, 769), (10**6, 3073)]
 )
 def test_length_classes(tokens: int, expected: int) -> None:
-    assert length_class(tokens) == expected
+    assert class_of(tokens, LENGTHS) == expected
 
 
 @pytest.mark.parametrize(
@@ -62,13 +63,14 @@ def test_length_classes(tokens: int, expected: int) -> None:
 def test_hopper(
     tokens: int, head_dim: int, training: bool, dtype: torch.dtype, expected: str
 ) -> None:
-    way = choose_way(GPU, dtype, length_class(tokens), head_dim, training=training)
+    length, head = class_of(tokens, LENGTHS), class_of(head_dim, HEADS)
+    way = choose_way(GPU, dtype, length, head, training=training)
     assert way == expected
 
 
 def test_other_gpus_keep_the_order_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert choose_way(GPU, torch.bfloat16, 3073, 128, training=True) == "sdpa"
+    assert choose_way(GPU, torch.bfloat16, 3073, 65, training=True) == "sdpa"
 
 
 def test_no_built_in_rule_quantizes() -> None:
@@ -83,11 +85,11 @@ def test_measured_rules_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path = write(tmp_path / "rules.yaml", other, lossy, exact)
     monkeypatch.setenv(attention_rules.RULES_VARIABLE, path)
     half = torch.bfloat16
-    assert choose_way(GPU, half, 769, 64, training=False) == "flash"
-    assert choose_way(GPU, half, 769, 64, training=False, lossy=True) == "low_bit"
-    assert choose_way(GPU, half, 769, 64, training=True, lossy=True) == "flash"
-    assert choose_way(GPU, half, 385, 128, training=False) == "cudnn"
-    assert choose_way(CPU, torch.float32, 1, 64, training=False) == "plain"
+    assert choose_way(GPU, half, 769, 33, training=False) == "flash"
+    assert choose_way(GPU, half, 769, 33, training=False, lossy=True) == "low_bit"
+    assert choose_way(GPU, half, 769, 33, training=True, lossy=True) == "flash"
+    assert choose_way(GPU, half, 385, 65, training=False) == "cudnn"
+    assert choose_way(CPU, half, 1, 33, training=True) == "plain"
 
 
 def test_a_rule_for_xformers_waits_until_it_is_installed(
@@ -97,19 +99,22 @@ def test_a_rule_for_xformers_waits_until_it_is_installed(
     monkeypatch.setenv(attention_rules.RULES_VARIABLE, write(tmp_path / "rules.yaml", rule))
     installed = {"xformers": None}
     monkeypatch.setattr(attention_rules.importlib.util, "find_spec", installed.get)
-    assert choose_way(GPU, torch.float32, 129, 64, training=False) == "sdpa"
+    assert choose_way(GPU, torch.float32, 129, 33, training=False) == "sdpa"
     choose_way.cache_clear()
     installed["xformers"] = object()  # type: ignore[assignment]
-    assert choose_way(GPU, torch.float32, 129, 64, training=False) == "xformers"
+    assert choose_way(GPU, torch.float32, 129, 33, training=False) == "xformers"
 
 
 def test_a_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="tessella"):
         for _ in range(3):
-            choose_way(CPU, torch.float32, 1, 64, training=False)
-        choose_way(CPU, torch.float32, 129, 64, training=False)
+            choose_way(CPU, torch.bfloat16, 1, 33, training=True)
+        choose_way(CPU, torch.float32, 129, 33, training=False)
     assert len(caplog.records) == 2
-    assert "1 tokens or more, head dimension 64, float32 on cpu: plain (benchmarks" in caplog.text
+    assert (
+        "1 tokens or more, head dimension 33 or more, bfloat16 on cpu: plain (benchmarks"
+        in caplog.text
+    )
     assert "sdpa (no rule)" in caplog.text
 
 
@@ -124,3 +129,5 @@ def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         measured_rules()
     with pytest.raises(ValueError, match=r"tokens: expected two of \(1, 129,.*found \(2, 129\)"):
         AttentionRule(way="sdpa", device="cpu", source="x", tokens=(2, LENGTHS[1]))
+    with pytest.raises(ValueError, match=r"head_dims: .* in order, found \(33, 1\)"):
+        AttentionRule(way="sdpa", device="cpu", source="x", head_dims=(33, 1))

@@ -253,7 +253,9 @@ def test_guidance_of_an_unconditional_model_is_refused(
 def test_unknown_settings_are_named_with_a_near_one(generator: MaskedGenerator) -> None:
     with pytest.raises(TypeError, match="unknown argument 'num_step'; did you mean 'num_steps'"):
         generate(generator, [0], num_step=3)
-    with pytest.raises(TypeError, match="unknown argument 'xyz'; there are: sampler, num_steps"):
+    with pytest.raises(
+        TypeError, match="unknown argument 'xyz'; a maskbit generator has: sampler, num_steps"
+    ):
         generate(generator, [0], xyz=3)
 
 

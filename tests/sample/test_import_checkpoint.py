@@ -8,6 +8,7 @@ import sys
 import types
 from argparse import Namespace
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -19,12 +20,19 @@ from torch import Tensor, nn
 from tessella.checkpoints import load_generator, load_tokenizer, save_tokenizer
 from tessella.config import build_config, to_yaml
 from tessella.files import sha256_file
+from tessella.generators.bigr import BigrConfig
+from tessella.generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
 from tessella.generators.masked import MaskBitConfig, MaskGITConfig
 from tessella.generators.transformer import TransformerConfig
 from tessella.sample.cli_import import import_command
+from tessella.sample.generate import generate
 from tessella.sample.import_checkpoint import import_checkpoint, published_sampling
+from tessella.tests.generators import test_public_bigr as bigr
+from tessella.tests.generators import test_public_checkpoints as bld
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
+from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.vqgan import VQGANConfig
 
 State = dict[str, Tensor]
@@ -359,6 +367,43 @@ def test_a_generator_without_its_tokenizer_takes_one_later(tmp_path: Path) -> No
         load_generator(tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["bld", "bigr"])
+def test_generators_of_bits_come_through_and_sample(kind: str, tmp_path: Path) -> None:
+    if kind == "bld":
+        model: Any = bld.diffusion(num_classes=5, shape=(2, 2))
+        state = bld.published_diffusion(model)
+    else:
+        model = bigr.build()
+        state = bigr.published(model)
+    torch.save(state, tmp_path / "file.pt")
+    section = f"generator:\n{indent(to_yaml(model.config), '  ')}"
+    (tmp_path / "config.yaml").write_text(section)
+    networks = ConvAutoencoderConfig(
+        base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=4
+    )
+    quantizer = LFQConfig(bits=len(model.spec.codebook_sizes))
+    resolution = 2 * model.spec.shape[0]
+    torch.manual_seed(0)
+    save_tokenizer(
+        build_tokenizer(
+            VQGANConfig(resolution=resolution, autoencoder=networks, quantizer=quantizer)
+        ),
+        tmp_path / "tokenizer",
+    )
+    import_checkpoint(
+        kind,
+        tmp_path / "file.pt",
+        tmp_path / "out",
+        config=tmp_path / "config.yaml",
+        tokenizer=tmp_path / "tokenizer",
+    )
+    loaded = load_generator(tmp_path / "out")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    tokens = generate(loaded, [0, -1], num_steps=2)
+    assert loaded.tokenizer.decode(tokens).shape == (2, 3, resolution, resolution)
+
+
 def test_published_models_sample_as_published() -> None:
     """14 bits, 64 steps: s 7.1 (our scale is one more), noise 7.8, power 3."""
     config = MaskBitConfig(num_classes=1000, codebook_sizes=(128, 128))
@@ -369,6 +414,9 @@ def test_published_models_sample_as_published() -> None:
     small = MaskBitConfig(transformer=TransformerConfig(width=64), codebook_sizes=(128, 128))
     assert published_sampling(small) == {}
     assert published_sampling(MaskGITConfig(codebook_sizes=(128, 128))) == {}
+    assert published_sampling(BigrConfig())["sampling"]["randomness"] == 0.17
+    diffused = published_sampling(BinaryLatentDiffusionConfig())["sampling"]
+    assert diffused["temperature"] == 0.9 and diffused["final"] == "reference"
 
 
 def run(*words: object, code: int = 0) -> Result:

@@ -43,7 +43,7 @@ REFUSED = {
     "unknown generator": (["generator={type: maskbitt}"], ["unknown 'maskbitt'", "maskbit"]),
     "groups that do not fit": (["generator.codebook_sizes=[16, 4]"], ["256", "joint values"]),
     "more steps than slots": (["samples.num_steps=40"], ["40 steps for 32 slots"]),
-    "unknown sampler setting": (["samples.steps=4"], ["samples.steps: unknown key"]),
+    "unknown sampler setting": (["samples.steps=4"], ["samples: steps: unknown key"]),
     "no samples": (["samples_per_class=0"], ["samples_per_class: expected at least 1"]),
     "wrong average": (["ema_decay=1.0"], ["ema_decay: expected 0 to below 1"]),
     "not installed": (

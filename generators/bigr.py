@@ -1,0 +1,288 @@
+"""BiGR (arXiv:2410.14672): a masked bidirectional transformer with a Bernoulli-diffusion head.
+
+Tokens enter as their bits, hidden ones as one learned vector; the trunk (`llama.py`) turns them
+into a condition for every position, and the head (`binary_transcoder.py`) denoises the bits of a
+token given its condition, with a time of its own. The process is `bernoulli_diffusion.py`, the
+sampler `sample/bigr.py`. The features between the blocks tell classes apart
+(`sample/linear_probe.py`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import STRICT
+from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
+from ..tokenizers.tokens import Tokens, TokenSpec
+from .attention import AttentionBackend
+from .base import Generator, GeneratorOutput
+from .bernoulli_diffusion import BernoulliDiffusion
+from .binary_transcoder import BinaryTranscoder, BinaryTranscoderConfig
+from .llama import LlamaConfig, LlamaTrunk
+from .mask_schedules import MaskSchedule, masked_share
+from .noise import uniform
+
+BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Edges of the mask-ratio buckets in which the bound is watched."""
+_INITIAL_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class BigrConfig:
+    """BiGR; the defaults are the published BiGR-L, with the exact weights of the loss.
+
+    Args:
+        transformer: The trunk.
+        head: The MLP that denoises a token.
+        diffusion: The process, its loss and so its kernel. `weights: token` is the published loss,
+            whose logits fit the kernel only in part where little noise is left.
+        num_classes: Labels 0 to num_classes - 1; 0: unconditional; None: as many as the training
+            data has (the training script fills it in).
+        mask_schedule: Masked share of an image.
+        mask_ratio: That share is drawn for each `image`, or for a whole `batch` (published), from
+            the seed of its first image: then what is hidden depends on the batch.
+        label_dropout: Share of labels hidden, so that guidance works.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["bigr"] = "bigr"
+    transformer: LlamaConfig = field(default_factory=LlamaConfig)
+    head: BinaryTranscoderConfig = field(default_factory=BinaryTranscoderConfig)
+    diffusion: BernoulliDiffusion = field(default_factory=BernoulliDiffusion)
+    num_classes: int | None = None
+    mask_schedule: MaskSchedule = "cosine"
+    mask_ratio: Literal["image", "batch"] = "image"
+    label_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.num_classes is not None and self.num_classes < 0:
+            raise ValueError(f"num_classes: expected at least 0, found {self.num_classes}")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout: expected 0 to 1, found {self.label_dropout}")
+        if self.diffusion.weights == "image":
+            raise ValueError(
+                "diffusion.weights: image goes with one time per image; here a token has one: "
+                "expected schedule or token"
+            )
+
+
+class BiGR(Generator):
+    """BiGR over the bits of a tokenizer.
+
+    Args:
+        config: Settings; `num_classes` must be given.
+        spec: The tokenizer's tokens: every size a power of two.
+
+    Raises:
+        RuntimeError: If the attention backend is not installed.
+        ValueError: If the tokens are not bits, `num_classes` is not given, or the heads do not fit
+            the axes of the grid.
+    """
+
+    config: BigrConfig
+    watched = "masked_bits_per_dim"
+
+    def __init__(self, config: BigrConfig, spec: TokenSpec) -> None:
+        super().__init__()
+        if config.num_classes is None:
+            raise ValueError("num_classes: not given; 0 is unconditional")
+        if not spec.is_binary:
+            raise ValueError(
+                f"BiGR reads bits, and {spec} has sizes that are not powers of two; "
+                "use {type: maskgit}"
+            )
+        self.config, self.spec, self.num_classes = config, spec, config.num_classes
+        self.num_bits = spec.vocab_size.bit_length() - 1
+        width = config.transformer.width
+        self.input = nn.Linear(self.num_bits, width)
+        self.mask_token = nn.Parameter(torch.randn(1, width))
+        self.class_embedding = nn.Embedding(self.num_classes + 1, width)
+        self.trunk = LlamaTrunk(config.transformer, spec.shape)
+        self.position = nn.Parameter(torch.empty(1, spec.num_tokens, width))
+        self.head = BinaryTranscoder(config.head, self.num_bits, width)
+        self.apply(_initialise)
+        nn.init.normal_(self.position, std=_INITIAL_STD)
+        nn.init.zeros_(self.trunk.modulation.weight)
+        self.head.start_at_zero()
+
+    @property
+    def diffusion(self) -> BernoulliDiffusion:
+        """The process."""
+        return self.config.diffusion
+
+    def predict(
+        self, bits: Tensor, mask: Tensor, classes: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """Conditions of the head at every position, hidden or not, (B, N, D) float32.
+
+        Args:
+            bits: (B, N, K) int64 in {0, 1}; hidden ones are ignored.
+            mask: True = hidden, (B, N) bool.
+            classes: Class embeddings, (B, D): rows of `embed_classes`, or mixtures of them.
+            valid: True at real positions, (B, N) bool; None: all.
+        """
+        x = self.trunk(*self._embed(bits, mask, classes, valid))
+        return x[:, 1:].float() + self.position
+
+    def predict_flips(self, bits: Tensor, t: Tensor, conditions: Tensor) -> Tensor:
+        """Logits of the flips y = x_0 XOR x_t, in the sense of the loss; (..., K) float32.
+
+        Args:
+            bits: x_t of any tokens, (..., K) int64 in {0, 1}.
+            t: Times in [1, T], int64 of a shape that broadcasts over that of the tokens.
+            conditions: Of `predict` at their positions, (..., D).
+        """
+        return self.head(bits, t, conditions)
+
+    def embed_classes(self, labels: Tensor) -> Tensor:
+        """Class embeddings (B, D) of labels in [0, num_classes], (B,) int64."""
+        return self.class_embedding(labels)
+
+    @torch.no_grad()
+    def features(
+        self, tokens: Tokens, labels: Tensor | None = None, *, layers: Sequence[int] | None = None
+    ) -> Tensor:
+        """Mean over the positions of the hidden states after some blocks, (B, L, D) float32.
+
+        Nothing is hidden, and there is no norm after the block.
+
+        Args:
+            tokens: Of this generator's spec.
+            labels: (B,) int64; None: no label.
+            layers: Which blocks, from 0, in rising order; None: all.
+
+        Raises:
+            ValueError: If there is no such block, or the order is another.
+
+        Source: arXiv:2410.14672 section 3.3 and its code.
+        """
+        count = self.config.transformer.num_layers
+        wanted = list(range(count) if layers is None else layers)
+        if not wanted or wanted != sorted(set(wanted)) or wanted[0] < 0 or wanted[-1] >= count:
+            raise ValueError(
+                f"layers: expected rising numbers from 0 to {count - 1}, found {wanted}"
+            )
+        bits, valid = self._read(tokens)
+        classes = self.embed_classes(self.known_labels(labels, len(tokens), bits.device))
+        nothing = torch.zeros(bits.shape[:2], dtype=torch.bool, device=bits.device)
+        real = torch.ones_like(nothing) if valid is None else valid
+        means = []
+        for number, x in enumerate(self.trunk.layers(*self._embed(bits, nothing, classes, valid))):
+            if number in wanted:
+                means.append((x[:, 1:].float() * real[..., None]).sum(1) / real.sum(1, True))
+            if number == wanted[-1]:
+                break
+        return torch.stack(means, 1)
+
+    def forward(
+        self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None
+    ) -> GeneratorOutput:
+        """The loss of the hidden tokens, each at a random time of its own; see `Generator.forward`.
+
+        Metrics, over the bits of hidden tokens: `masked_bits_per_dim`, an estimate of what coding
+        a bit of one of them costs at most by the head's chain of all steps, given the visible
+        tokens, and `masked_bits_per_dim_LOW_HIGH` of the images whose masked
+        share is in that bucket, in percent; `flip_loss`, the cross-entropy of the calibrated
+        prediction in nats; `bit_accuracy`, the share of bits of x_0 that it tells. With
+        `weights: token` predictions are calibrated in part, and all three look worse for it.
+
+        Source: arXiv:2410.14672 section 3.2 and its code.
+        """
+        x_0, valid = self._read(tokens)
+        if seeds is None:
+            seeds = torch.randint(2**62, (len(tokens),), device=x_0.device)
+        labels = self.known_labels(labels, len(tokens), x_0.device)
+        draws = uniform(seeds, 0, (2,))
+        dropped = draws[:, 1] < self.config.label_dropout
+        classes = self.embed_classes(torch.where(dropped, self.num_classes, labels))
+        real = torch.ones(x_0.shape[:2], dtype=torch.bool, device=x_0.device)
+        real = real if valid is None else valid
+        ratio = draws[:, 0] if self.config.mask_ratio == "image" else draws[:1, 0]
+        mask = self._hide(seeds, ratio, real)
+        t = self.diffusion.draw_time(uniform(seeds, 2, x_0.shape[1:2]))
+        x_t, flips = self.diffusion.corrupt(x_0, t, uniform(seeds, 3, x_0.shape[1:]))
+        logits = self.predict_flips(x_t, t, self.predict(x_0, mask, classes, valid))
+        loss = self.diffusion.loss_per_bit(logits, flips, t)
+        count = mask.sum().float() * self.num_bits
+        return GeneratorOutput(
+            (loss * mask[..., None]).sum() / count,
+            count,
+            self._measure(logits.detach(), flips, t, mask, real),
+        )
+
+    @property
+    def attention(self) -> str:
+        """As `LlamaTrunk.attention`."""
+        return self.trunk.attention
+
+    def use_attention(
+        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
+    ) -> None:
+        """As `LlamaTrunk.use_attention`."""
+        self.trunk.use_attention(backend, low_bit_precision)
+
+    def _embed(
+        self, bits: Tensor, mask: Tensor, classes: Tensor, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the trunk reads: hidden states (B, 1 + N, D), condition (B, D), real positions."""
+        visible = self.input(bits.to(self.input.weight.dtype)).to(self.mask_token.dtype)
+        x = torch.where(mask[..., None], self.mask_token, visible)
+        x = torch.cat([classes[:, None], x], 1)
+        return x, classes, None if valid is None else F.pad(valid, (1, 0), value=True)
+
+    def _hide(self, seeds: Tensor, ratio: Tensor, real: Tensor) -> Tensor:
+        """The tokens to predict, (B, N) bool: floor(gamma(i / n) n) of the n real ones, at least 1.
+
+        Args:
+            seeds: One per image, (B,) int64.
+            ratio: Uniform numbers, (B,) or (1,); i = floor(ratio n).
+            real: True at real positions, (B, N) bool.
+        """
+        total = real.sum(1)
+        share = masked_share((ratio * total).floor().double() / total, self.config.mask_schedule)
+        count = (share * total + 1e-9).floor().clamp(min=1)
+        noise = uniform(seeds, 1, real.shape[1:]).masked_fill(~real, 2.0)
+        rank = noise.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+        return rank < count[:, None]
+
+    def _read(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """Bits (B, N, K) and the real positions; None: all."""
+        bits = tokens.require(self.spec, reader="this generator").bits()
+        return bits, tokens.valid if tokens.lengths is not None else None
+
+    def _measure(
+        self, logits: Tensor, flips: Tensor, t: Tensor, mask: Tensor, real: Tensor
+    ) -> dict[str, Tensor]:
+        """The metrics of a training step."""
+        diffusion, hidden = self.diffusion, mask[..., None]
+        count = mask.sum(1).float() * self.num_bits
+        calibrated = diffusion.calibrated(logits, t)
+        nats = F.binary_cross_entropy_with_logits(calibrated, flips.float(), reduction="none")
+        right = ((calibrated > 0) == flips) & hidden
+        nats_of_step = diffusion.step_divergence(logits, flips, t - 1, t) * hidden
+        bits = (nats_of_step.sum((1, 2)) * diffusion.num_steps / math.log(2)).float()
+        metrics = {
+            "masked_bits_per_dim": torch.stack([bits.sum(), count.sum()]),
+            "flip_loss": torch.stack([(nats * hidden).sum(), count.sum()]),
+            "bit_accuracy": torch.stack([right.sum().float(), count.sum()]),
+        }
+        share = mask.sum(1) / real.sum(1)
+        for low, high in pairwise(BUCKETS):
+            here = ((share > low) & (share <= high)).float()
+            name = f"masked_bits_per_dim_{100 * low:.0f}_{100 * high:.0f}"
+            metrics[name] = torch.stack([(bits * here).sum(), (count * here).sum()])
+        return metrics
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights normal, biases 0."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=_INITIAL_STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,399 @@
+"""Binary latent diffusion (arXiv:2304.04820): Bernoulli diffusion of all bits of an image at once.
+
+`DenoisingTransformer` is the network: values in [-1, 1] of every bit (signs here; means of beliefs
+in Bayesian flows), a time in [0, 1] and a label give one logit per bit. One token a position, one
+more for the time and one for the class, appended without a position of their own. It knows nothing
+of the diffusion, which is in `bernoulli_diffusion.py`; the sampler is in `sample/bernoulli.py`.
+
+The time is t - 1 over the number of steps of the training, always. The reference divides by the
+number of steps of the sampler, which shows the network times that it never saw whenever that is
+smaller.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import STRICT
+from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
+from ..tokenizers.tokens import Tokens, TokenSpec
+from .attention import AttentionBackend
+from .base import Generator, GeneratorOutput
+from .bernoulli_diffusion import BernoulliDiffusion
+from .noise import uniform
+from .transformer import Block, LayerNorm, Transformer, TransformerConfig
+
+_NORM_EPS = 1e-5
+_TIME_SCALE = 4000.0
+_LONGEST_PERIOD = 10_000.0
+BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Edges of the buckets of t / T in which the loss is watched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingTransformerConfig(TransformerConfig):
+    """A `TransformerConfig` whose defaults are the published denoising transformer.
+
+    Args:
+        width: D, even and at least 4.
+        num_layers: Blocks.
+        num_heads: Attention heads.
+        dropout: As of `TransformerConfig`; the published models have none.
+        norm: LayerNorm before each branch; there is no other order here.
+    """
+
+    __pydantic_config__ = STRICT
+    width: int = 768
+    num_layers: int = 24
+    num_heads: int = 12
+    dropout: float = 0.0
+    norm: Literal["pre"] = "pre"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % 2 or self.width < 4:
+            raise ValueError(f"width: expected an even number from 4, found {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryLatentDiffusionConfig:
+    """Binary latent diffusion; the defaults are the published model, whose steps are 64 or 256.
+
+    Args:
+        transformer: The network's trunk.
+        diffusion: The process, its loss and so its kernel.
+        num_classes: Labels 0 to num_classes - 1; 0: unconditional, without a class token; None: as
+            many as the training data has (the training script fills it in).
+        null_label: What "no label" is: a `learned` token, or no token, `absent` (published).
+        label_dropout: Share of labels hidden, so that guidance works; per image (the reference
+            hides those of a whole batch at once).
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["bld"] = "bld"
+    transformer: DenoisingTransformerConfig = field(default_factory=DenoisingTransformerConfig)
+    diffusion: BernoulliDiffusion = field(default_factory=BernoulliDiffusion)
+    num_classes: int | None = None
+    null_label: Literal["learned", "absent"] = "learned"
+    label_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.num_classes is not None and self.num_classes < 0:
+            raise ValueError(f"num_classes: expected at least 0, found {self.num_classes}")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout: expected 0 to 1, found {self.label_dropout}")
+        if self.diffusion.weights == "token":
+            raise ValueError(
+                "diffusion.weights: token goes with one time per token; here an image has one: "
+                "expected schedule or image"
+            )
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer with a learned scale on each output (LayerScale, arXiv:2103.17239), from 1."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.scale = nn.Parameter(torch.ones(out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
+class DenoisingTrunk(Transformer):
+    """Pre-norm blocks whose branches end in a `ScaledLinear`; eps 1e-5; torch's initial weights."""
+
+    def __init__(self, config: DenoisingTransformerConfig) -> None:
+        super().__init__(config)
+        width = config.width
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            nn.init.zeros_(block.qkv.bias)
+            block.out = ScaledLinear(width, width)
+            block.mlp_out = ScaledLinear(width * config.mlp_ratio, width)
+        for module in self.modules():
+            if isinstance(module, LayerNorm):
+                module.eps = _NORM_EPS
+
+
+class DenoisingTransformer(nn.Module):
+    """One logit per bit from values, time and label.
+
+    Args:
+        config: Of the trunk.
+        shape: Of the grid or sequence of positions.
+        num_bits: K, of a position.
+        num_classes: Labels; 0: no class token.
+        null_label: See `BinaryLatentDiffusionConfig`.
+    """
+
+    def __init__(
+        self,
+        config: DenoisingTransformerConfig,
+        shape: Sequence[int],
+        num_bits: int,
+        num_classes: int,
+        null_label: Literal["learned", "absent"] = "learned",
+    ) -> None:
+        super().__init__()
+        width = config.width
+        self.width, self.num_classes, self.null_label = width, num_classes, null_label
+        self.bit_embedding = nn.Parameter(torch.empty(num_bits, width))
+        nn.init.normal_(self.bit_embedding, std=0.02)
+        self.position = nn.Parameter(position_table(shape, width)[None])
+        self.time_in = nn.Linear(width, width)
+        self.time_out = nn.Linear(width, width)
+        self.class_embedding: nn.Embedding | None = None
+        if num_classes:
+            rows = num_classes + (null_label == "learned")
+            self.class_embedding = nn.Embedding(rows, width)
+        self.input_dropout = nn.Dropout(config.dropout)
+        self.trunk = DenoisingTrunk(config)
+        self.head = nn.Linear(width, num_bits)
+
+    def forward(
+        self, values: Tensor, time: Tensor, labels: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, N, K), float32.
+
+        Args:
+            values: (B, N, K) in [-1, 1].
+            time: (B,) float in [0, 1].
+            labels: (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
+            valid: True at real positions, (B, N) bool; None: all.
+        """
+        x, valid = self.embed(values, time, labels, valid)
+        return self.head(self.trunk(x, valid)[:, : values.shape[1]]).float()
+
+    def embed(
+        self, values: Tensor, time: Tensor, labels: Tensor, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the trunk reads, (B, N + 1 or 2, D), and where it is valid; None: everywhere."""
+        positions = values.to(self.bit_embedding.dtype) @ self.bit_embedding + self.position
+        sinusoid = time_sinusoid(time, self.width).to(self.time_in.weight.dtype)
+        parts = [positions, self.time_out(F.silu(self.time_in(sinusoid)))[:, None]]
+        known = torch.ones_like(labels, dtype=torch.bool)
+        if self.class_embedding is not None:
+            if self.null_label == "absent":  # a token that nobody attends to is not there
+                known = labels < self.num_classes
+                labels = labels.clamp(max=self.num_classes - 1)
+            parts.append(self.class_embedding(labels)[:, None])
+        x = self.input_dropout(torch.cat(parts, 1))
+        if valid is None and (self.class_embedding is None or self.null_label == "learned"):
+            return x, None
+        if valid is None:
+            valid = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+        valid = F.pad(valid, (0, 1), value=True)
+        return x, torch.cat([valid, known[:, None]], 1)[:, : x.shape[1]]
+
+
+class BinaryLatentDiffusion(Generator):
+    """Binary latent diffusion of the bits of a tokenizer.
+
+    Args:
+        config: Settings; `num_classes` must be given.
+        spec: The tokenizer's tokens: every size a power of two.
+
+    Raises:
+        ValueError: If the tokens are not bits, or `num_classes` is not given.
+    """
+
+    config: BinaryLatentDiffusionConfig
+    watched = "bits_per_dim"
+
+    def __init__(self, config: BinaryLatentDiffusionConfig, spec: TokenSpec) -> None:
+        super().__init__()
+        if config.num_classes is None:
+            raise ValueError("num_classes: not given; 0 is unconditional")
+        if not spec.is_binary:
+            raise ValueError(
+                f"binary latent diffusion reads bits, and {spec} has sizes that are not powers of "
+                "two; use {type: maskgit}"
+            )
+        self.config, self.spec, self.num_classes = config, spec, config.num_classes
+        self.num_bits = spec.vocab_size.bit_length() - 1
+        self.network = DenoisingTransformer(
+            config.transformer, spec.shape, self.num_bits, self.num_classes, config.null_label
+        )
+
+    @property
+    def diffusion(self) -> BernoulliDiffusion:
+        """The process."""
+        return self.config.diffusion
+
+    def predict(
+        self, bits: Tensor, t: Tensor, labels: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the flips y = x_0 XOR x_t, in the sense of the loss; (B, N, K) float32.
+
+        Args:
+            bits: x_t, (B, N, K) int64 in {0, 1}.
+            t: Times in [1, T], (B,) int64.
+            labels: (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
+            valid: True at real positions, (B, N) bool; None: all.
+        """
+        time = (t - 1).float() / self.diffusion.num_steps
+        return self.network(2 * bits - 1, time, labels, valid)
+
+    def forward(
+        self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None
+    ) -> GeneratorOutput:
+        """The loss at one random time per image; see `Generator.forward`.
+
+        Metrics, over real bits: `bits_per_dim`, an estimate without bias of what
+        `BinaryLatentDiffusion.bits_per_dim` sums up over all times; `flip_loss`, the cross-entropy
+        of the calibrated prediction in nats, and `flip_loss_LOW_HIGH` of the images whose t / T is
+        in that bucket, in percent; `bit_accuracy`, the share of bits of x_0 that it tells.
+
+        Source: arXiv:2304.04820 and its code, whose `focal = 0` is the balanced loss.
+        """
+        x_0, valid = self._read(tokens)
+        if seeds is None:
+            seeds = torch.randint(2**62, (len(tokens),), device=x_0.device)
+        labels = self.known_labels(labels, len(tokens), x_0.device)
+        draws = uniform(seeds, 0, (2,))
+        t = self.diffusion.draw_time(draws[:, 0])
+        labels = torch.where(draws[:, 1] < self.config.label_dropout, self.num_classes, labels)
+        x_t, flips = self.diffusion.corrupt(x_0, t, uniform(seeds, 1, x_0.shape[1:]))
+        logits = self.predict(x_t, t, labels, valid)
+        real = torch.ones_like(flips) if valid is None else valid[..., None].expand_as(flips)
+        count = real.sum((1, 2))
+        loss = self.diffusion.loss_per_bit(logits, flips, t, valid)
+        return GeneratorOutput(
+            (loss * real).sum() / count.sum(),
+            count.sum().float(),
+            self._measure(logits.detach(), flips, t, real),
+        )
+
+    @torch.no_grad()
+    def bits_per_dim(
+        self,
+        tokens: Tokens,
+        labels: Tensor | None = None,
+        *,
+        seeds: Tensor,
+        num_steps: int | None = None,
+    ) -> Tensor:
+        """Variational bound on the information of each image, in bits per bit of it, (B,) float64.
+
+        What the chain of so many steps, unguided and with its last step sampled, needs at most to
+        code the image: the sum of the divergences between true and predicted steps, each at one
+        draw of x_t, so an estimate without bias of the bound. 1 is what knowing nothing needs.
+
+        Args:
+            tokens: Of this generator's spec.
+            labels: (B,) int64, or None for none.
+            seeds: One per image, (B,) int64: its estimate depends on nothing else.
+            num_steps: Of the chain, and forward passes; None: those of the training.
+
+        Raises:
+            ValueError: If there are more steps than in the training.
+        """
+        x_0, valid = self._read(tokens)
+        labels = self.known_labels(labels, len(tokens), x_0.device)
+        real = torch.ones_like(x_0) if valid is None else valid[..., None].expand_as(x_0)
+        nats = torch.zeros(len(tokens), dtype=torch.float64, device=x_0.device)
+        for number, pair in enumerate(self.diffusion.steps(num_steps)):
+            t, s = (torch.full_like(labels, time) for time in pair)
+            x_t, flips = self.diffusion.corrupt(x_0, t, uniform(seeds, number, x_0.shape[1:]))
+            logits = self.predict(x_t, t, labels, valid)
+            nats += (self.diffusion.step_divergence(logits, flips, s, t) * real).sum((1, 2))
+        return nats / real.sum((1, 2)) / math.log(2)
+
+    def prepare(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
+        """Fit the hashes of `binarized_attention: hashed` to images at random times.
+
+        Padding counts as tokens here.
+        """
+        if self.config.transformer.binarized_attention != "hashed":
+            return
+        x_0, _ = self._read(tokens)
+        seeds = seed + torch.arange(len(tokens), device=x_0.device)
+        t = self.diffusion.draw_time(uniform(seeds, 0, (1,))[:, 0])
+        x_t, _ = self.diffusion.corrupt(x_0, t, uniform(seeds, 1, x_0.shape[1:]))
+        labels = self.known_labels(labels, len(tokens), x_0.device)
+        training = self.training
+        with torch.no_grad():
+            self.eval()
+            time = (t - 1).float() / self.diffusion.num_steps
+            x, _ = self.network.embed(2 * x_t - 1, time, labels)
+            self.network.trunk.fit_hashes(x, torch.Generator().manual_seed(seed))
+            self.train(training)
+
+    @property
+    def attention(self) -> str:
+        """As `Transformer.attention`."""
+        return self.network.trunk.attention
+
+    def use_attention(
+        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
+    ) -> None:
+        """As `Transformer.use_attention`."""
+        self.network.trunk.use_attention(backend, low_bit_precision)
+
+    def _read(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """Bits (B, N, K) and the real positions; None: all."""
+        bits = tokens.require(self.spec, reader="this generator").bits()
+        return bits, tokens.valid if tokens.lengths is not None else None
+
+    def _measure(self, logits: Tensor, flips: Tensor, t: Tensor, real: Tensor) -> dict[str, Tensor]:
+        """The metrics of a training step."""
+        diffusion, count = self.diffusion, real.sum((1, 2)).float()
+        calibrated = diffusion.calibrated(logits, t)
+        nats = F.binary_cross_entropy_with_logits(calibrated, flips.float(), reduction="none")
+        nats = (nats * real).sum((1, 2))
+        right = (((calibrated > 0) == flips) & real).sum()
+        bound = (diffusion.step_divergence(logits, flips, t - 1, t) * real).sum()
+        bits = (bound * diffusion.num_steps / math.log(2)).float()
+        metrics = {
+            "bits_per_dim": torch.stack([bits, count.sum()]),
+            "flip_loss": torch.stack([nats.sum(), count.sum()]),
+            "bit_accuracy": torch.stack([right.float(), count.sum()]),
+        }
+        share = t / diffusion.num_steps  # in (0, 1]
+        for low, high in pairwise(BUCKETS):
+            here = ((share > low) & (share <= high)).float()
+            name = f"flip_loss_{100 * low:.0f}_{100 * high:.0f}"
+            metrics[name] = torch.stack([(nats * here).sum(), (count * here).sum()])
+        return metrics
+
+
+def time_sinusoid(time: Tensor, width: int) -> Tensor:
+    """Sines, then cosines, of 4000 times the time at D / 2 frequencies, (B, D) float32.
+
+    Args:
+        time: (B,) in [0, 1].
+        width: D, even and at least 4.
+    """
+    half = width // 2
+    places = torch.arange(half, device=time.device)
+    frequencies = torch.exp(places * -(math.log(_LONGEST_PERIOD) / (half - 1)))
+    angles = (time.float() * _TIME_SCALE)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def position_table(shape: Sequence[int], width: int) -> Tensor:
+    """Sines and cosines of the coordinates of every position, (N, D) float32.
+
+    Each axis has an equal even share of the channels, the last axis (the column) first, sines
+    before cosines, base 10,000; channels left over hold 0.
+
+    Args:
+        shape: Of the grid or sequence, row-major.
+        width: D.
+    """
+    half = width // (2 * len(shape))
+    frequencies = _LONGEST_PERIOD ** -(torch.arange(half, dtype=torch.float64) / max(half, 1))
+    axes = [torch.arange(size, dtype=torch.float64) for size in shape]
+    parts = []
+    for places in reversed(torch.meshgrid(*axes, indexing="ij")):
+        angles = places.flatten()[:, None] * frequencies
+        parts += [angles.sin(), angles.cos()]
+    table = torch.cat(parts, -1)
+    return F.pad(table, (0, width - table.shape[1])).float()

@@ -1,0 +1,250 @@
+"""The trunk of BiGR (arXiv:2410.14672): Llama blocks whose every position sees every other.
+
+RMSNorm, rotary positions over the axes of the grid, SwiGLU, no biases, and one shift, scale and
+gate for each branch (adaLN): a single linear layer of the condition, shared by all blocks, plus a
+table in each block.
+
+The first position is the class token. Its queries and keys are multiplied by 0 instead of being
+rotated, so that its scores with every position are 0: inherited from LlamaGen (arXiv:2406.06525),
+and what the published weights were trained with.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import STRICT
+from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
+from .attention import AttentionBackend, attention, check_backend
+
+NORM_EPS = 1e-5
+_LONGEST_PERIOD = 10_000.0
+_MULTIPLE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Settings of `LlamaTrunk`. The defaults are the published BiGR-L.
+
+    Args:
+        width: D, a multiple of `num_heads`.
+        num_layers: Blocks.
+        num_heads: Attention heads; published: of 64 channels.
+        mlp_width: Of the hidden layer of SwiGLU; None: 8 / 3 D, rounded up to a multiple of 256.
+        dropout: After attention and after the MLP.
+        attention_dropout: Of the attention weights.
+        attention: Backend of `attention`; `low_bit` has no dropout of attention weights.
+        low_bit_precision: Of `attention: low_bit`; see `kernels/low_bit_attention/op.py`.
+    """
+
+    __pydantic_config__ = STRICT
+    width: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    mlp_width: int | None = None
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    attention: AttentionBackend = "auto"
+    low_bit_precision: LowBitPrecision = "int8"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "num_layers", "num_heads", "mlp_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, found {value}")
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads: {self.num_heads} does not divide the width {self.width}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 0 to below 1, found {getattr(self, name)}")
+        if self.attention == "low_bit" and self.attention_dropout:
+            raise ValueError(
+                f"attention_dropout: low_bit has none, found {self.attention_dropout}; set "
+                "attention_dropout: 0"
+            )
+
+    @property
+    def hidden_width(self) -> int:
+        """Of the hidden layer of SwiGLU."""
+        if self.mlp_width is not None:
+            return self.mlp_width
+        return -(-(8 * self.width // 3) // _MULTIPLE) * _MULTIPLE
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm in float32 (arXiv:1910.07467); the result has the type of the weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.rms_norm(x.float(), self.weight.shape, self.weight.float(), NORM_EPS)
+        return normed.to(self.weight.dtype)
+
+
+class LlamaBlock(nn.Module):
+    """Attention and SwiGLU, each between a shift and scale of its input and a gate."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, config.hidden_width
+        self.config = config
+        self.attention = config.attention
+        self.low_bit_precision = config.low_bit_precision
+        self.table = nn.Parameter(torch.randn(1, 1, 6, width) / math.sqrt(width))
+        self.norm1 = RMSNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm2 = RMSNorm(width)
+        self.mlp_gate = nn.Linear(width, hidden, bias=False)
+        self.mlp_in = nn.Linear(width, hidden, bias=False)
+        self.mlp_out = nn.Linear(hidden, width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, rotation: Tensor, valid: Tensor | None
+    ) -> Tensor:
+        """Hidden states (B, N, D).
+
+        Args:
+            x: Hidden states, (B, N, D).
+            modulation: Shift, scale and gate of attention, then of the MLP, (B, 1, 6, D).
+            rotation: As of `rotation_table`, (N, dim / 2, 2).
+            valid: True at real positions, (B, N) bool; None: all.
+        """
+        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
+        mixed = self._attend(self.norm1(x) * (1 + scale1) + shift1, rotation, valid)
+        x = x + gate1 * self.dropout(mixed)
+        return x + gate2 * self.dropout(self._mlp(self.norm2(x) * (1 + scale2) + shift2))
+
+    def _attend(self, x: Tensor, rotation: Tensor, valid: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.config.num_heads, -1)).unbind(2)
+        mixed = attention(
+            rotate(q, rotation),
+            rotate(k, rotation),
+            v,
+            valid=valid,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            backend=self.attention,
+            low_bit_precision=self.low_bit_precision,
+        )
+        return self.out(mixed.flatten(2))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.mlp_out(F.silu(self.mlp_gate(x)) * self.mlp_in(x))
+
+
+class LlamaTrunk(nn.Module):
+    """Hidden states (B, 1 + N, D), the class token first, to hidden states.
+
+    Args:
+        config: Settings.
+        shape: Of the grid or sequence of the N positions after the class token.
+
+    Raises:
+        RuntimeError: If the attention backend is not installed.
+        ValueError: If a head's channels cannot be shared by the axes of `shape` in pairs.
+    """
+
+    rotation: Tensor
+
+    def __init__(self, config: LlamaConfig, shape: Sequence[int]) -> None:
+        super().__init__()
+        check_backend(config.attention)
+        self.config = config
+        self.modulation = nn.Linear(config.width, 6 * config.width)
+        self.blocks = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
+        self.norm_out = RMSNorm(config.width)
+        table = rotation_table(shape, config.width // config.num_heads)
+        self.register_buffer("rotation", table, persistent=False)
+
+    def forward(self, x: Tensor, condition: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Hidden states after the last norm, (B, 1 + N, D).
+
+        Args:
+            x: What the blocks read, (B, 1 + N, D).
+            condition: Of the modulation, (B, D).
+            valid: True at real positions, (B, 1 + N) bool; None: all.
+        """
+        modulation = self._modulate(condition)
+        for block in self.blocks:
+            x = block(x, modulation, self.rotation, valid)
+        return self.norm_out(x)
+
+    def layers(self, x: Tensor, condition: Tensor, valid: Tensor | None = None) -> Iterator[Tensor]:
+        """Hidden states after each block, without the last norm; arguments as of `forward`."""
+        modulation = self._modulate(condition)
+        for block in self.blocks:
+            x = block(x, modulation, self.rotation, valid)
+            yield x
+
+    def _modulate(self, condition: Tensor) -> Tensor:
+        """(B, 1, 6, D) of (B, D)."""
+        return self.modulation(F.silu(condition)).unflatten(-1, (1, 6, -1))
+
+    @property
+    def attention(self) -> str:
+        """How attention is computed, for records."""
+        first = self.blocks[0]
+        assert isinstance(first, LlamaBlock)
+        low_bit = first.attention in ("low_bit", "fastest")
+        return f"{first.attention} {first.low_bit_precision}" if low_bit else first.attention
+
+    def use_attention(
+        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
+    ) -> None:
+        """Compute attention by this backend from now on; config and files keep theirs.
+
+        Raises:
+            RuntimeError: If the backend is not installed.
+        """
+        check_backend(backend)
+        for block in self.blocks:
+            assert isinstance(block, LlamaBlock)
+            block.attention = backend
+            block.low_bit_precision = low_bit_precision or self.config.low_bit_precision
+
+
+def rotation_table(shape: Sequence[int], head_width: int) -> Tensor:
+    """Cosine and sine by which each pair of channels is rotated, (1 + N, dim / 2, 2) float32.
+
+    Each axis has an equal share of the channels, the first axis (the row) first. The row of the
+    class token is 0, also where an identity would hold 1.
+
+    Args:
+        shape: Of the grid or sequence, row-major.
+        head_width: dim, a multiple of twice the number of axes.
+
+    Raises:
+        ValueError: If it is not.
+
+    Source: arXiv:2104.09864; two axes and the row of 0 as in arXiv:2406.06525's code.
+    """
+    if head_width % (2 * len(shape)):
+        raise ValueError(
+            f"num_heads: heads of {head_width} channels; the {len(shape)} axes of {tuple(shape)} "
+            f"need a multiple of {2 * len(shape)}"
+        )
+    share = head_width // len(shape)
+    frequencies = _LONGEST_PERIOD ** -(torch.arange(0, share, 2) / share)
+    axes = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
+    angles = torch.cat([places.flatten()[:, None] * frequencies for places in axes], -1)
+    return F.pad(torch.stack([angles.cos(), angles.sin()], -1), (0, 0, 0, 0, 1, 0))
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Queries or keys (B, N, heads, dim), each pair of channels (2i, 2i + 1) rotated in float32.
+
+    Args:
+        x: Of any float type, which the result has too.
+        rotation: (N, dim / 2, 2).
+    """
+    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rotation[:, None].unbind(-1)
+    pairs = [first * cos - second * sin, second * cos + first * sin]
+    return torch.stack(pairs, -1).flatten(-2).to(x.dtype)
