@@ -30,7 +30,7 @@ from ..generators.bayesian_flow import normal
 from ..generators.bayesian_flow_network import BayesianFlowNetwork
 from ..generators.noise import uniform
 from ..tokenizers.tokens import Tokens
-from .guidance import guide
+from .guidance import guided_prediction
 
 _DRAWS = 2  # of every step: values, messages
 
@@ -105,7 +105,10 @@ def sample_flow(
     alphas = flow.alphas(steps, seeds.device)
     for step in range(steps + 1):
         t = torch.full_like(seeds, step, dtype=torch.float64) / steps
-        logits = _logits(predict, beliefs, t, labels, start.valid, no_label, config)
+        predicted = guided_prediction(
+            *(predict, beliefs, t, labels, start.valid), no_label=no_label, scale=config.guidance
+        )
+        logits = predicted.double() / config.temperature
         failed = torch.where(~logits.isfinite().all() & (failed == 0), step + 1, failed)
         if step == steps and config.final == "mode":
             drawn = flow.mode(logits)
@@ -118,28 +121,6 @@ def sample_flow(
         raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
     over = start.hidden.view(*start.hidden.shape, *(1,) * (start.values.ndim - 2))
     return generator.tokens(torch.where(over, drawn, start.values), start.lengths)
-
-
-def _logits(
-    predict: Callable[..., Tensor],
-    beliefs: Tensor,
-    t: Tensor,
-    labels: Tensor,
-    valid: Tensor | None,
-    no_label: int,
-    config: FlowSampling,
-) -> Tensor:
-    """Guided logits, float64: one forward pass, twice the batch where guidance acts."""
-    if config.guidance == 1:
-        return predict(beliefs, t, labels, valid).double() / config.temperature
-    both = predict(
-        torch.cat([beliefs] * 2),
-        torch.cat([t] * 2),
-        torch.cat([labels, torch.full_like(labels, no_label)]),
-        None if valid is None else torch.cat([valid] * 2),
-    ).double()
-    cond, uncond = both.chunk(2)
-    return guide(cond, uncond, config.guidance) / config.temperature
 
 
 @dataclass(frozen=True, eq=False)

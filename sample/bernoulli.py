@@ -21,7 +21,7 @@ from ..config import STRICT
 from ..generators.binary_latent_diffusion import BinaryLatentDiffusion
 from ..generators.noise import uniform
 from ..tokenizers.tokens import Tokens, TokenSpec
-from .guidance import guide
+from .guidance import guided_prediction
 
 _START = 0  # draw of the fair coins; step i, from 1, is draw i
 
@@ -99,7 +99,12 @@ def sample_bernoulli(
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
     for number, (time, earlier) in enumerate(steps, 1):
         t, s = torch.full_like(labels, time), torch.full_like(labels, earlier)
-        logits = _logits(predict, bits, t, labels, start.valid, generator.num_classes, config)
+        predicted = guided_prediction(
+            *(predict, bits, t, labels, start.valid),
+            no_label=generator.num_classes,
+            scale=config.guidance,
+        )
+        logits = predicted / config.temperature
         if earlier or config.final == "sample":
             flip, _ = diffusion.reverse(logits, s, t)
             flips = uniform(seeds, number, shape) < flip
@@ -112,28 +117,6 @@ def sample_bernoulli(
         raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
     binary = TokenSpec(generator.spec.shape, (2,) * shape[-1], generator.spec.ordered)
     return Tokens(bits, binary, start.lengths).regroup(generator.spec.codebook_sizes)
-
-
-def _logits(
-    predict: Callable[..., Tensor],
-    bits: Tensor,
-    t: Tensor,
-    labels: Tensor,
-    valid: Tensor | None,
-    no_label: int,
-    config: BernoulliSampling,
-) -> Tensor:
-    """Guided logits (B, N, K): one forward pass, twice the batch where guidance acts."""
-    if config.guidance == 1:
-        return predict(bits, t, labels, valid) / config.temperature
-    both = predict(
-        torch.cat([bits] * 2),
-        torch.cat([t] * 2),
-        torch.cat([labels, torch.full_like(labels, no_label)]),
-        None if valid is None else torch.cat([valid] * 2),
-    )
-    cond, uncond = both.chunk(2)
-    return guide(cond, uncond, config.guidance) / config.temperature
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ Papers that write `cond + s * (cond - uncond)` mean scale 1 + s: MaskBit's s = 7
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -41,3 +42,36 @@ def guidance_at(
 def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
     """Guided logits; where both agree (also in -inf) they are the result, exactly."""
     return torch.where(cond == uncond, cond, uncond + scale * (cond - uncond))
+
+
+def guided_prediction(
+    predict: Callable[..., Tensor],
+    values: Tensor,
+    t: Tensor,
+    labels: Tensor,
+    valid: Tensor | None,
+    *,
+    no_label: int,
+    scale: float,
+) -> Tensor:
+    """Logits of a network over time: one forward pass, twice the batch where guidance acts.
+
+    Args:
+        predict: (values, t, labels, valid) to logits, (B, ...).
+        values: What the network sees, (B, ...).
+        t: Times, (B,).
+        labels: (B,) int64.
+        valid: Real positions, (B, N) bool; None: all.
+        no_label: The label that means none.
+        scale: 1 = off.
+    """
+    if scale == 1:
+        return predict(values, t, labels, valid)
+    both = predict(
+        torch.cat([values] * 2),
+        torch.cat([t] * 2),
+        torch.cat([labels, torch.full_like(labels, no_label)]),
+        None if valid is None else torch.cat([valid] * 2),
+    )
+    cond, uncond = both.chunk(2)
+    return guide(cond, uncond, scale)
