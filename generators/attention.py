@@ -123,6 +123,18 @@ def takes_low_bit(head_dim: int) -> bool:
     return 32 <= head_dim <= 128 and head_dim % 8 == 0
 
 
+def check_heads(backend: AttentionBackend, head_dim: int) -> None:
+    """Refuse heads that a backend does not take.
+
+    Raises:
+        ValueError: With what it takes.
+    """
+    if backend == "low_bit" and not takes_low_bit(head_dim):
+        raise ValueError(
+            f"attention: low_bit takes heads of 32, 40, ... or 128; this model's are {head_dim}"
+        )
+
+
 def _chosen(
     device: torch.device, dtype: torch.dtype, length: int, dim: int, training: bool, lossy: bool
 ) -> Way:

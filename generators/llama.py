@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..config import STRICT
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
-from .attention import AttentionBackend, attention, check_backend
+from .attention import AttentionBackend, attention, check_backend, check_heads
 
 NORM_EPS = 1e-5
 _LONGEST_PERIOD = 10_000.0
@@ -156,6 +156,7 @@ class LlamaTrunk(nn.Module):
     def __init__(self, config: LlamaConfig, shape: Sequence[int]) -> None:
         super().__init__()
         check_backend(config.attention)
+        check_heads(config.attention, config.width // config.num_heads)
         self.config = config
         self.modulation = nn.Linear(config.width, 6 * config.width)
         self.blocks = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
@@ -204,6 +205,7 @@ class LlamaTrunk(nn.Module):
             RuntimeError: If the backend is not installed.
         """
         check_backend(backend)
+        check_heads(backend, self.config.width // self.config.num_heads)
         for block in self.blocks:
             assert isinstance(block, LlamaBlock)
             block.attention = backend

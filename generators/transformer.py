@@ -17,7 +17,7 @@ from ..kernels.binary_attention.hashing import KernelHash, hashed_attention
 from ..kernels.binary_attention.op import binary_attention
 from ..kernels.binary_attention.reference import binary_sign
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
-from .attention import AttentionBackend, attention, check_backend, takes_low_bit
+from .attention import AttentionBackend, attention, check_backend, check_heads
 
 BinarizedAttention = Literal["bibert", "bivit", "binary_qk", "hashed"]
 """Functions in place of softmax attention; see `kernels/binary_attention/`."""
@@ -69,12 +69,7 @@ class TransformerConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name}: expected 0 to below 1, found {value}")
-        width_of_head = self.width // self.num_heads
-        if self.attention == "low_bit" and not takes_low_bit(width_of_head):
-            raise ValueError(
-                f"attention: low_bit takes heads of 32, 40, ... or 128, found {width_of_head}: "
-                f"width {self.width} over {self.num_heads} num_heads"
-            )
+        check_heads(self.attention, self.width // self.num_heads)
         if self.low_bit_precision != "int8" and self.attention not in ("low_bit", "fastest"):
             raise ValueError(
                 f"low_bit_precision: {self.low_bit_precision} is of attention: low_bit or fastest, "
@@ -236,12 +231,7 @@ class Transformer(nn.Module):
                 f"low_bit_precision: expected one of {get_args(LowBitPrecision)}, "
                 f"found {precision!r}"
             )
-        width_of_head = self.config.width // self.config.num_heads
-        if backend == "low_bit" and not takes_low_bit(width_of_head):
-            raise ValueError(
-                f"attention: low_bit takes heads of 32, 40, ... or 128; this model's are "
-                f"{width_of_head}"
-            )
+        check_heads(backend, self.config.width // self.config.num_heads)
         for block in self.blocks:
             assert isinstance(block, Block)
             block.attention = backend

@@ -112,7 +112,7 @@ def sample_bernoulli(
             scores = logits if config.final == "reference" else diffusion.calibrated(logits, t)
             flips = scores > 0
         bits = torch.where(start.hidden, bits ^ flips, start.bits)
-        failed = torch.where(logits.isnan().any() & (failed == 0), number, failed)
+        failed = torch.where(~predicted.isfinite().all() & (failed == 0), number, failed)
     if number := int(failed):
         raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
     binary = TokenSpec(generator.spec.shape, (2,) * shape[-1], generator.spec.ordered)

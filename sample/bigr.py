@@ -264,8 +264,16 @@ class BigrSampler:
         return Tokens(bits, binary, start.lengths).regroup(spec.codebook_sizes)
 
     def _tables(self, counts: list[int]) -> list[tuple[SamplingStep, ...]]:
-        """The rows of all images, step by step: each image has a table of its own."""
-        tables = {count: bigr_table(self.config, count) for count in set(counts)}
+        """The rows of all images, step by step: each image has a table of its own.
+
+        Where a part of an image is drawn there are at most as many steps as tokens in it.
+        """
+        tables = {}
+        for count in set(counts):
+            config, steps = self.config, self.config.num_steps
+            if steps is not None and count < min(steps, self.generator.spec.num_tokens):
+                config = dataclasses.replace(config, num_steps=count)
+            tables[count] = bigr_table(config, count)
         longest = max(len(table) for table in tables.values())
         padded = {n: table + (DONE,) * (longest - len(table)) for n, table in tables.items()}
         return list(zip(*(padded[count] for count in counts), strict=True))

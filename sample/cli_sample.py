@@ -36,7 +36,9 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
             "--final", help="Last step where bits are diffused: sample, reference, map, mode ..."
         ),
         click.option("--randomness", type=float, help="Gumbel noise on the order, in nats."),
-        click.option("--temperature", type=float, help="0 takes the likeliest entry."),
+        click.option(
+            "--temperature", type=float, help="0 takes the likeliest entry (masked ones)."
+        ),
         click.option("--guidance-power", type=float),
         click.option("--guidance-schedule", type=click.Choice(get_args(GuidanceSchedule))),
         click.option("--guidance", type=float, help="Guidance scale; 1 = off."),

@@ -79,6 +79,7 @@ def evaluate_generator(
     started = time.perf_counter()
     sampling = choose_sampling(generator, sampling, {})
     further = [] if curves is None else curves.settings(sampling)
+    further = [with_steps(generator, chosen) for chosen in further]
     for chosen in (sampling, *further):
         with_steps(generator, chosen)
     if not same_classes(generator.classes, source.classes):

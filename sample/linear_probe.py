@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..config import STRICT
 from ..data.image_source import ImageSource
-from ..data.loader import eval_batches
+from ..data.loader import eval_batches, evenly_spaced
 from ..generators.bigr import BiGR
 
 _NORM_EPS = 1e-6
@@ -125,6 +125,8 @@ def probe_layers(
     }
     learned, measured = (extract_features(generator, split, **options) for split in (train, val))
     num_classes = 1 + int(torch.cat([learned.labels, measured.labels]).max())
+    if len(learned.labels.unique()) < 2:
+        raise ValueError(f"{train.name}: expected images of two classes or more, found one")
     results = {}
     for place, layer in enumerate(layers):
         probe = fit_probe(learned.values[:, place], learned.labels, num_classes, config)
@@ -188,7 +190,8 @@ def extract_features(
     labels: list[Tensor] = []
     broken: dict[str, str] = {}
     total = len(source) if limit is None else min(limit, len(source))
-    batches = eval_batches(source, tokenizer.resolution, batch_size, limit, broken=broken)
+    chosen = evenly_spaced(len(source), total)  # a folder is sorted by class
+    batches = eval_batches(source, tokenizer.resolution, batch_size, broken=broken, indices=chosen)
     with tqdm(total=total, unit="image", disable=not progress) as bar:
         for batch in batches:
             if (batch["labels"] < 0).any():

@@ -9,13 +9,14 @@ from typing import Any
 from ..config import build_config
 from ..generators.base import Generator
 from ..generators.bayesian_flow_network import BayesianFlowNetwork
+from ..generators.bigr import BiGR
 from ..generators.binary_latent_diffusion import BinaryLatentDiffusion
 from ..generators.build import GeneratorConfig
 from ..generators.masked import MaskedGenerator
 from ..tokenizers.tokens import Tokens
 from .bayesian_flow import FlowSampling, sample_flow
 from .bernoulli import BernoulliSampling, sample_bernoulli
-from .bigr import BigrSampling, bigr_steps, sample_bigr
+from .bigr import BigrSampling, bigr_steps, head_chain, sample_bigr
 from .masked import sample_masked
 from .sampling import SamplingConfig, SamplingStep, sampling_table
 
@@ -123,6 +124,9 @@ def with_steps(generator: Generator, sampling: Sampling) -> Sampling:
             "guide; expected 1"
         )
     steps = sampler_of(generator).num_steps(generator, sampling)
+    if isinstance(sampling, BigrSampling) and isinstance(generator, BiGR):
+        head_steps = len(head_chain(generator, sampling))
+        sampling = dataclasses.replace(sampling, head_steps=head_steps)
     return dataclasses.replace(sampling, num_steps=steps)
 
 

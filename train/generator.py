@@ -65,7 +65,8 @@ PANELS = {
         f"masked_loss_{low}_{low + 25}" for low in range(0, 100, 25)
     ],
     "accuracy on hidden slots": ["masked_accuracy", "val_masked_accuracy"],
-    "accuracy on bits": ["bit_accuracy", "val_bit_accuracy"],
+    "accuracy on bits": ["bit_accuracy", "val_bit_accuracy", "accuracy", "val_accuracy"],
+    "loss of the flow (nats)": ["flow_loss", "val_flow_loss"],
     "loss": ["loss"],
     "gradient norm": ["grad_norm"],
     "images/s": ["images_per_second"],

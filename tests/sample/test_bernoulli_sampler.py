@@ -301,9 +301,10 @@ def test_what_is_not_possible_is_refused() -> None:
         sample(unconditional, 2, guidance=2.0)
 
 
-def test_predictions_that_are_not_finite_are_reported() -> None:
+@pytest.mark.parametrize("fault", [math.nan, math.inf, -math.inf])
+def test_predictions_that_are_not_finite_are_reported(fault: float) -> None:
     def answer(bits: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return torch.full(bits.shape, math.nan if t[0] == STEPS - 2 else 0.0)
+        return torch.full(bits.shape, fault if t[0] == STEPS - 2 else 0.0)
 
     with pytest.raises(ValueError, match="the predicted logits are not finite in step 3"):
         sample(Oracle(SPEC, answer), 2)

@@ -198,6 +198,15 @@ def test_every_token_is_revealed_once_and_stays(num_steps: int) -> None:
         assert torch.equal(bits[~hidden], found[~hidden])
 
 
+def test_a_small_edit_takes_fewer_steps_than_a_whole_image() -> None:
+    known, mask = random_tokens(), torch.arange(16) < 2
+    config = BigrSampling(head_steps=2, num_steps=12)
+    generator = build()
+    shown = answer(generator, generator.predict_flips)
+    sample_bigr(generator, LABELS, SEEDS, config, known=known, mask=mask.expand(4, -1))
+    assert len(shown) == 2
+
+
 def test_known_tokens_never_change_and_the_schedule_is_of_the_others() -> None:
     """Also where more tokens are known than hidden, each image with a number of its own."""
     known = random_tokens()

@@ -227,6 +227,19 @@ def test_curves_are_of_a_protocol_of_their_own(named: Path, data: Path, tmp_path
     assert "<svg" in (out / "report.html").read_text(encoding="utf-8")
 
 
+def test_curves_over_guidance_alone_know_their_steps(
+    named: Path, data: Path, tmp_path: Path
+) -> None:
+    """Where the card leaves the number of steps to the sampler."""
+    pytest.importorskip("matplotlib")
+    words = ["--num", 6, "--repeats", 1, "--curve-guidance", "1,3", "--curve-num", 7]
+    start = ["evaluate", "--generator", named, "--data", data, "--nearest", 0, *words]
+    more = ["--features", "random", "--protocol", "val-paired", "--out", tmp_path / "report"]
+    run(*start, *more)
+    (curve,) = [c for c in report(tmp_path / "report")["curves"] if c["metric"] == "FD@random"]
+    assert curve["x"] == "guidance"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -137,6 +137,20 @@ def test_features_are_those_of_the_generator(generator: BiGR) -> None:
     assert len(extract_features(generator, source, layers=[1], limit=3).labels) == 3
 
 
+class Sorted(Colours):
+    """Class after class, as folders are."""
+
+    def read(self, index: int) -> Sample:
+        return super().read(index * 3 // self.count)
+
+
+def test_a_part_of_the_images_has_every_class(generator: BiGR) -> None:
+    found = extract_features(generator, Sorted("train"), layers=[1], limit=6)
+    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match="colours: expected images of two classes or more"):
+        probe_layers(generator, Sorted("train"), Sorted("val"), QUICK, layers=[1], limit=1)
+
+
 def test_the_sweep_says_how_it_was_measured(generator: BiGR) -> None:
     found = probe_layers(generator, Colours("train"), Colours("val", 12), QUICK)
     assert list(found["layers"]) == ["0", "1", "2"]
