@@ -26,6 +26,7 @@ from .binary_latent_diffusion import (
     DenoisingTransformerConfig,
 )
 from .noise import uniform
+from .transformer import check_tokens
 
 MAX_CLASSES = 2**14
 """Largest codebook that is read as classes: the beliefs of a position are as many numbers."""
@@ -118,6 +119,7 @@ class BayesianFlowNetwork(Generator):
         self.read_spec = TokenSpec(spec.shape, sizes, spec.ordered)
         width = len(sizes) if config.over == "bits" else spec.vocab_size
         self.belief_shape = (spec.num_tokens, width)
+        check_tokens(config.transformer, spec)
         self.network = DenoisingTransformer(
             config.transformer, spec.shape, width, self.num_classes, config.null_label
         )
@@ -253,13 +255,8 @@ class BayesianFlowNetwork(Generator):
         seeds = seed + torch.arange(len(tokens), device=x.device)
         t = uniform(seeds, 0, (1,))[:, 0]
         labels = self.known_labels(labels, len(tokens), x.device)
-        training = self.training
-        with torch.no_grad():
-            self.eval()
-            values = self.flow.network_input(self._believe(x, t, seeds, 1))
-            embedded, _ = self.network.embed(values, t, labels)
-            self.network.trunk.fit_hashes(embedded, torch.Generator().manual_seed(seed))
-            self.train(training)
+        values = self.flow.network_input(self._believe(x, t, seeds, 1))
+        self.network.fit_hashes(values, t, labels, seed)
 
     @property
     def attention(self) -> str:

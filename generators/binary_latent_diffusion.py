@@ -27,7 +27,7 @@ from .attention import AttentionBackend
 from .base import Generator, GeneratorOutput
 from .bernoulli_diffusion import BernoulliDiffusion
 from .noise import uniform
-from .transformer import Block, LayerNorm, Transformer, TransformerConfig
+from .transformer import Block, LayerNorm, Transformer, TransformerConfig, check_tokens
 
 _NORM_EPS = 1e-5
 _TIME_SCALE = 4000.0
@@ -192,6 +192,15 @@ class DenoisingTransformer(nn.Module):
         valid = F.pad(valid, (0, 1), value=True)
         return x, torch.cat([valid, known[:, None]], 1)[:, : x.shape[1]]
 
+    @torch.no_grad()
+    def fit_hashes(self, values: Tensor, time: Tensor, labels: Tensor, seed: int) -> None:
+        """Fit the hashes of `binarized_attention: hashed`; arguments as of `forward`."""
+        training = self.training
+        self.eval()
+        x, _ = self.embed(values, time, labels)
+        self.trunk.fit_hashes(x, torch.Generator().manual_seed(seed))
+        self.train(training)
+
 
 class BinaryLatentDiffusion(Generator):
     """Binary latent diffusion of the bits of a tokenizer.
@@ -218,6 +227,7 @@ class BinaryLatentDiffusion(Generator):
             )
         self.config, self.spec, self.num_classes = config, spec, config.num_classes
         self.num_bits = spec.vocab_size.bit_length() - 1
+        check_tokens(config.transformer, spec)
         self.network = DenoisingTransformer(
             config.transformer, spec.shape, self.num_bits, self.num_classes, config.null_label
         )
@@ -318,13 +328,8 @@ class BinaryLatentDiffusion(Generator):
         t = self.diffusion.draw_time(uniform(seeds, 0, (1,))[:, 0])
         x_t, _ = self.diffusion.corrupt(x_0, t, uniform(seeds, 1, x_0.shape[1:]))
         labels = self.known_labels(labels, len(tokens), x_0.device)
-        training = self.training
-        with torch.no_grad():
-            self.eval()
-            time = (t - 1).float() / self.diffusion.num_steps
-            x, _ = self.network.embed(2 * x_t - 1, time, labels)
-            self.network.trunk.fit_hashes(x, torch.Generator().manual_seed(seed))
-            self.train(training)
+        time = (t - 1).float() / self.diffusion.num_steps
+        self.network.fit_hashes(2 * x_t - 1, time, labels, seed)
 
     @property
     def attention(self) -> str:

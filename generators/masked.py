@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import STRICT
-from ..kernels.binary_attention.hashing import NUM_ANCHORS
 from ..kernels.bit_embedding.op import MAX_BITS, bit_embedding
 from ..kernels.codebook_sum.op import codebook_embedding_sum
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
@@ -34,7 +33,7 @@ from .attention import AttentionBackend
 from .base import Generator, GeneratorOutput
 from .mask_schedules import MaskSchedule, masked_share
 from .noise import uniform
-from .transformer import LayerNorm, Transformer, TransformerConfig, initialise
+from .transformer import LayerNorm, Transformer, TransformerConfig, check_tokens, initialise
 
 MAX_GROUP = 2**16
 """Largest group a head is built for."""
@@ -198,16 +197,7 @@ class MaskedGenerator(Generator):
                     f"embedding: fused reads up to {MAX_BITS} bits of a position, here {num_bits} "
                     f"(groups x the widest); use embedding: plain"
                 )
-        if spec.ordered and config.transformer.binarized_attention == "binary_qk":
-            raise ValueError(
-                "binarized_attention: binary_qk scales queries by their mean over all positions, "
-                f"padding included, so it does not go with tokens of several lengths, {spec}"
-            )
-        if config.transformer.binarized_attention == "hashed" and num_tokens < NUM_ANCHORS - 1:
-            raise ValueError(
-                f"binarized_attention: hashed compares with {NUM_ANCHORS} tokens, and "
-                f"{spec} with a class token has {num_tokens + 1}"
-            )
+        check_tokens(config.transformer, spec)
         self.class_embedding = nn.Embedding(self.num_classes + 1, width)
         self.position = nn.Parameter(torch.empty(1, num_tokens + 1, width))
         self.input_norm = LayerNorm(width)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import STRICT
-from ..kernels.binary_attention.hashing import KernelHash, hashed_attention
+from ..kernels.binary_attention.hashing import NUM_ANCHORS, KernelHash, hashed_attention
 from ..kernels.binary_attention.op import binary_attention
 from ..kernels.binary_attention.reference import binary_sign
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
+from ..tokenizers.tokens import TokenSpec
 from .attention import AttentionBackend, attention, check_backend, check_heads
 
 BinarizedAttention = Literal["bibert", "bivit", "binary_qk", "hashed"]
@@ -91,6 +92,24 @@ class TransformerConfig:
     def dropout_of_weights(self) -> float:
         """Dropout of the attention weights."""
         return self.dropout if self.attention_dropout is None else self.attention_dropout
+
+
+def check_tokens(config: TransformerConfig, spec: TokenSpec) -> None:
+    """Refuse tokens that a trunk's attention cannot read, with one more token for class or time.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    if spec.ordered and config.binarized_attention == "binary_qk":
+        raise ValueError(
+            "binarized_attention: binary_qk scales queries by their mean over all positions, "
+            f"padding included, so it does not go with tokens of several lengths, {spec}"
+        )
+    if config.binarized_attention == "hashed" and spec.num_tokens + 1 < NUM_ANCHORS:
+        raise ValueError(
+            f"binarized_attention: hashed compares with {NUM_ANCHORS} tokens, and {spec} with a "
+            f"class token has {spec.num_tokens + 1}"
+        )
 
 
 class LayerNorm(nn.LayerNorm):

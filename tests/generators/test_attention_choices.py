@@ -19,7 +19,12 @@ from tessella.generators.attention_rules import (
     choose_way,
     measured_rules,
 )
-from tessella.generators.build import GeneratorConfig
+from tessella.generators.bayesian_flow_network import BayesianFlowNetworkConfig
+from tessella.generators.binary_latent_diffusion import (
+    BinaryLatentDiffusionConfig,
+    DenoisingTransformerConfig,
+)
+from tessella.generators.build import GeneratorConfig, build_generator
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator
 from tessella.generators.transformer import TransformerConfig
 from tessella.kernels.low_bit_attention.op import HEAD_DIMS
@@ -131,6 +136,18 @@ def test_hashes_want_as_many_tokens_as_anchors() -> None:
     with pytest.raises(ValueError, match=r"hashed compares with 25 tokens, .* has 17"):
         build(binarized_attention="hashed")
     assert build(spec=TokenSpec((4, 6), (2,) * 8), binarized_attention="hashed")
+
+
+@pytest.mark.parametrize("kind", [BinaryLatentDiffusionConfig, BayesianFlowNetworkConfig])
+def test_generators_over_time_refuse_the_same_tokens(kind: Any) -> None:
+    for method, message in (("hashed", "compares with 25"), ("binary_qk", "several lengths")):
+        trunk = DenoisingTransformerConfig(
+            width=64, num_layers=1, num_heads=2, binarized_attention=method
+        )
+        config = kind(transformer=trunk, num_classes=3)
+        spec = TokenSpec((16,), (2,) * 8, ordered=True)
+        with pytest.raises(ValueError, match=message):
+            build_generator(config, spec)
 
 
 @pytest.mark.parametrize("way", [{"attention": "low_bit"}, {"binarized_attention": "bivit"}])
