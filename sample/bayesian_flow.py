@@ -31,6 +31,7 @@ from ..generators.bayesian_flow_network import BayesianFlowNetwork
 from ..generators.noise import uniform
 from ..tokenizers.tokens import Tokens
 from .guidance import guided_prediction
+from .start import find_start
 
 _DRAWS = 2  # of every step: values, messages
 
@@ -96,10 +97,12 @@ def sample_flow(
     if generator.num_classes == 0 and config.guidance != 1:
         raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
     flow, predict = generator.flow, predict or generator.predict
-    start = find_start(generator, len(seeds), seeds.device, known, mask, lengths)
+    spec = generator.spec
+    start = find_start(spec, spec.codebook_sizes, seeds, known, mask, lengths)
+    values = generator.variables(Tokens(start.codes, spec))
     shape, no_label, steps = generator.belief_shape, generator.num_classes, config.num_steps
     silent = torch.zeros(len(seeds), *shape, dtype=torch.float64, device=seeds.device)
-    told = flow.message(start.values, flow.beta(torch.ones_like(seeds)), silent)
+    told = flow.message(values, flow.beta(torch.ones_like(seeds)), silent)
     beliefs = torch.where(start.hidden[..., None], silent, told)
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
     alphas = flow.alphas(steps, seeds.device)
@@ -113,70 +116,11 @@ def sample_flow(
         if step == steps and config.final == "mode":
             drawn = flow.mode(logits)
         else:
-            drawn = flow.draw(logits, uniform(seeds, _DRAWS * step, start.values.shape[1:]))
+            drawn = flow.draw(logits, uniform(seeds, _DRAWS * step, values.shape[1:]))
         if step < steps:
             message = flow.message(drawn, alphas[step], normal(seeds, _DRAWS * step + 1, shape))
             beliefs = torch.where(start.hidden[..., None], beliefs + message, beliefs)
     if number := int(failed):
         raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
-    over = start.hidden.view(*start.hidden.shape, *(1,) * (start.values.ndim - 2))
-    return generator.tokens(torch.where(over, drawn, start.values), start.lengths)
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """What the sampler begins with.
-
-    Args:
-        values: Known variables, as of `BayesianFlowNetwork.variables`; anything at hidden ones.
-        hidden: True at positions to draw, (B, N) bool.
-        valid: True at real positions, (B, N) bool; None: all.
-        lengths: Real positions of each image, (B,) int64; None: all.
-    """
-
-    values: Tensor
-    hidden: Tensor
-    valid: Tensor | None
-    lengths: Tensor | None
-
-
-def find_start(
-    generator: BayesianFlowNetwork,
-    batch: int,
-    device: torch.device,
-    known: Tokens | None,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-) -> Start:
-    """Which positions are drawn and which are known; arguments as of `sample_flow`.
-
-    Raises:
-        ValueError: If known tokens and mask do not fit each other or the batch, or an image has
-            nothing to draw.
-    """
-    spec = generator.spec
-    hidden = torch.ones(batch, spec.num_tokens, dtype=torch.bool, device=device)
-    none = torch.zeros(batch, spec.num_tokens, spec.num_codebooks, dtype=torch.int64, device=device)
-    values = generator.variables(Tokens(none, spec))
-    valid = None
-    if (known is None) != (mask is None):
-        raise ValueError("known tokens and the mask of positions to redraw go together")
-    if known is not None and mask is not None:
-        if mask.shape != hidden.shape or mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask: expected ({batch}, {spec.num_tokens}) bool, found {tuple(mask.shape)} "
-                f"{mask.dtype}"
-            )
-        if len(known) != batch:
-            raise ValueError(f"known: expected {batch} images, found {len(known)}")
-        known = known.to(device)
-        values = generator.variables(known)
-        hidden = mask.to(device) | ~known.valid  # what a longer result adds was never known
-        lengths = known.lengths if lengths is None else lengths
-    if lengths is not None:
-        valid = torch.arange(spec.num_tokens, device=device) < lengths[:, None]
-        hidden = hidden & valid
-        values = values * valid.view(*valid.shape, *(1,) * (values.ndim - 2))
-    if not hidden.any(1).all():
-        raise ValueError("mask: nothing to draw anew in at least one image")
-    return Start(values, hidden, valid, lengths)
+    hidden = start.hidden.view(*start.hidden.shape, *(1,) * (values.ndim - 2))
+    return generator.tokens(torch.where(hidden, drawn, values), start.lengths)

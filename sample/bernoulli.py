@@ -22,6 +22,7 @@ from ..generators.binary_latent_diffusion import BinaryLatentDiffusion
 from ..generators.noise import uniform
 from ..tokenizers.tokens import Tokens, TokenSpec
 from .guidance import guided_prediction
+from .start import find_start
 
 _START = 0  # draw of the fair coins; step i, from 1, is draw i
 
@@ -92,10 +93,12 @@ def sample_bernoulli(
     steps = diffusion.steps(config.num_steps)
     if generator.num_classes == 0 and config.guidance != 1:
         raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
-    start = find_start(generator.spec, len(seeds), seeds.device, known, mask, lengths)
-    shape = start.bits.shape[1:]
+    spec = generator.spec
+    binary = TokenSpec(spec.shape, (2,) * generator.num_bits, spec.ordered)
+    start = find_start(spec, binary.codebook_sizes, seeds, known, mask, lengths)
+    shape, hidden = start.codes.shape[1:], start.hidden[..., None]
     coins = (uniform(seeds, _START, shape) < 0.5).long()
-    bits = torch.where(start.hidden, coins, start.bits)
+    bits = torch.where(hidden, coins, start.codes)
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
     for number, (time, earlier) in enumerate(steps, 1):
         t, s = torch.full_like(labels, time), torch.full_like(labels, earlier)
@@ -111,68 +114,8 @@ def sample_bernoulli(
         else:
             scores = logits if config.final == "reference" else diffusion.calibrated(logits, t)
             flips = scores > 0
-        bits = torch.where(start.hidden, bits ^ flips, start.bits)
+        bits = torch.where(hidden, bits ^ flips, start.codes)
         failed = torch.where(~predicted.isfinite().all() & (failed == 0), number, failed)
     if number := int(failed):
         raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
-    binary = TokenSpec(generator.spec.shape, (2,) * shape[-1], generator.spec.ordered)
-    return Tokens(bits, binary, start.lengths).regroup(generator.spec.codebook_sizes)
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """What a sampler of bits begins with.
-
-    Args:
-        bits: Known bits, (B, N, K) int64; 0 where none is known.
-        hidden: True at positions to draw, (B, N, 1) bool.
-        valid: True at real positions, (B, N) bool; None: all.
-        lengths: Real positions of each image, (B,) int64; None: all.
-    """
-
-    bits: Tensor
-    hidden: Tensor
-    valid: Tensor | None
-    lengths: Tensor | None
-
-
-def find_start(
-    spec: TokenSpec,
-    batch: int,
-    device: torch.device,
-    known: Tokens | None,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-) -> Start:
-    """Which positions a sampler of bits draws and which it knows; arguments as of its caller.
-
-    Raises:
-        ValueError: If known tokens and mask do not fit each other or the batch, or an image has
-            nothing to draw.
-    """
-    hidden = torch.ones(batch, spec.num_tokens, dtype=torch.bool, device=device)
-    num_bits = spec.vocab_size.bit_length() - 1
-    bits = torch.zeros(batch, spec.num_tokens, num_bits, dtype=torch.int64, device=device)
-    valid = None
-    if (known is None) != (mask is None):
-        raise ValueError("known tokens and the mask of positions to redraw go together")
-    if known is not None and mask is not None:
-        if mask.shape != hidden.shape or mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask: expected ({batch}, {spec.num_tokens}) bool, found {tuple(mask.shape)} "
-                f"{mask.dtype}"
-            )
-        known.require(spec, reader="the generator")
-        if len(known) != batch:
-            raise ValueError(f"known: expected {batch} images, found {len(known)}")
-        known = known.to(device)
-        hidden = mask.to(device) | ~known.valid  # what a longer result adds was never known
-        bits = known.bits()
-        lengths = known.lengths if lengths is None else lengths
-    if lengths is not None:
-        valid = torch.arange(spec.num_tokens, device=device) < lengths[:, None]
-        hidden = hidden & valid
-        bits = bits * valid[..., None]
-    if not hidden.any(1).all():
-        raise ValueError("mask: nothing to draw anew in at least one image")
-    return Start(bits.masked_fill(hidden[..., None], 0), hidden[..., None], valid, lengths)
+    return Tokens(bits, binary, start.lengths).regroup(spec.codebook_sizes)

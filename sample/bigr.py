@@ -25,10 +25,10 @@ from ..generators.bigr import BiGR
 from ..generators.mask_schedules import MaskSchedule
 from ..generators.noise import gumbel, uniform
 from ..tokenizers.tokens import Tokens, TokenSpec
-from .bernoulli import Start, find_start
 from .guidance import guidance_at, guide
 from .masked import first
 from .sampling import DONE, SamplingConfig, SamplingStep, sampling_table
+from .start import Start, find_start
 
 DEFAULT_STEPS = 20
 DEFAULT_HEAD_STEPS = 100
@@ -173,8 +173,7 @@ def sample_bigr(
     Source: arXiv:2410.14672 section 3.2 and its code.
     """
     sampler = BigrSampler(generator, seeds, config, predict, predict_flips)
-    start = find_start(generator.spec, len(seeds), seeds.device, known, mask, lengths)
-    return sampler.run(start, *sampler.classes_of(labels))
+    return sampler.run(sampler.start(known, mask, lengths), *sampler.classes_of(labels))
 
 
 class BigrSampler:
@@ -209,6 +208,15 @@ class BigrSampler:
         self.chain = head_chain(generator, config)
         self.times = torch.tensor(self.chain, device=seeds.device)
         self.shape = (generator.spec.num_tokens, generator.num_bits)
+        spec = generator.spec
+        self.binary = TokenSpec(spec.shape, (2,) * generator.num_bits, spec.ordered)
+
+    def start(
+        self, known: Tokens | None = None, mask: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Start:
+        """As of `find_start`, in bits."""
+        sizes = self.binary.codebook_sizes
+        return find_start(self.generator.spec, sizes, self.seeds, known, mask, lengths)
 
     @torch.no_grad()
     def classes_of(self, labels: Tensor) -> tuple[Tensor, bool]:
@@ -230,7 +238,7 @@ class BigrSampler:
             ValueError: If there are more steps than tokens to reveal in some image, or a prediction
                 was not finite.
         """
-        hidden, bits = start.hidden[..., 0], start.bits
+        hidden, bits = start.hidden, start.codes
         steps = self._tables(hidden.sum(1).tolist())
         revealed, guidance, randomness = (
             torch.tensor([[getattr(row, name) for row in rows] for rows in steps])
@@ -259,9 +267,7 @@ class BigrSampler:
             failed = torch.where(bad & (failed == 0), step + 1, failed)
         if step := int(failed):
             raise ValueError(f"sampling: the predicted logits are not finite in step {step}")
-        spec = self.generator.spec
-        binary = TokenSpec(spec.shape, (2,) * self.shape[1], spec.ordered)
-        return Tokens(bits, binary, start.lengths).regroup(spec.codebook_sizes)
+        return Tokens(bits, self.binary, start.lengths).regroup(self.generator.spec.codebook_sizes)
 
     def _tables(self, counts: list[int]) -> list[tuple[SamplingStep, ...]]:
         """The rows of all images, step by step: each image has a table of its own.

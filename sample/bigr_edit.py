@@ -11,7 +11,6 @@ from torch import Tensor
 from ..generators.bigr import BiGR
 from ..generators.noise import uniform
 from ..tokenizers.tokens import Tokens
-from .bernoulli import find_start
 from .bigr import BigrSampler, BigrSampling
 
 _CELL = 2  # side of the cells of `enrich`, in tokens
@@ -55,8 +54,9 @@ def sample_between(
     sampler = BigrSampler(generator, seeds, config, predict, predict_flips)
     one, other = generator.embed_classes(labels).unbind(1)
     share = shares[:, None].to(one.dtype)
-    start = find_start(generator.spec, len(seeds), seeds.device, None, None, None)
-    return sampler.run(start, share * one + (1 - share) * other, guided=config.guidance != 1)
+    return sampler.run(
+        sampler.start(), share * one + (1 - share) * other, guided=config.guidance != 1
+    )
 
 
 @torch.no_grad()
@@ -104,6 +104,7 @@ def enrich(
         order = uniform(seeds, _SETUP + repeat, (_CELL**2,)).argsort(1)
         for turn in range(_CELL**2):
             mask = places == order[:, turn : turn + 1]
-            start = find_start(spec, len(seeds), seeds.device, tokens, mask, None)
-            tokens = sampler.run(start, classes, guided, number=_CELL**2 * repeat + turn)
+            tokens = sampler.run(
+                sampler.start(tokens, mask), classes, guided, number=_CELL**2 * repeat + turn
+            )
     return tokens

@@ -22,6 +22,7 @@ from ..tokenizers.tokens import Tokens
 from .guidance import guide
 from .halton import halton_order
 from .sampling import DONE, SamplingConfig, sampling_table
+from .start import find_start
 
 Ranking = Callable[[Tensor, Tensor, int], Tensor]
 """(distributions (B, N, G, K), drawn entries (B, N, G), step) to priorities (B, N, G)."""
@@ -139,40 +140,15 @@ class SamplingState:
     ) -> None:
         self.generator, self.config, self.predict = generator, config, predict
         self.labels, self.seeds = labels, seeds
-        batch, num_tokens, groups = len(seeds), generator.spec.num_tokens, generator.num_groups
-        device = seeds.device
-        hidden = torch.ones(batch, num_tokens, dtype=torch.bool, device=device)
-        self.indices = torch.zeros(batch, num_tokens, groups, dtype=torch.int64, device=device)
-        if (known is None) != (mask is None):
-            raise ValueError("known tokens and the mask of positions to redraw go together")
-        if known is not None and mask is not None:
-            if mask.shape != hidden.shape or mask.dtype != torch.bool:
-                raise ValueError(
-                    f"mask: expected ({batch}, {num_tokens}) bool, found {tuple(mask.shape)} "
-                    f"{mask.dtype}"
-                )
-            known.require(generator.spec, reader="the generator")
-            if len(known) != batch:
-                raise ValueError(f"known: expected {batch} images, found {len(known)}")
-            known = known.to(device)
-            hidden = mask.to(device) | ~known.valid  # what a longer result adds was never known
-            self.indices = known.regroup(generator.codebook_sizes).indices
-            lengths = known.lengths if lengths is None else lengths
-        self.lengths, self.valid = lengths, None
-        if lengths is not None:
-            self.valid = Tokens(self.indices, generator.masked_spec, lengths).valid
-            hidden &= self.valid
-            self.indices = self.indices * self.valid[..., None]
-        self.hidden = hidden[..., None].expand(-1, -1, groups)
-        self.indices = self.indices.masked_fill(self.hidden, 0)
-        self._tabulate(config, hidden.sum(1).tolist())
+        start = find_start(generator.spec, generator.codebook_sizes, seeds, known, mask, lengths)
+        self.indices, self.valid, self.lengths = start.codes, start.valid, start.lengths
+        self.hidden = start.hidden[..., None].expand_as(start.codes)
+        self._tabulate(config, start.hidden.sum(1).tolist())
 
     def _tabulate(self, config: SamplingConfig, positions: list[int]) -> None:
         """Upload the table of every image: each has its own, from its own number of slots."""
         groups = self.generator.num_groups
         unit = config.unit(groups)
-        if not min(positions):
-            raise ValueError("mask: nothing to draw anew in at least one image")
         if self.generator.num_classes == 0 and config.guidance != 1:
             raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
         tables = {n: sampling_table(config, n * groups // unit) for n in sorted(set(positions))}

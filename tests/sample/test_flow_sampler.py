@@ -372,7 +372,7 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             sample(generator, 2, **fields)
-    with pytest.raises(SpecMismatch, match="this generator reads"):
+    with pytest.raises(SpecMismatch, match="the generator reads"):
         sample(generator, 2, known=foreign, mask=mask)
     with pytest.raises(ValueError, match="guidance: this generator is unconditional"):
         sample(network("bits", GRID, num_classes=0), 2, guidance=2.0)
