@@ -20,11 +20,8 @@ from ..tokenizers.tokens import Tokens, TokenSpec
 from .attention import AttentionBackend
 from .base import Generator, GeneratorOutput
 from .bayesian_flow import BayesianFlow, BitFlow, ClassFlow, normal
-from .binary_latent_diffusion import (
-    BUCKETS,
-    DenoisingTransformer,
-    DenoisingTransformerConfig,
-)
+from .binary_latent_diffusion import BUCKETS
+from .denoising_transformer import DenoisingTransformer, DenoisingTransformerConfig
 from .noise import uniform
 from .transformer import check_tokens
 

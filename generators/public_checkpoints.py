@@ -23,8 +23,9 @@ from torch import Tensor
 from ..tokenizers.public_checkpoints import LayoutError, listed, match_tensors
 from ..tokenizers.tokens import TokenSpec
 from .bernoulli_diffusion import BernoulliDiffusion
-from .binary_latent_diffusion import BinaryLatentDiffusionConfig, DenoisingTransformerConfig
+from .binary_latent_diffusion import BinaryLatentDiffusionConfig
 from .build import GeneratorConfig, build_generator
+from .denoising_transformer import DenoisingTransformerConfig
 from .masked import MaskBitConfig, MaskGITConfig
 from .transformer import TransformerConfig
 

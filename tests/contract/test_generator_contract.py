@@ -12,12 +12,10 @@ from tessella.checkpoints import load_generator, save_generator, save_tokenizer
 from tessella.generators.base import Generator
 from tessella.generators.bayesian_flow_network import BayesianFlowNetworkConfig
 from tessella.generators.bigr import BigrConfig
-from tessella.generators.binary_latent_diffusion import (
-    BinaryLatentDiffusionConfig,
-    DenoisingTransformerConfig,
-)
+from tessella.generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
 from tessella.generators.binary_transcoder import BinaryTranscoderConfig
 from tessella.generators.build import GeneratorConfig, build_generator
+from tessella.generators.denoising_transformer import DenoisingTransformerConfig
 from tessella.generators.llama import LlamaConfig
 from tessella.generators.masked import MaskBitConfig, MaskGITConfig
 from tessella.generators.transformer import TransformerConfig

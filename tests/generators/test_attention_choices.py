@@ -20,11 +20,9 @@ from tessella.generators.attention_rules import (
     measured_rules,
 )
 from tessella.generators.bayesian_flow_network import BayesianFlowNetworkConfig
-from tessella.generators.binary_latent_diffusion import (
-    BinaryLatentDiffusionConfig,
-    DenoisingTransformerConfig,
-)
+from tessella.generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
 from tessella.generators.build import GeneratorConfig, build_generator
+from tessella.generators.denoising_transformer import DenoisingTransformerConfig
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator
 from tessella.generators.transformer import TransformerConfig
 from tessella.kernels.low_bit_attention.op import HEAD_DIMS

@@ -14,8 +14,8 @@ from tessella.generators.bayesian_flow_network import (
     BayesianFlowNetwork,
     BayesianFlowNetworkConfig,
 )
-from tessella.generators.binary_latent_diffusion import DenoisingTransformerConfig
 from tessella.generators.build import GeneratorConfig, build_generator
+from tessella.generators.denoising_transformer import DenoisingTransformerConfig
 from tessella.generators.noise import uniform
 from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
 

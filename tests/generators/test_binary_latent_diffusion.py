@@ -16,12 +16,14 @@ from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
 from tessella.generators.binary_latent_diffusion import (
     BinaryLatentDiffusion,
     BinaryLatentDiffusionConfig,
+)
+from tessella.generators.build import GeneratorFileConfig, build_generator
+from tessella.generators.denoising_transformer import (
     DenoisingTransformer,
     DenoisingTransformerConfig,
     position_table,
     time_sinusoid,
 )
-from tessella.generators.build import GeneratorFileConfig, build_generator
 from tessella.generators.noise import uniform
 from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
 

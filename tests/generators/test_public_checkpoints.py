@@ -11,9 +11,9 @@ from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
 from tessella.generators.binary_latent_diffusion import (
     BinaryLatentDiffusion,
     BinaryLatentDiffusionConfig,
-    DenoisingTransformerConfig,
 )
 from tessella.generators.build import build_generator
+from tessella.generators.denoising_transformer import DenoisingTransformerConfig
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator, MaskGITConfig
 from tessella.generators.public_checkpoints import translate_generator
 from tessella.generators.transformer import TransformerConfig

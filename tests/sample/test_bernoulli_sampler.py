@@ -17,8 +17,8 @@ from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
 from tessella.generators.binary_latent_diffusion import (
     BinaryLatentDiffusion,
     BinaryLatentDiffusionConfig,
-    DenoisingTransformerConfig,
 )
+from tessella.generators.denoising_transformer import DenoisingTransformerConfig
 from tessella.sample.bernoulli import BernoulliSampling, sample_bernoulli
 from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
 

@@ -14,7 +14,7 @@ from tessella.generators.bayesian_flow_network import (
     BayesianFlowNetwork,
     BayesianFlowNetworkConfig,
 )
-from tessella.generators.binary_latent_diffusion import DenoisingTransformerConfig
+from tessella.generators.denoising_transformer import DenoisingTransformerConfig
 from tessella.sample.bayesian_flow import FlowSampling, sample_flow
 from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
 
