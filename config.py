@@ -32,7 +32,10 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-4` as a float, dates as strings, and forbids repeated keys."""
+    """SafeLoader that reads `1e-4` as a float, dates as strings, and forbids repeated keys.
+
+    As in YAML 1.2, only true and false are truth values: `mixed_precision: no` is the word.
+    """
 
 
 class _Dumper(yaml.SafeDumper):
@@ -42,6 +45,8 @@ class _Dumper(yaml.SafeDumper):
 _FLOAT = re.compile(
     r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?)$"
 )
+_TRUTH = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_BOOL = "tag:yaml.org,2002:bool"
 _REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")  # dates stay strings
 for _class in (_Loader, _Dumper):
     _class.yaml_implicit_resolvers = {
@@ -49,6 +54,13 @@ for _class in (_Loader, _Dumper):
         for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+_Loader.yaml_implicit_resolvers = {  # the dumper goes on quoting "no", for other readers
+    key: [pair for pair in pairs if pair[0] != _BOOL]
+    for key, pairs in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), [*"tTfF"]
+)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:

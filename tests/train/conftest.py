@@ -34,6 +34,17 @@ from tessella.train.run_folder import read_log
 
 CONFIGS = Path(tessella.__file__).parent / "configs"
 DEBUG = {name: CONFIGS / name / "debug.yaml" for name in ("tokenizer", "generator")}
+KINDS = {
+    "bibert": "generator.transformer={binarized_attention: bibert, attention_dropout: 0}",
+    "bivit": "generator.transformer={binarized_attention: bivit, attention_dropout: 0}",
+    "binary_qk": "generator.transformer={binarized_attention: binary_qk, attention_dropout: 0}",
+    "low_bit": "generator.transformer={width: 64, attention: low_bit, attention_dropout: 0}",
+    "bld": "generator={type: bld, transformer: {width: 32, num_layers: 1, num_heads: 2}}",
+    "bigr": "generator={type: bigr, transformer: {width: 32, num_layers: 1, num_heads: 2},"
+    " head: {width: 32, num_blocks: 1}}",
+    "bfn": "generator={type: bfn, transformer: {width: 32, num_layers: 1, num_heads: 2}}",
+}
+"""Overrides that make the debug run one of another generator, or of another attention."""
 
 
 @dataclass(frozen=True)

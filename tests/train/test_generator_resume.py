@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from tessella.tests.train.conftest import make_tokenizer
+from tessella.tests.train.conftest import KINDS, make_tokenizer
 
 TIMES = ("images_per_second",)
 ARGUMENTS = ("run.log_every=4", "run.preview_every=20")
@@ -148,24 +148,18 @@ def test_a_finished_run_resumes_to_nothing(generator_run: Any, generator_script:
     assert again.differences(again.weights(20), before) == [] and again.records() == log
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("tokens", "unmasked_weight"), [("store", 1.0), ("images", 1.0), ("store", 0.0)]
-)
-def test_two_processes_equal_one_with_the_double_batch(
-    tokens: str, unmasked_weight: float, generator_script: Any, store: Path, tmp_path: Path
-) -> None:
-    """Weights, averages and log after 20 steps; a label dropout by sample number, no dropout.
+def _assert_two_processes_equal_one(
+    generator_script: Any, out: Path, words: tuple[str, ...]
+) -> Any:
+    """Weights, averages and log after 20 steps of 8 images; label dropout goes by sample number.
 
     Adam divides a gradient by its own size; with eps = 1e-3 vanishing ones are not blown up.
     """
-    words = ("generator.transformer.dropout=0.0", "optimizer.eps=1e-3", "run.log_every=10")
-    words += (f"generator.unmasked_weight={unmasked_weight}",)
+    words += ("optimizer.eps=1e-3", "run.log_every=10")
     runs = []
     for processes in (1, 2):
         batch = f"run.batch_size_per_device={8 // processes}"
-        out = tmp_path / f"{processes}"
-        run = generator_script(out, *words, batch, *_data(tokens, store), processes=processes)
+        run = generator_script(out / f"{processes}", *words, batch, processes=processes)
         assert run.statuses == [0] * processes, run.output
         runs.append(run)
     one, two, early = runs[0].weights(20), runs[1].weights(20), runs[0].weights(10)
@@ -174,6 +168,27 @@ def test_two_processes_equal_one_with_the_double_batch(
     assert max(float((one[n] - early[n]).abs().max()) for n in one) > 1e-3
     for ours, theirs in zip(runs[0].records(*TIMES), runs[1].records(*TIMES), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tokens", "unmasked_weight"), [("store", 1.0), ("images", 1.0), ("store", 0.0)]
+)
+def test_two_processes_equal_one_with_the_double_batch(
+    tokens: str, unmasked_weight: float, generator_script: Any, store: Path, tmp_path: Path
+) -> None:
+    words = ("generator.transformer.dropout=0.0", f"generator.unmasked_weight={unmasked_weight}")
+    _assert_two_processes_equal_one(generator_script, tmp_path, (*words, *_data(tokens, store)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bld", "bigr", "bfn"])
+def test_two_processes_equal_one_for_other_generators(
+    kind: str, generator_script: Any, store: Path, tmp_path: Path
+) -> None:
+    words = (KINDS[kind], "generator.transformer.dropout=0.0", f"data.store={store}")
+    words += ("samples={num_steps: 2, guidance: 2.0}",)
+    _assert_two_processes_equal_one(generator_script, tmp_path, words)
 
 
 @pytest.mark.slow

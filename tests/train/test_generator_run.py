@@ -16,6 +16,7 @@ import tessella
 from tessella.checkpoints import load_generator
 from tessella.config import load_config
 from tessella.sample.generate import generate
+from tessella.tests.train.conftest import KINDS
 from tessella.tokenizers.token_store import TokenStore
 from tessella.train.generator_recipe import TrainGeneratorConfig
 
@@ -129,18 +130,6 @@ def test_broken_image_is_skipped_and_listed(
         result = generator_command("--out", out, *words)
         assert result.exit_code == 0, result.output
         assert "skipped broken image dot/03.png: " in result.output
-
-
-KINDS = {
-    "bibert": "generator.transformer={binarized_attention: bibert, attention_dropout: 0}",
-    "bivit": "generator.transformer={binarized_attention: bivit, attention_dropout: 0}",
-    "binary_qk": "generator.transformer={binarized_attention: binary_qk, attention_dropout: 0}",
-    "low_bit": "generator.transformer={width: 64, attention: low_bit, attention_dropout: 0}",
-    "bld": "generator={type: bld, transformer: {width: 32, num_layers: 1, num_heads: 2}}",
-    "bigr": "generator={type: bigr, transformer: {width: 32, num_layers: 1, num_heads: 2},"
-    " head: {width: 32, num_blocks: 1}}",
-    "bfn": "generator={type: bfn, transformer: {width: 32, num_layers: 1, num_heads: 2}}",
-}
 
 
 @pytest.mark.slow
