@@ -34,36 +34,39 @@ def attention(
     v: Tensor,
     *,
     valid: Tensor | None = None,
+    causal: bool = False,
     dropout: float = 0.0,
     backend: AttentionBackend = "auto",
     low_bit_precision: LowBitPrecision = "int8",
 ) -> Tensor:
-    """Softmax attention over all positions, scaled by 1 / sqrt(dim).
+    """Softmax attention over all positions, or those up to a query's own, scaled by 1 / sqrt(dim).
 
     Args:
-        q: Queries, (B, N, heads, dim).
-        k: Keys, the same shape.
+        q: Queries, (B, N, heads, dim); with `causal` there may be one, (B, 1, heads, dim).
+        k: Keys, (B, N, heads, dim).
         v: Values, the same shape.
-        valid: True at positions that may be attended to, (B, N) bool; None: all.
+        valid: True at positions that may be attended to, (B, N) bool; None: all. Not with `causal`:
+            padding stands at the end, where no real position sees it.
+        causal: A query sees the keys up to its own position; a single one stands at the last.
         dropout: Probability of dropping an attention weight; `low_bit` has none.
         backend: How; see `AttentionBackend`.
         low_bit_precision: Of `low_bit`, which in training is differentiated straight through.
 
     Returns:
-        (B, N, heads, dim).
+        Of the shape of `q`.
 
     Raises:
         RuntimeError: If xformers is asked for and not installed.
-        ValueError: If `low_bit` is asked for with dropout.
+        ValueError: If `low_bit` is asked for with dropout or `causal`, or `valid` with `causal`.
     """
     if backend == "auto" or backend == "fastest":
         training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
-        lossy = backend == "fastest" and not dropout and takes_low_bit(q.shape[3])
+        lossy = backend == "fastest" and not (dropout or causal) and takes_low_bit(q.shape[3])
         length, dim = class_of(q.shape[1], LENGTHS), class_of(q.shape[3], HEADS)
         way: Way = _chosen(q.device, q.dtype, length, dim, training, lossy)
     else:
         way = backend
-    return compute_attention(way, q, k, v, valid, dropout, low_bit_precision)
+    return compute_attention(way, q, k, v, valid, dropout, low_bit_precision, causal=causal)
 
 
 def compute_attention(
@@ -74,9 +77,19 @@ def compute_attention(
     valid: Tensor | None = None,
     dropout: float = 0.0,
     low_bit_precision: LowBitPrecision = "int8",
+    *,
+    causal: bool = False,
 ) -> Tensor:
     """`attention` in this way, whatever the rules say."""
+    if causal and valid is not None:
+        raise ValueError("valid: not with causal attention; padding stands at the end")
+    if causal and q.shape[1] not in (1, k.shape[1]):
+        raise ValueError(
+            f"causal: expected {k.shape[1]} queries, as there are keys, or 1, found {q.shape[1]}"
+        )
     if way == "low_bit":
+        if causal:
+            check_causal(way)
         if dropout:
             raise ValueError(
                 f"attention: low_bit has no dropout of attention weights, found {dropout}; set "
@@ -85,17 +98,18 @@ def compute_attention(
         return low_bit_attention(
             q, k, v, valid=valid, precision=low_bit_precision, straight_through=True
         )
+    causal = causal and q.shape[1] > 1
     if way == "xformers":
-        return _xformers(q, k, v, valid, dropout)
+        return _xformers(q, k, v, valid, dropout, causal)
     mask = None if valid is None else valid[:, None, None, :]
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     if way == "plain":
-        return _plain(q, k, v, mask, dropout).transpose(1, 2)
+        return _plain(q, k, v, mask, dropout, causal).transpose(1, 2)
     if way == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal).transpose(1, 2)
     order = [_SDPA_ORDER[way], *(kind for name, kind in _SDPA_ORDER.items() if name != way)]
     with sdpa_kernel(order, set_priority=True):
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal).transpose(1, 2)
 
 
 def check_backend(backend: AttentionBackend) -> None:
@@ -135,6 +149,17 @@ def check_heads(backend: AttentionBackend, head_dim: int) -> None:
         )
 
 
+def check_causal(backend: AttentionBackend) -> None:
+    """Refuse a backend without causal attention.
+
+    Raises:
+        ValueError: With what there is.
+    """
+    if backend == "low_bit":
+        others = ", ".join(name for name in get_args(AttentionBackend) if name != "low_bit")
+        raise ValueError(f"attention: low_bit is not causal; expected one of {others}")
+
+
 def _chosen(
     device: torch.device, dtype: torch.dtype, length: int, dim: int, training: bool, lossy: bool
 ) -> Way:
@@ -146,10 +171,14 @@ def _chosen(
 _chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _plain(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool
+) -> Tensor:
     """Two matrix products around a softmax, scores in float32; (B, heads, N, dim)."""
     precise = torch.promote_types(q.dtype, torch.float32)
     scores = (q.to(precise) * q.shape[-1] ** -0.5) @ k.to(precise).transpose(2, 3)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     weights = scores.softmax(-1)
@@ -158,14 +187,16 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float)
     return F.dropout(weights.to(v.dtype), dropout) @ v
 
 
-def _xformers(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dropout: float) -> Tensor:
+def _xformers(
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dropout: float, causal: bool
+) -> Tensor:
     """xformers' memory-efficient attention; (B, N, heads, dim)."""
     check_backend("xformers")
-    from xformers.ops import memory_efficient_attention
+    from xformers import ops
 
-    bias = None
+    bias = ops.LowerTriangularMask() if causal else None
     if valid is not None:
         bias = torch.zeros_like(valid, dtype=q.dtype).masked_fill(~valid, -torch.inf)
         bias = F.pad(bias, (0, -valid.shape[1] % 8))[:, : valid.shape[1]]  # rows of 16 bytes
         bias = bias[:, None, None, :].expand(-1, q.shape[2], q.shape[1], -1)
-    return memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout)
+    return ops.memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from ..config import STRICT
 from ..tokenizers.tokens import TokenSpec
+from .autoregressive import AutoregressiveConfig, AutoregressiveGenerator
 from .base import Generator
 from .bayesian_flow_network import BayesianFlowNetwork, BayesianFlowNetworkConfig
 from .bigr import BiGR, BigrConfig
@@ -18,7 +19,8 @@ GeneratorConfig = Annotated[
     | MaskGITConfig
     | BinaryLatentDiffusionConfig
     | BigrConfig
-    | BayesianFlowNetworkConfig,
+    | BayesianFlowNetworkConfig
+    | AutoregressiveConfig,
     Field(discriminator="type"),
 ]
 """Union of every generator's config, discriminated by `type`."""
@@ -71,5 +73,7 @@ def build_generator(config: GeneratorConfig, spec: TokenSpec) -> Generator:
             return BiGR(config, spec)
         case BayesianFlowNetworkConfig():
             return BayesianFlowNetwork(config, spec)
+        case AutoregressiveConfig():
+            return AutoregressiveGenerator(config, spec)
         case _:
             assert_never(config)

@@ -1,12 +1,14 @@
-"""The trunk of BiGR (arXiv:2410.14672): Llama blocks whose every position sees every other.
+"""Llama blocks over the tokens of an image: the trunks of LlamaGen and BiGR.
 
-RMSNorm, rotary positions over the axes of the grid, SwiGLU, no biases, and one shift, scale and
-gate for each branch (adaLN): a single linear layer of the condition, shared by all blocks, plus a
-table in each block.
+RMSNorm, rotary positions over the axes of the grid, SwiGLU, no biases. In `CausalTransformer`, the
+trunk of LlamaGen (arXiv:2406.06525), a position sees those before it. In `LlamaTrunk`, the one of
+BiGR (arXiv:2410.14672), every position sees every other, and each branch has one shift, scale and
+gate (adaLN): a single linear layer of the condition, shared by all blocks, plus a table in each
+block.
 
 The first position is the class token. Its queries and keys are multiplied by 0 instead of being
-rotated, so that its scores with every position are 0: inherited from LlamaGen (arXiv:2406.06525),
-and what the published weights were trained with.
+rotated, so that its scores with every position are 0: inherited from LlamaGen's code, and what the
+published weights were trained with.
 """
 
 import math
@@ -19,7 +21,13 @@ from torch.nn import functional as F
 
 from ..config import STRICT
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
-from .attention import AttentionBackend, attention, check_backend, check_heads
+from .attention import (
+    AttentionBackend,
+    attention,
+    check_backend,
+    check_causal,
+    check_heads,
+)
 
 NORM_EPS = 1e-5
 _LONGEST_PERIOD = 10_000.0
@@ -28,7 +36,7 @@ _MULTIPLE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """Settings of `LlamaTrunk`. The defaults are the published BiGR-L.
+    """Settings of the trunks. The defaults are the published LlamaGen-L and BiGR-L.
 
     Args:
         width: D, a multiple of `num_heads`.
@@ -87,8 +95,30 @@ class RMSNorm(nn.Module):
         return normed.to(self.weight.dtype)
 
 
-class LlamaBlock(nn.Module):
-    """Attention and SwiGLU, each between a shift and scale of its input and a gate."""
+class KVCache:
+    """Keys and values of one block; room for `length` positions is taken at the first one."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.stored: Tensor | None = None
+
+    def extend(self, k: Tensor, v: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Keys and values up to this position, (B, position + 1, heads, dim).
+
+        Args:
+            k: Keys of this position, (B, 1, heads, dim).
+            v: Values of it, the same shape.
+            position: From 0; those before it are stored.
+        """
+        if self.stored is None:
+            self.stored = k.new_empty(2, len(k), self.length, *k.shape[2:])
+        keys, values = self.stored
+        keys[:, position], values[:, position] = k[:, 0], v[:, 0]
+        return keys[:, : position + 1], values[:, : position + 1]
+
+
+class LlamaLayers(nn.Module):
+    """What a block computes its two branches with: attention and SwiGLU, and a norm for each."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -96,7 +126,6 @@ class LlamaBlock(nn.Module):
         self.config = config
         self.attention = config.attention
         self.low_bit_precision = config.low_bit_precision
-        self.table = nn.Parameter(torch.randn(1, 1, 6, width) / math.sqrt(width))
         self.norm1 = RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -105,6 +134,56 @@ class LlamaBlock(nn.Module):
         self.mlp_in = nn.Linear(width, hidden, bias=False)
         self.mlp_out = nn.Linear(hidden, width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
+
+    def attend(
+        self,
+        x: Tensor,
+        rotation: Tensor | None,
+        *,
+        valid: Tensor | None = None,
+        causal: bool = False,
+        cache: KVCache | None = None,
+        position: int = 0,
+    ) -> Tensor:
+        """Self-attention of (B, N, D), without norm and dropout.
+
+        Args:
+            x: What it reads; with a cache one position, (B, 1, D).
+            rotation: As of `rotation_table`, of the positions of x; None: there are none.
+            valid: True at real positions, (B, N) bool; None: all.
+            causal: A position sees those up to itself.
+            cache: Of the positions before this one; it is added.
+            position: Of x in the cache.
+        """
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.config.num_heads, -1)).unbind(2)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.extend(k, v, position)
+        mixed = attention(
+            q,
+            k,
+            v,
+            valid=valid,
+            causal=causal,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            backend=self.attention,
+            low_bit_precision=self.low_bit_precision,
+        )
+        return self.out(mixed.flatten(2))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """SwiGLU of (B, N, D)."""
+        return self.mlp_out(F.silu(self.mlp_gate(x)) * self.mlp_in(x))
+
+
+class LlamaBlock(LlamaLayers):
+    """Attention and SwiGLU, each between a shift and scale of its input and a gate."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        table = torch.randn(1, 1, 6, config.width) / math.sqrt(config.width)
+        super().__init__(config)
+        self.table = nn.Parameter(table)
 
     def forward(
         self, x: Tensor, modulation: Tensor, rotation: Tensor, valid: Tensor | None
@@ -118,25 +197,89 @@ class LlamaBlock(nn.Module):
             valid: True at real positions, (B, N) bool; None: all.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
-        mixed = self._attend(self.norm1(x) * (1 + scale1) + shift1, rotation, valid)
+        mixed = self.attend(self.norm1(x) * (1 + scale1) + shift1, rotation, valid=valid)
         x = x + gate1 * self.dropout(mixed)
-        return x + gate2 * self.dropout(self._mlp(self.norm2(x) * (1 + scale2) + shift2))
+        return x + gate2 * self.dropout(self.mlp(self.norm2(x) * (1 + scale2) + shift2))
 
-    def _attend(self, x: Tensor, rotation: Tensor, valid: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.config.num_heads, -1)).unbind(2)
-        mixed = attention(
-            rotate(q, rotation),
-            rotate(k, rotation),
-            v,
-            valid=valid,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            backend=self.attention,
-            low_bit_precision=self.low_bit_precision,
-        )
-        return self.out(mixed.flatten(2))
 
-    def _mlp(self, x: Tensor) -> Tensor:
-        return self.mlp_out(F.silu(self.mlp_gate(x)) * self.mlp_in(x))
+class CausalBlock(LlamaLayers):
+    """Attention to what stands before, and SwiGLU."""
+
+    def forward(
+        self, x: Tensor, rotation: Tensor | None, cache: KVCache | None = None, position: int = 0
+    ) -> Tensor:
+        """Hidden states (B, N, D), or of one position; arguments as of `LlamaLayers.attend`."""
+        mixed = self.attend(self.norm1(x), rotation, causal=True, cache=cache, position=position)
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+class CausalTransformer(nn.Module):
+    """Hidden states to hidden states, each of itself and those before it.
+
+    Args:
+        config: Settings.
+        num_layers: Blocks, in the place of the config's.
+        shape: Of the grid or sequence of the positions after the first one, which is the class
+            token; None: positions are not told apart, but by what stands before them.
+
+    Raises:
+        RuntimeError: If the attention backend is not installed.
+        ValueError: If the backend is not causal, or a head's channels cannot be shared by the axes
+            of `shape` in pairs.
+    """
+
+    rotation: Tensor | None
+
+    def __init__(
+        self, config: LlamaConfig, num_layers: int, shape: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        check_backend(config.attention)
+        check_causal(config.attention)
+        self.blocks = nn.ModuleList(CausalBlock(config) for _ in range(num_layers))
+        self.norm_out = RMSNorm(config.width)
+        head_width = config.width // config.num_heads
+        table = None if shape is None else rotation_table(shape, head_width)
+        self.register_buffer("rotation", table, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hidden states after the last norm, (B, M, D), of the first M positions, (B, M, D)."""
+        rotation = None if self.rotation is None else self.rotation[: x.shape[1]]
+        for block in self.blocks:
+            x = block(x, rotation)
+        return self.norm_out(x)
+
+    def step(self, x: Tensor, caches: Sequence[KVCache], position: int) -> Tensor:
+        """`forward` of one position, (B, D) to (B, D).
+
+        Args:
+            x: What the blocks read at it.
+            caches: One for each block, of the positions before it; it is added.
+            position: From 0.
+        """
+        x = x[:, None]
+        rotation = None if self.rotation is None else self.rotation[position : position + 1]
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, rotation, cache, position)
+        return self.norm_out(x)[:, 0]
+
+    def new_caches(self, length: int) -> list[KVCache]:
+        """Empty caches for `step`, of so many positions."""
+        return [KVCache(length) for _ in self.blocks]
+
+    def use_attention(self, backend: AttentionBackend) -> None:
+        """Compute attention by this backend from now on; config and files keep theirs.
+
+        Raises:
+            RuntimeError: If the backend is not installed.
+            ValueError: If it is not causal.
+        """
+        check_backend(backend)
+        check_causal(backend)
+        for block in self.blocks:
+            assert isinstance(block, CausalBlock)
+            block.attention = backend
 
 
 class LlamaTrunk(nn.Module):

@@ -14,13 +14,14 @@ from ..generators.binary_latent_diffusion import BinaryLatentDiffusion
 from ..generators.build import GeneratorConfig
 from ..generators.masked import MaskedGenerator
 from ..tokenizers.tokens import Tokens
+from .autoregressive import AutoregressiveSampling, autoregressive_steps, sample_autoregressive
 from .bayesian_flow import FlowSampling, sample_flow
 from .bernoulli import BernoulliSampling, sample_bernoulli
 from .bigr import BigrSampling, bigr_steps, head_chain, sample_bigr
 from .masked import sample_masked
 from .sampling import SamplingConfig, SamplingStep, sampling_table
 
-Sampling = SamplingConfig | BernoulliSampling | BigrSampling | FlowSampling
+Sampling = SamplingConfig | BernoulliSampling | BigrSampling | FlowSampling | AutoregressiveSampling
 """Settings of any sampler. All have `num_steps`, `guidance` and `temperature`."""
 
 
@@ -65,6 +66,7 @@ SAMPLERS = {
     "bld": Sampler(BernoulliSampling, sample_bernoulli, _bernoulli_steps),
     "bigr": Sampler(BigrSampling, sample_bigr, bigr_steps),
     "bfn": Sampler(FlowSampling, sample_flow, _flow_steps),
+    "ar": Sampler(AutoregressiveSampling, sample_autoregressive, autoregressive_steps),
 }
 """By the type of a generator's config."""
 

@@ -45,7 +45,7 @@ from tessella.train.generator_recipe import (
     resolve_generator,
 )
 from tessella.train.generator_run import GeneratorRun
-from tessella.train.health import check_finite, loss_alarms, mask_alarms, memorising_alarms
+from tessella.train.health import check_finite, loss_alarms, memorising_alarms, prediction_alarms
 from tessella.train.pictures import CURVES_HINT, draw_curves, draw_samples
 from tessella.train.run_folder import RunError, RunFolder
 from tessella.train.token_data import ImageReader, StoreReader, TokenReader, encode_split
@@ -60,12 +60,14 @@ PANELS = {
         *("bits_per_dim", "val_bits_per_dim"),
         *("masked_bits_per_dim", "val_masked_bits_per_dim"),
     ],
-    "masked loss (nats)": ["masked_loss", "val_masked_loss", "uniform_loss"],
+    "cross-entropy, of hidden slots if any are (nats)": [
+        *("masked_loss", "val_masked_loss", "cross_entropy", "val_cross_entropy", "uniform_loss"),
+    ],
     "masked loss by masked share (%)": [
         f"masked_loss_{low}_{low + 25}" for low in range(0, 100, 25)
     ],
     "accuracy on hidden slots": ["masked_accuracy", "val_masked_accuracy"],
-    "accuracy on bits": ["bit_accuracy", "val_bit_accuracy", "accuracy", "val_accuracy"],
+    "accuracy": ["bit_accuracy", "val_bit_accuracy", "accuracy", "val_accuracy"],
     "loss of the flow (nats)": ["flow_loss", "val_flow_loss"],
     "loss": ["loss"],
     "gradient norm": ["grad_norm"],
@@ -244,7 +246,7 @@ def train(
                 folder.log(record)
                 accelerator.log(record, step=state.step)
                 check_finite(record, batch.ids)
-                alarms = mask_alarms(record, config.optimizer.lr.warmup_steps)
+                alarms = prediction_alarms(record, config.optimizer.lr.warmup_steps)
                 sound([*alarms, *loss_alarms(record)], state.step, folder)
                 bar.set_postfix_str(f"{speed:.0f} images/s, loss {record['loss']:.4f}")
             pause = time.perf_counter()

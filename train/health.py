@@ -119,19 +119,20 @@ def loss_alarms(losses: dict[str, float]) -> list[Alarm]:
     return alarms
 
 
-def mask_alarms(record: dict[str, float], warmup_steps: int) -> list[Alarm]:
-    """Alarms about the masked loss of a generator, from a line of the log.
+def prediction_alarms(record: dict[str, float], warmup_steps: int) -> list[Alarm]:
+    """Alarms about the cross-entropy of a generator, from a line of the log.
 
     None in the warm-up and the 200 steps after it, where nothing can be told yet.
     """
     alarms: list[Alarm] = []
-    if "masked_loss" not in record or record["step"] < warmup_steps + SETTLING_STEPS:
+    if record["step"] < warmup_steps + SETTLING_STEPS:
         return alarms
-    loss, uniform = record["masked_loss"], record.get("uniform_loss")
-    if uniform is not None and loss >= uniform:
+    loss = record.get("masked_loss", record.get("cross_entropy"))
+    uniform = record.get("uniform_loss")
+    if loss is not None and uniform is not None and loss >= uniform:
         alarms.append(
             Alarm(
-                what=f"the masked loss is {loss:.3f}; knowing nothing gives {uniform:.3f}",
+                what=f"the cross-entropy is {loss:.3f}; knowing nothing gives {uniform:.3f}",
                 advice="a lower learning rate, a longer warm-up, norm: pre",
             )
         )

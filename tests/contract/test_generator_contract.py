@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tessella.checkpoints import load_generator, save_generator, save_tokenizer
+from tessella.generators.autoregressive import AutoregressiveConfig
 from tessella.generators.base import Generator
 from tessella.generators.bayesian_flow_network import BayesianFlowNetworkConfig
 from tessella.generators.bigr import BigrConfig
@@ -33,6 +34,7 @@ from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
 from tessella.tokenizers.vqgan import VQGANConfig
 
 RESOLUTION, BATCH = 8, 4
+LLAMA = LlamaConfig(width=64, num_layers=2, num_heads=2, dropout=0.0)
 TRUNK = TransformerConfig(width=32, num_layers=1, num_heads=2, dropout=0.0)
 DENOISER = DenoisingTransformerConfig(width=32, num_layers=1, num_heads=2)
 GENERATORS: dict[str, Callable[..., GeneratorConfig]] = {
@@ -41,13 +43,14 @@ GENERATORS: dict[str, Callable[..., GeneratorConfig]] = {
     "bld": partial(BinaryLatentDiffusionConfig, transformer=DENOISER),
     "bigr": partial(
         BigrConfig,
-        transformer=LlamaConfig(width=64, num_layers=2, num_heads=2, dropout=0.0),
+        transformer=LLAMA,
         head=BinaryTranscoderConfig(width=128, num_blocks=2),
     ),
     "bfn": partial(BayesianFlowNetworkConfig, transformer=DENOISER),
     "bfn_classes": partial(
         BayesianFlowNetworkConfig, transformer=DENOISER, over="classes", add_beliefs=True
     ),
+    "ar": partial(AutoregressiveConfig, transformer=LLAMA),
 }
 QUANTIZERS: dict[str, QuantizerConfig] = {
     "vq": VQConfig(codebook_size=1024, dim=4),
@@ -70,6 +73,8 @@ SPECS = {
     "one_position": TokenSpec((1,), (16,)),
     "volume": TokenSpec((2, 3, 2), (16,)),
 }
+ONE_BY_ONE = ("ar",)
+"""Generators that take as many steps as there are positions."""
 NOT_BITS = ("vq_1000", "fsq", "multi_codebook_mixed")
 SEVERAL = (
     *("bsq_24_bits", "lfq_80_bits", "multi_codebook", "multi_codebook_mixed", "joint_18_bits"),
@@ -79,9 +84,9 @@ REFUSED = {
     ("maskbit", "vq_1000"): "MaskBit reads bits",
     ("maskbit", "fsq"): "MaskBit reads bits",
     ("maskbit", "multi_codebook_mixed"): "MaskBit reads bits",
-    ("maskgit", "joint_18_bits"): "a head of 262144 entries is too large",
+    **{(kind, "joint_18_bits"): "a head of 262144 entries is too" for kind in ("maskgit", "ar")},
     **{(kind, name): "powers of" for kind in ("bld", "bigr", "bfn") for name in NOT_BITS},
-    ("bigr", "volume"): "num_heads: heads of 32 channels; the 3 axes of",
+    **{(kind, "volume"): "num_heads: heads of 32 channels; the 3" for kind in ("bigr", "ar")},
     **{("bfn_classes", name): "over: classes" for name in SEVERAL},
 }
 """The pairs that have no meaning, or no head, with the reason given."""
@@ -160,9 +165,8 @@ def test_it_learns_samples_and_the_samples_decode(pair: tuple[str, str]) -> None
     generator.eval()
     lengths = tokens.lengths
     steps = min(4, 1 if lengths is not None else generator.spec.num_tokens)
-    sampled = generate(
-        generator, labels, seeds=seeds, lengths=lengths, num_steps=steps, guidance=2.0
-    )
+    knobs = {"guidance": 2.0} | ({} if pair[0] in ONE_BY_ONE else {"num_steps": steps})
+    sampled = generate(generator, labels, seeds=seeds, lengths=lengths, **knobs)
     assert sampled.spec == generator.spec and len(sampled) == BATCH
     sampled.validate()
     if tokenizer is not None:
@@ -236,7 +240,7 @@ def test_pairs_without_meaning_are_refused_in_the_constructor(kind: str, name: s
 
 def test_only_these_pairs_are_refused() -> None:
     built = [pair for pair in PAIRS if pair not in REFUSED and make(*pair)]
-    assert len(built) == len(PAIRS) - len(REFUSED) == 82
+    assert len(built) == len(PAIRS) - len(REFUSED) == 97
 
 
 def test_a_class_is_learned(tmp_path: Path) -> None:
@@ -259,6 +263,6 @@ def test_a_class_is_learned(tmp_path: Path) -> None:
             loss.backward()
             optimizer.step()
         generator.eval()
-        found = generate(generator, [0, 1] * 8, num_steps=4, temperature=0.5)
+        found = generate(generator, [0, 1] * 8, num_steps=spec.num_tokens, temperature=0.5)
         share = (found.indices == both.indices).float().mean().item()
         assert share > 0.9, kind

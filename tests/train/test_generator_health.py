@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tessella.train.engine import MetricWindow
-from tessella.train.health import SETTLING_STEPS, mask_alarms, memorising_alarms
+from tessella.train.health import SETTLING_STEPS, memorising_alarms, prediction_alarms
 
 GOOD = {
     "step": 1000,
@@ -19,27 +19,30 @@ GOOD = {
 
 
 def test_a_good_record_is_quiet() -> None:
-    assert not mask_alarms(GOOD, 100)
-    assert not mask_alarms({"step": 1000, "loss": 2.0}, 100)  # a generator without masks
+    assert not prediction_alarms(GOOD, 100)
+    assert not prediction_alarms({"step": 1000, "loss": 2.0}, 100)  # a generator without masks
 
 
 def test_worse_than_knowing_nothing() -> None:
-    (alarm,) = mask_alarms(GOOD | {"masked_loss": 5.6}, 100)
+    (alarm,) = prediction_alarms(GOOD | {"masked_loss": 5.6}, 100)
     assert "5.600; knowing nothing gives 5.545" in alarm.what and "learning rate" in alarm.advice
+    causal = {"step": 1000, "cross_entropy": 5.6, "uniform_loss": math.log(256)}
+    assert prediction_alarms(causal, 100) == [alarm]
+    assert not prediction_alarms(causal | {"cross_entropy": 5.5}, 100)
 
 
 def test_visible_tokens_of_no_use() -> None:
     """As with tokens in another bit order: seeing nearly all of them helps no more than none."""
-    (alarm,) = mask_alarms(GOOD | {"masked_loss_0_25": 3.6}, 100)
+    (alarm,) = prediction_alarms(GOOD | {"masked_loss_0_25": 3.6}, 100)
     assert "of no use" in alarm.what and "wrong store or bit order" in alarm.advice
     missing = {name: value for name, value in GOOD.items() if name != "masked_loss_0_25"}
-    assert not mask_alarms(missing, 100)
+    assert not prediction_alarms(missing, 100)
 
 
 def test_nothing_is_judged_before_it_can_be() -> None:
     bad = GOOD | {"masked_loss": 9.0, "masked_loss_0_25": 9.0}
-    assert len(mask_alarms(bad, 100)) == 2
-    assert not mask_alarms(bad | {"step": 100 + SETTLING_STEPS - 1}, 100)
+    assert len(prediction_alarms(bad, 100)) == 2
+    assert not prediction_alarms(bad | {"step": 100 + SETTLING_STEPS - 1}, 100)
 
 
 def _log(validations: list[float], training: list[float]) -> list[dict[str, Any]]:

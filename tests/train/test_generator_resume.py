@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from tessella.tests.train.conftest import KINDS, make_tokenizer
+from tessella.tests.train.conftest import KINDS, make_tokenizer, quick_samples
 
 TIMES = ("images_per_second",)
 ARGUMENTS = ("run.log_every=4", "run.preview_every=20")
@@ -182,12 +182,12 @@ def test_two_processes_equal_one_with_the_double_batch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["bld", "bigr", "bfn"])
+@pytest.mark.parametrize("kind", ["bld", "bigr", "bfn", "ar"])
 def test_two_processes_equal_one_for_other_generators(
     kind: str, generator_script: Any, store: Path, tmp_path: Path
 ) -> None:
     words = (KINDS[kind], "generator.transformer.dropout=0.0", f"data.store={store}")
-    words += ("samples={num_steps: 2, guidance: 2.0}",)
+    words += (quick_samples(kind),)
     _assert_two_processes_equal_one(generator_script, tmp_path, words)
 
 

@@ -16,7 +16,7 @@ import tessella
 from tessella.checkpoints import load_generator
 from tessella.config import load_config
 from tessella.sample.generate import generate
-from tessella.tests.train.conftest import KINDS
+from tessella.tests.train.conftest import KINDS, quick_samples
 from tessella.tokenizers.token_store import TokenStore
 from tessella.train.generator_recipe import TrainGeneratorConfig
 
@@ -140,7 +140,7 @@ def test_every_kind_trains_resumes_and_samples(
     words = (
         KINDS[kind],
         "data.tokens=images",
-        "samples={num_steps: 2, guidance: 2.0}",
+        quick_samples(kind),
         "run={steps: 4, checkpoint_every: 2, log_every: 1, preview_every: 4, evaluate_every: 4}",
     )
     straight = generator_script(tmp_path / "straight", *words)
@@ -151,5 +151,5 @@ def test_every_kind_trains_resumes_and_samples(
     assert resumed.statuses == [0], resumed.output
     assert resumed.differences(resumed.weights(4), straight.weights(4)) == []
     generator = load_generator(tmp_path / "run" / "generator")
-    tokens = generate(generator, [0, 1], num_steps=2)
+    tokens = generate(generator, [0, 1])
     assert generator.tokenizer.decode(tokens).isfinite().all()

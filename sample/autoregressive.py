@@ -1,0 +1,203 @@
+"""The sampler of autoregressive generators: position after position, and its codes one by one.
+
+The trunk computes every position once: keys and values of those before are kept, in room that is
+taken at the first one. The depth head does the same with the codes of a position. Guidance acts on
+the logits of every code, and both halves of the batch go on with the same drawn one.
+
+Editing keeps known codes where they stand. A drawn position sees what stands before it in raster
+order, known or drawn, and nothing of what comes after it: what is drawn left of or above known
+parts does not fit them but by chance. After the last position to draw the loop ends.
+
+Every random number belongs to (seed of the image, position, group, entry), so an image is the same
+in whatever batch or process it is made, as far as the network computes it the same. The loop never
+waits for the device: predictions that are not finite are reported after it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..config import STRICT
+from ..generators.autoregressive import AutoregressiveGenerator
+from ..generators.llama import KVCache
+from ..generators.noise import gumbel
+from ..tokenizers.tokens import Tokens, TokenSpec
+from .guidance import guide
+from .start import find_start
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveSampling:
+    """How tokens are drawn from an autoregressive generator.
+
+    Args:
+        num_steps: The number of positions, or None for the same: there is no other way.
+        guidance: Scale of classifier-free guidance, on logits; 1 = off. Published: 1.5 to 2 for
+            LlamaGen, 1 for UniTok's.
+        temperature: Divides the (guided) logits, > 0.
+        top_k: Draw from the so many likeliest codes only; None: from all.
+        top_p: Draw from the likeliest codes only that together, the last one included, have at
+            least this share; 1: from all. After `top_k`.
+    """
+
+    __pydantic_config__ = STRICT
+    num_steps: int | None = None
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, found {value}")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance: expected at least 0, found {self.guidance}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature: must be > 0, found {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: expected above 0 to 1, found {self.top_p}")
+
+
+def autoregressive_steps(generator: AutoregressiveGenerator, config: AutoregressiveSampling) -> int:
+    """Steps for a whole image: its positions.
+
+    Raises:
+        ValueError: If another number was asked for.
+    """
+    positions = generator.spec.num_tokens
+    if config.num_steps not in (None, positions):
+        raise ValueError(
+            f"num_steps: an ar generator draws position by position, here {positions}; expected "
+            f"{positions} or none, found {config.num_steps}"
+        )
+    return positions
+
+
+@torch.no_grad()
+def sample_autoregressive(
+    generator: AutoregressiveGenerator,
+    labels: Tensor,
+    seeds: Tensor,
+    config: AutoregressiveSampling,
+    *,
+    known: Tokens | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    predict: None = None,
+) -> Tokens:
+    """Draw tokens.
+
+    Args:
+        generator: In eval mode.
+        labels: (B,) int64 in [0, num_classes]; `num_classes` = no label, where guidance has no
+            effect.
+        seeds: One per image, (B,) int64.
+        config: Settings.
+        known: Tokens to keep where `mask` is False, of the generator's spec; None: all are new.
+        mask: True at positions to draw anew, (B, N) bool; goes with `known`. Each sees what stands
+            before it only.
+        lengths: Valid positions of each image, (B,) int64, for ordered specs; None: all.
+        predict: None: nothing stands in for the network.
+
+    Returns:
+        Tokens of the generator's spec; known positions are unchanged.
+
+    Raises:
+        ValueError: If `num_steps` is not the number of positions, known and mask do not fit,
+            guidance is asked of an unconditional model, or a prediction was not finite.
+
+    Source: arXiv:2406.06525 section 2.2; over groups arXiv:2502.20321's code.
+    """
+    if generator.num_classes == 0 and config.guidance != 1:
+        raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
+    positions = autoregressive_steps(generator, config)
+    spec, sizes = generator.spec, generator.codebook_sizes
+    start = find_start(spec, sizes, seeds, known, mask, lengths)
+    codes, drawn_anew = start.codes.clone(), start.hidden.any(0).tolist()
+    halves = 1 if config.guidance == 1 else 2
+    if halves == 2:
+        labels = torch.cat([labels, torch.full_like(labels, generator.num_classes)])
+    caches, depth_caches = generator.trunk.new_caches(positions), generator.head.new_caches()
+    failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
+    x = generator.class_embedding(labels)
+    for n in range(positions):
+        if not any(drawn_anew[n:]):
+            break
+        h = generator.trunk.step(x, caches, n)
+        if drawn_anew[n]:
+            bad = _draw_position(
+                generator, h, depth_caches, codes[:, n], start.hidden[:, n], seeds, n, config
+            )
+            failed = torch.where(bad & (failed == 0), n + 1, failed)
+        x = generator.input(codes[:, n]).repeat(halves, 1)
+    if step := int(failed):
+        raise ValueError(f"sampling: the predicted logits are not finite in step {step}")
+    read_spec = TokenSpec(spec.shape, sizes, spec.ordered)
+    return Tokens(codes, read_spec, start.lengths).regroup(spec.codebook_sizes)
+
+
+def _draw_position(
+    generator: AutoregressiveGenerator,
+    h: Tensor,
+    caches: Sequence[KVCache],
+    codes: Tensor,
+    hidden: Tensor,
+    seeds: Tensor,
+    position: int,
+    config: AutoregressiveSampling,
+) -> Tensor:
+    """Draw the codes of a position into `codes`; whether a logit was not finite, a scalar bool.
+
+    Args:
+        generator: In eval mode.
+        h: The trunk's output, (B, D); with guidance that without a label after it, (2B, D).
+        caches: Of the head; what they hold is written over.
+        codes: (B, G) int64; known ones stay.
+        hidden: Images in which the position is drawn, (B,) bool.
+        seeds: One per image, (B,) int64.
+        position: Its number.
+        config: Settings.
+    """
+    head, halves = generator.head, len(h) // len(codes)
+    bad = torch.zeros((), dtype=torch.bool, device=h.device)
+    x = h
+    for g, size in enumerate(generator.codebook_sizes):
+        logits = head.step(x, caches, g)
+        if halves == 2:
+            cond, uncond = logits.chunk(2)
+            logits = guide(cond, uncond, config.guidance)
+        bad = bad | ~logits.isfinite().all()
+        noise = gumbel(seeds, position * len(head.sizes) + g, (size,))
+        scores = keep_likeliest(logits / config.temperature, config.top_k, config.top_p) + noise
+        codes[:, g] = torch.where(hidden, scores.argmax(-1), codes[:, g])
+        if g + 1 < len(head.sizes):
+            x = head.embed(codes[:, g], g).repeat(halves, 1)
+    return bad
+
+
+def keep_likeliest(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
+    """Logits with -inf in the place of unlikely entries; of equal ones the first are kept.
+
+    Args:
+        logits: (B, K).
+        top_k: Entries to keep; None: all.
+        top_p: Of those, the likeliest whose probabilities, the last one included, sum to at least
+            this; 1: all.
+
+    Source: nucleus sampling, arXiv:1904.09751.
+    """
+    if (top_k is None or top_k >= logits.shape[-1]) and top_p == 1:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ordered = ordered[:, :top_k]
+    before = F.pad(ordered.softmax(-1).cumsum(-1)[:, :-1], (1, 0))
+    ordered = ordered.masked_fill(before >= top_p, -torch.inf)
+    rest = torch.full_like(logits, -torch.inf)
+    return rest.scatter(-1, order[:, : ordered.shape[-1]], ordered)
