@@ -2,8 +2,7 @@
 
 Every step runs the trunk once over the picture, and the head through a whole chain of Bernoulli
 diffusion over the hidden tokens, from fair coins to bits; the tokens whose bits are most certain
-are revealed and never change. Editing is the same loop with some tokens known beforehand; more uses
-of it are in `bigr_edit.py`.
+are revealed and never change. Editing is the same loop with some tokens known beforehand.
 
 Every random number belongs to (seed of the image, draw, slot), so an image is the same in whatever
 batch or process it is made, as far as the networks compute it the same. How many tokens are hidden
@@ -173,11 +172,12 @@ def sample_bigr(
     Source: arXiv:2410.14672 section 3.2 and its code.
     """
     sampler = BigrSampler(generator, seeds, config, predict, predict_flips)
-    return sampler.run(sampler.start(known, mask, lengths), *sampler.classes_of(labels))
+    sizes = sampler.binary.codebook_sizes
+    return sampler.run(find_start(generator.spec, sizes, seeds, known, mask, lengths), labels)
 
 
 class BigrSampler:
-    """The loop, and what stays the same over several runs of it.
+    """The loop, and what stays the same over its steps.
 
     Args:
         generator: In eval mode.
@@ -211,34 +211,22 @@ class BigrSampler:
         spec = generator.spec
         self.binary = TokenSpec(spec.shape, (2,) * generator.num_bits, spec.ordered)
 
-    def start(
-        self, known: Tokens | None = None, mask: Tensor | None = None, lengths: Tensor | None = None
-    ) -> Start:
-        """As of `find_start`, in bits."""
-        sizes = self.binary.codebook_sizes
-        return find_start(self.generator.spec, sizes, self.seeds, known, mask, lengths)
-
     @torch.no_grad()
-    def classes_of(self, labels: Tensor) -> tuple[Tensor, bool]:
-        """Class embeddings (B, D), and whether guidance acts on any image."""
-        labeled = bool((labels < self.generator.num_classes).any())
-        return self.generator.embed_classes(labels), self.config.guidance != 1 and labeled
-
-    @torch.no_grad()
-    def run(self, start: Start, classes: Tensor, guided: bool, number: int = 0) -> Tokens:
+    def run(self, start: Start, labels: Tensor) -> Tokens:
         """All steps, then one look at whether every prediction was finite.
 
         Args:
             start: Known bits and hidden positions.
-            classes: Class embeddings, (B, D).
-            guided: Whether the network is asked without a class too.
-            number: Of the run: those of the same seeds draw other numbers.
+            labels: (B,) int64 in [0, num_classes].
 
         Raises:
             ValueError: If there are more steps than tokens to reveal in some image, or a prediction
                 was not finite.
         """
         hidden, bits = start.hidden, start.codes
+        labeled = bool((labels < self.generator.num_classes).any())
+        guided = self.config.guidance != 1 and labeled
+        classes = self.generator.embed_classes(labels)
         steps = self._tables(hidden.sum(1).tolist())
         revealed, guidance, randomness = (
             torch.tensor([[getattr(row, name) for row in rows] for rows in steps])
@@ -249,7 +237,7 @@ class BigrSampler:
         failed = torch.zeros((), dtype=torch.int64, device=self.seeds.device)
         draws = len(self.chain) + 2
         for step, rows in enumerate(steps):
-            draw = (number * self.shape[0] + step) * draws
+            draw = step * draws
             acts = guided and any(row.guidance != 1 for row in rows)
             conditions = self._conditions(bits, hidden, classes, start.valid, acts)
             width = max(row.hidden + row.revealed for row in rows)

@@ -11,12 +11,14 @@ from ..data.path_source import open_paths
 from ..data.sources import open_source
 from ..data.transforms import AugmentConfig
 from ..tokenizers.token_store import TokenStore
+from .cli_bits import bits
 from .cli_compare import compare
 from .cli_data import data
+from .cli_edit import edit
 from .cli_evaluate import evaluate, verify
 from .cli_import import import_command
 from .cli_probe import probe
-from .cli_sample import edit, sample
+from .cli_sample import sample
 from .cli_shared import chosen_device, one_clear_error, show, tokenizer_option
 from .describe import describe
 from .encode import decode_store, encode_source
@@ -150,6 +152,7 @@ main.add_command(edit)
 main.add_command(evaluate)
 main.add_command(compare)
 main.add_command(verify)
+main.add_command(bits)
 main.add_command(import_command)
 main.add_command(probe)
 

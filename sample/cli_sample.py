@@ -1,4 +1,4 @@
-"""`tessella sample` and `tessella edit`: pictures from a generator, and pictures edited by one."""
+"""`tessella sample`: pictures from a generator; and the options of every command that draws."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,18 +6,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-import torch
 
 from ..checkpoints import load_generator
-from ..data.images import save_png
 from ..generators.attention import AttentionBackend
 from ..generators.base import Generator
 from ..generators.mask_schedules import MaskSchedule
 from ..generators.masked import MaskedGenerator
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
 from .cli_shared import chosen_device, one_clear_error, show
-from .edit import box_mask, read_masked_image, token_mask, variation_mask
-from .generate import generate, labels_of
+from .generate import labels_of
 from .guidance import GuidanceSchedule
 from .processes import join_processes
 from .sample_folder import sample_to_folder
@@ -35,6 +32,8 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--final", help="Last step where bits are diffused: sample, reference, map, mode ..."
         ),
+        click.option("--top-p", type=float, help="Of an ar generator: likeliest codes, by share."),
+        click.option("--top-k", type=int, help="Of an ar generator: likeliest codes, by number."),
         click.option("--randomness", type=float, help="Gumbel noise on the order, in nats."),
         click.option(
             "--temperature", type=float, help="0 takes the likeliest entry (masked ones)."
@@ -93,10 +92,12 @@ SAMPLING_KNOBS = (
     "head_steps",
     "confidence",
     "randomness_schedule",
+    "top_k",
+    "top_p",
 )
 
 
-def _open(options: dict[str, Any]) -> tuple[Generator, Sampling]:
+def open_generator(options: dict[str, Any]) -> tuple[Generator, Sampling]:
     """The generator, and its sampling settings with those of the command line."""
     generator = load_generator(
         options["generator_path"],
@@ -134,7 +135,12 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _numbers(option: str, text: str, example: str) -> list[int]:
+def parse_numbers(option: str, text: str, example: str) -> list[int]:
+    """Whole numbers separated by commas.
+
+    Raises:
+        ValueError: If they are anything else; shows the example.
+    """
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
@@ -167,14 +173,14 @@ def sample(
     if out is None and not table:
         raise ValueError("--out: no folder given for the pictures")
     processes = join_processes()
-    generator, sampling = _open(options)
+    generator, sampling = open_generator(options)
     if table:
         if not (isinstance(generator, MaskedGenerator) and isinstance(sampling, SamplingConfig)):
             raise ValueError(f"--table: a {generator.config.type} generator has none")
         click.echo(format_table(table_of(generator, sampling)))
         return
     if labels is not None:
-        wanted = _numbers("--labels", labels, "3,7")
+        wanted = parse_numbers("--labels", labels, "3,7")
     elif classes is not None:
         wanted = labels_of(generator, classes.split(","))
     else:
@@ -195,94 +201,3 @@ def sample(
     )
     if result:
         show(result, as_json=options["as_json"])
-
-
-@click.command()
-@generator_options
-@click.option("--image", type=click.Path(path_type=Path), required=True, help="Picture to edit.")
-@click.option(
-    "--mask", "mask_path", type=click.Path(path_type=Path), help="Light or transparent = draw anew."
-)
-@click.option("--box", help="LEFT,TOP,RIGHT,BOTTOM in pixels of the tokenizer's resolution.")
-@click.option("--outside", is_flag=True, help="Draw anew what --box leaves out: outpainting.")
-@click.option("--variation", type=float, help="Share of random positions to draw anew.")
-@click.option("--label", type=int, help="Class of the result [none].")
-@click.option("--class", "class_", help="The same by name.")
-@click.option("--num", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--paste", is_flag=True, help="Keep the picture's own pixels outside the mask.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG to write.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
-@one_clear_error
-def edit(
-    image: Path,
-    mask_path: Path | None,
-    box: str | None,
-    outside: bool,
-    variation: float | None,
-    label: int | None,
-    class_: str | None,
-    num: int,
-    paste: bool,
-    out: Path,
-    overwrite: bool,
-    **options: Any,
-) -> None:
-    """Draw parts of --image anew; with --num, NAME-0.png, NAME-1.png and so on."""
-    if sum(given is not None for given in (mask_path, box, variation)) != 1:
-        raise ValueError("give one of --mask, --box and --variation: what to draw anew")
-    if label is not None and class_ is not None:
-        raise ValueError("give --label or --class, not both")
-    if outside and box is None:
-        raise ValueError("--outside goes with --box")
-    if paste and variation is not None:
-        raise ValueError("--paste goes with --mask or --box, not with --variation")
-    files = [out] if num == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(num)]
-    for file in files:
-        if file.is_dir() or (file.exists() and not overwrite):
-            raise FileExistsError(f"{file} exists already; choose another name or --overwrite it")
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out {out}: expected the name of a .png file")
-    generator, sampling = _open(options)
-    tokenizer, spec = generator.tokenizer, generator.spec
-    pixels, mask = read_masked_image(image, mask_path, tokenizer.resolution)
-    seeds = torch.arange(options["seed"], options["seed"] + num)
-    if box is not None:
-        corners = _numbers("--box", box, "0,0,32,16")
-        if len(corners) != 4:
-            raise ValueError(f"--box {box!r}: expected LEFT,TOP,RIGHT,BOTTOM")
-        left, top, right, bottom = corners
-        mask = box_mask((left, top, right, bottom), tokenizer.resolution, outside=outside)
-    if variation is not None:
-        hidden = variation_mask(seeds, spec, variation)
-    else:
-        assert mask is not None
-        hidden = token_mask(mask, spec)[None].expand(num, -1)
-    chosen = labels_of(generator, [class_])[0] if class_ is not None else label
-    known = tokenizer.encode(pixels[None].to(tokenizer.device))
-    tokens = generate(
-        generator,
-        None if chosen is None else [chosen] * num,
-        seeds=seeds,
-        sampling=sampling,
-        known=known,
-        mask=hidden,
-        batch_size=options["batch_size"],
-        precision=options["precision"],
-    )
-    size = options["batch_size"]
-    parts = [tokenizer.decode(tokens[i : i + size]).cpu() for i in range(0, num, size)]
-    pictures = torch.cat(parts)
-    if paste and mask is not None:
-        pictures = torch.where(mask, pictures, pixels)
-    for file, picture in zip(files, pictures, strict=True):
-        save_png(picture, file)
-    kept = ~hidden.to(tokens.device)
-    same = (tokens.indices == known.indices).all(-1)
-    result = {
-        "files": [str(file) for file in files],
-        "positions": spec.num_tokens,
-        "drawn_anew": int(hidden.sum(1).float().mean().round()),
-        "known_unchanged": bool(same[kept].all()),
-        "label": chosen,
-    }
-    show(result, as_json=options["as_json"])

@@ -1,23 +1,31 @@
-"""Editing with a masked generator: some tokens of a picture are kept, the others drawn anew.
+"""Editing with any generator: some tokens of a picture are kept, the others drawn anew.
 
 Inpainting hides what a mask or a box covers, outpainting what lies outside it, class editing does
-either with another label, variation hides a random share. All of them are the sampler of
-`masked.py` with some slots known.
+either with another label, variation hides a random share, and enriching hides a quarter at a time
+until every token was drawn anew. All of them are `generate` with some tokens known, whatever the
+generator. So is interpolation, with a generator whose classes are mixtures of two.
 """
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.images import read_image, to_tensor
 from ..data.transforms import resize_center_crop
-from ..generators.noise import uniform
-from ..tokenizers.tokens import TokenSpec
+from ..generators.base import Generator
+from ..generators.noise import derive_seeds, uniform
+from ..tokenizers.tokens import Tokens, TokenSpec
+from .generate import generate, whole_numbers
 
 _VARIATION = 2**31 + 1  # the draw that chooses what a variation hides
+_ENRICHMENT = 2**31 + 16  # the draws that order the quarters, one for each repeat
+_CELL = 2  # side of the cells of `enrich`, in tokens
 
 
 def read_masked_image(
@@ -104,3 +112,98 @@ def variation_mask(seeds: Tensor, spec: TokenSpec, share: float) -> Tensor:
     count = max(1, round(share * spec.num_tokens))
     noise = uniform(seeds, _VARIATION, (spec.num_tokens,))
     return torch.zeros_like(noise, dtype=torch.bool).scatter_(1, noise.argsort(1)[:, :count], True)
+
+
+@torch.no_grad()
+def enrich(
+    generator: Generator,
+    tokens: Tokens,
+    labels: Sequence[int] | Tensor | None = None,
+    *,
+    seeds: Sequence[int] | Tensor,
+    repeats: int = 4,
+    **options: Any,
+) -> Tokens:
+    """Draw all tokens of a picture anew, a quarter at a time, for detail that it lacks.
+
+    The quarters are the four places in cells of 2x2 tokens; each image takes them in a random order
+    of its own, another in every repeat, and every turn draws other numbers.
+
+    Args:
+        generator: Any, in eval mode.
+        tokens: Of a picture that was enlarged, for example; one image for all or one each.
+        labels: As of `generate`; published: none.
+        seeds: One per image, at least 0.
+        repeats: How often every token is drawn anew.
+        options: Of each of the `4 * repeats` runs, as of `generate`; published, for BiGR: the
+            linear schedule.
+
+    Raises:
+        ValueError: If the tokens are no grid of at least 2x2, and as of `generate`.
+
+    Source: arXiv:2410.14672 section 3.4 and its code, there with BiGR alone.
+    """
+    spec, seeds = generator.spec, whole_numbers(seeds, "seeds")
+    if len(spec.shape) != 2 or min(spec.shape) < _CELL:
+        raise ValueError(f"enrich: expected a grid of at least 2x2 tokens, found {spec}")
+    if repeats < 1:
+        raise ValueError(f"repeats: expected at least 1, found {repeats}")
+    rows, columns = (torch.arange(side) % _CELL for side in spec.shape)
+    places = (_CELL * rows[:, None] + columns).flatten()
+    for repeat in range(repeats):
+        order = uniform(seeds, _ENRICHMENT + repeat, (_CELL**2,)).argsort(1)
+        for turn in range(_CELL**2):
+            tokens = generate(
+                generator,
+                labels,
+                seeds=derive_seeds(_CELL**2 * repeat + turn, seeds),
+                known=tokens,
+                mask=places == order[:, turn : turn + 1],
+                **options,
+            )
+    return tokens
+
+
+def between(generator: Generator, first: int, last: int, num: int) -> Generator:
+    """A generator whose classes are mixtures: the way from one class to another in equal steps.
+
+        mixtures = between(generator, 3, 7, 9)
+        tokens = generate(mixtures, range(9), seeds=[0] * 9)
+
+    Class i has the embedding (1 - a) e_first + a e_last with a = i / (num - 1). Everything else
+    is as before, "no label" included, and all other weights are those of `generator`, not copies.
+
+    Args:
+        generator: Any that has classes.
+        first: Its class that is class 0, in [0, num_classes).
+        last: Its class that is class num - 1.
+        num: Classes of the result, at least 2.
+
+    Raises:
+        ValueError: If a class does not exist, or there are fewer than two to make.
+
+    Source: arXiv:2410.14672 section 3.4 and its code, there with BiGR alone.
+    """
+    for label in (first, last):
+        if not 0 <= label < generator.num_classes:
+            raise ValueError(
+                f"between: class {label} of a {generator.config.type} generator with "
+                f"{generator.num_classes} classes, numbered from 0"
+            )
+    if num < 2:
+        raise ValueError(f"between: expected at least 2 pictures, the two ends; found {num}")
+    attached = vars(generator).get("_tokenizer", [])
+    shared = (*generator.parameters(), *generator.buffers(), *attached)
+    mixed = copy.deepcopy(generator, {id(part): part for part in shared})
+    for part in mixed.modules():
+        table = getattr(part, "class_embedding", None)
+        if isinstance(table, nn.Embedding):
+            rows = table.weight.detach()
+            share = torch.linspace(0, 1, num, device=rows.device)[:, None].to(rows.dtype)
+            ways = (1 - share) * rows[first] + share * rows[last]
+            nothing = rows[generator.num_classes :]  # no row where "no label" is no token
+            part.class_embedding = nn.Embedding.from_pretrained(torch.cat([ways, nothing]))
+        if hasattr(part, "num_classes"):
+            part.num_classes = num  # type: ignore[assignment]
+    mixed.classes = ()
+    return mixed

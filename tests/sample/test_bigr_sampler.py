@@ -17,7 +17,6 @@ from tessella.generators.binary_transcoder import BinaryTranscoderConfig
 from tessella.generators.llama import LlamaConfig
 from tessella.generators.noise import gumbel, uniform
 from tessella.sample.bigr import BigrSampling, bigr_steps, bigr_table, sample_bigr
-from tessella.sample.bigr_edit import enrich, sample_between
 from tessella.tokenizers.tokens import Tokens, TokenSpec
 
 GRID = TokenSpec((4, 4), (2,) * 6)
@@ -436,96 +435,6 @@ def test_predictions_that_are_not_finite_are_an_error(where: str, step: int, fau
 
     with pytest.raises(ValueError, match=f"logits are not finite in step {step}$"):
         sample_bigr(generator, LABELS, SEEDS, QUICK, predict=predict, predict_flips=flips)
-
-
-def test_mixtures_of_classes() -> None:
-    """The ends are the classes, the middle is neither; without a label nothing is to be guided."""
-    generator = build()
-    pairs = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2]])
-    ends = [sample_between(generator, pairs, torch.full((4,), a), SEEDS, QUICK) for a in (1.0, 0.0)]
-    for column, end in enumerate(ends):
-        assert end.equal(sample_bigr(generator, pairs[:, column], SEEDS, QUICK))
-    middle = sample_between(generator, pairs, torch.full((4,), 0.5), SEEDS, QUICK)
-    assert not middle.equal(ends[0]) and not middle.equal(ends[1])
-    shown: list[Tensor] = []
-    sample_between(
-        generator,
-        pairs,
-        torch.tensor([0.25, 0.5, 0.0, 1.0]),
-        SEEDS,
-        QUICK,
-        predict=lambda bits, mask, classes, valid: (
-            shown.append(classes) or generator.predict(bits, mask, classes, valid)
-        ),
-    )
-    rows = generator.class_embedding.weight
-    torch.testing.assert_close(shown[0][0], rows[0] / 4 + rows[1] * 3 / 4)
-    torch.testing.assert_close(shown[0][4:], rows[3].expand(4, -1))
-
-
-@pytest.mark.parametrize(
-    "labels,shares,message",
-    [
-        ([[0, 1]] * 4, [0.5, 1.5, 0.0, 0.0], "shares: expected 0 to 1, found"),
-        ([[0, 1]] * 4, [0.5], r"expected labels \(4, 2\) and shares \(4,\), found"),
-        ([[0]] * 4, [0.5] * 4, r"found \(4, 1\) and \(4,\)"),
-    ],
-)
-def test_mixtures_that_are_none_are_refused(
-    labels: list[list[int]], shares: list[float], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        sample_between(build(), torch.tensor(labels), torch.tensor(shares), SEEDS, QUICK)
-
-
-def test_enrich_draws_every_token_anew_a_quarter_at_a_time() -> None:
-    generator = build()
-    tokens = random_tokens()
-    shown = answer(generator, generator.predict_flips)
-    config = BigrSampling(num_steps=2, schedule="linear", head_steps=3)
-    nothing = torch.full((4,), 3)
-    found = enrich(generator, tokens, nothing, SEEDS, config, repeats=2)
-    assert len(shown) == 2 * 4 * 2
-    orders = []
-    for repeat in range(2):
-        places = []
-        for turn in range(4):
-            hidden = shown[8 * repeat + 2 * turn][1]
-            for row in hidden:
-                inside = row.view(2, 2, 2, 2).permute(0, 2, 1, 3).flatten(2)  # (2, 2, 4)
-                assert (inside == inside[0, 0]).all() and inside[0, 0].sum() == 1
-            places.append(hidden)
-        assert (torch.stack(places).sum(0) == 1).all()
-        orders.append(torch.stack(places))
-    assert not torch.equal(orders[0], orders[1])
-    assert not torch.equal(orders[0][:, 0], orders[0][:, 1])
-    assert not found.equal(tokens)
-    alone = enrich(generator, tokens[2:3], nothing[:1], SEEDS[2:3], config, repeats=2)
-    assert alone.equal(found[2:3])
-    once = enrich(generator, tokens, nothing, SEEDS, config, repeats=1)
-    assert not once.equal(found)
-
-
-def test_turns_of_enrich_draw_other_numbers() -> None:
-    """A head in full doubt draws bits that have nothing to do with those of the turn before."""
-    generator = build()
-    answer(generator, lambda x, t, conditions: torch.zeros_like(x).float())
-    config = BigrSampling(num_steps=1, head_steps=1)
-    tokens = random_tokens(batch=200)
-    seeds, nothing = torch.arange(200), torch.full((200,), 3)
-    once = enrich(generator, tokens, nothing, seeds, config, repeats=1).bits()
-    twice = enrich(generator, tokens, nothing, seeds, config, repeats=2).bits()
-    assert (once == twice).float().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / 138)
-
-
-def test_enrich_needs_a_grid_of_even_sides() -> None:
-    for shape in ((16,), (3, 4)):
-        spec = TokenSpec(shape, (2,) * 6)
-        tokens = random_tokens(spec)
-        with pytest.raises(ValueError, match="expected a grid of even sides"):
-            enrich(build(spec), tokens, LABELS, SEEDS, QUICK)
-    with pytest.raises(ValueError, match="repeats: expected at least 1, found 0"):
-        enrich(build(), random_tokens(), LABELS, SEEDS, QUICK, repeats=0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tessella.checkpoints import load_generator
 from tessella.data.images import read_image, to_tensor
 from tessella.data.transforms import resize_center_crop
 from tessella.sample.cli import main
-from tessella.sample.edit import variation_mask
+from tessella.sample.edit import enrich, variation_mask
 from tessella.sample.generate import generate
 
 Folders = tuple[Path, Path]
@@ -114,8 +114,11 @@ def test_several_edits_have_their_own_seeds(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give one of --mask, --box and --variation"),
-        (["--box", "0,0,8,8", "--variation", "0.5"], "give one of --mask, --box and --variation"),
+        ([], "give one of --mask, --box, --variation and --enrich"),
+        (
+            ["--box", "0,0,8,8", "--variation", "0.5"],
+            "give one of --mask, --box, --variation and --enrich",
+        ),
         (["--box", "0,0,8,8", "--label", "1", "--class", "cat"], "give --label or --class"),
         (["--box", "0,0,8"], "--box '0,0,8': expected LEFT,TOP,RIGHT,BOTTOM"),
         (["--box", "a,b,c,d"], "--box 'a,b,c,d': expected numbers like 0,0,32,16"),
@@ -132,6 +135,13 @@ def test_several_edits_have_their_own_seeds(
         (["--mask", "{tmp}/dark.png"], "nothing is marked"),
         (["--mask", "{tmp}/gone.png"], "gone.png"),
         (["--box", "0,0,8,8", "--image", "{tmp}/gone.png"], "gone.png"),
+        (["--enrich", "1", "--box", "0,0,8,8"], "give one of --mask, --box, --variation and"),
+        (["--enrich", "1", "--paste"], "--paste goes with --mask or --box"),
+        (["--enrich", "1", "--outside"], "--outside goes with --box"),
+        (["--enrich", "1", "--num-steps", "33"], "33 steps for 32 slots to reveal"),
+        (["--enrich", "1", "--to-class", "cat", "--num", "3"], "go with --class or --label"),
+        (["--enrich", "1", "--to-class", "cat", "--label", "0"], "--num 1: from one class"),
+        (["--enrich", "1", "--to-class", "cat", "--to-label", "0"], "give --to-label or --to-c"),
     ],
 )
 def test_mistakes_of_an_edit_get_one_clear_line(
@@ -144,6 +154,89 @@ def test_mistakes_of_an_edit_get_one_clear_line(
     assert message in result.stderr
     assert result.stderr.count("Error:") == 1 and "Traceback" not in result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dark.png", "other.png", "picture.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--image: no picture given; only --to-class and --to-label do without"),
+        (["--enrich", "2"], "--image: no picture given"),
+        (["--box", "0,0,8,8", "--to-class", "cat"], "--image: no picture given"),
+        (["--label", "0", "--to-label", "3", "--num", "2"], "class 3 of a maskbit generator with"),
+        (["--label", "-1", "--to-label", "0", "--num", "2"], "class -1 of a maskbit generator"),
+        (["--label", "0", "--to-class", "shipp", "--num", "2"], "did you mean ship?"),
+    ],
+)
+def test_mistakes_without_a_picture(
+    folders: Folders, tmp_path: Path, words: list[str], message: str
+) -> None:
+    out = tmp_path / "out.png"
+    result = run("edit", "--generator", folders[0], "--out", out, *FAST, *words, code=1)
+    assert message in result.stderr and "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def pixels_of(file: Path) -> torch.Tensor:
+    return to_tensor(read_image(file))
+
+
+def test_from_one_class_to_another(folders: Folders, tmp_path: Path) -> None:
+    """The ends are the classes, drawn with the same seed; between them is something else."""
+    out = tmp_path / "way.png"
+    words = ["--class", "cat", "--to-label", 0, "--num", 3, "--seed", 5, "--batch-size", 2]
+    told = json.loads(run("edit", "--generator", folders[0], "--out", out, *FAST, *words,
+                          "--json").stdout)  # fmt: skip
+    assert told == {
+        "files": [str(tmp_path / f"way-{i}.png") for i in range(3)],
+        "positions": 64,
+        "drawn_anew": 64,
+        "labels": [1, 0],
+        "shares": [0.0, 0.5, 1.0],
+    }
+    generator = load_generator(folders[0])
+    ends = generate(generator, [1, 0], seeds=[5, 5], num_steps=2, guidance=2.0)
+    decoded = generator.tokenizer.decode(ends)
+    shown = [pixels_of(Path(file)) for file in told["files"]]
+    assert (shown[0] - decoded[0]).abs().max() <= 1 / 255 + 1e-6
+    assert (shown[2] - decoded[1]).abs().max() <= 1 / 255 + 1e-6
+    assert not torch.equal(shown[1], shown[0]) and not torch.equal(shown[1], shown[2])
+
+
+def test_a_part_of_a_picture_from_one_class_to_another(
+    folders: Folders, picture: Path, tmp_path: Path
+) -> None:
+    words = ["--box", "16,0,32,32", "--class", "cat", "--seed", 3]
+    mixed = [*words, "--to-class", "ship", "--num", 3, "--json"]
+    told = json.loads(edit(folders, picture, tmp_path / "way.png", *mixed).stdout)
+    assert told["known_unchanged"] is True and told["drawn_anew"] == 32
+    edit(folders, picture, tmp_path / "one.png", *words)
+    assert torch.equal(pixels_of(tmp_path / "one.png"), pixels_of(tmp_path / "way-0.png"))
+    assert not torch.equal(pixels_of(tmp_path / "one.png"), pixels_of(tmp_path / "way-2.png"))
+
+
+def test_enriching_draws_all_of_a_picture_anew(
+    folders: Folders, tmp_path: Path, picture: Path
+) -> None:
+    """A picture of half the size is enlarged first; the result has the tokenizer's size."""
+    small = tmp_path / "small.png"
+    Image.open(picture).resize((16, 16)).save(small)
+    words = ["--enrich", 2, "--num", 2, "--seed", 4, "--json"]
+    told = json.loads(edit(folders, small, tmp_path / "e.png", *words).stdout)
+    assert told == {
+        "files": [str(tmp_path / f"e-{i}.png") for i in range(2)],
+        "positions": 64,
+        "drawn_anew": 64,
+        "label": None,
+    }
+    generator = load_generator(folders[0])
+    enlarged = to_tensor(resize_center_crop(read_image(small), 32))
+    tokens = enrich(
+        generator, generator.tokenizer.encode(enlarged[None]), seeds=[4, 5], repeats=2,
+        num_steps=2, guidance=2.0,
+    )  # fmt: skip
+    for file, decoded in zip(told["files"], generator.tokenizer.decode(tokens), strict=True):
+        assert read_image(Path(file)).size == (32, 32)
+        assert (pixels_of(Path(file)) - decoded).abs().max() <= 1 / 255 + 1e-6
 
 
 def test_an_edit_overwrites_only_when_asked(

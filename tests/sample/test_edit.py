@@ -1,17 +1,94 @@
-"""What an edit hides: masks of pixels and boxes as masks of tokens, and random shares."""
+"""What an edit hides and what it keeps, with every kind of generator; mixtures of classes."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from tessella.sample.edit import box_mask, read_masked_image, token_mask, variation_mask
-from tessella.tokenizers.tokens import TokenSpec
+from tessella.generators.autoregressive import AutoregressiveConfig
+from tessella.generators.base import Generator
+from tessella.generators.bayesian_flow_network import BayesianFlowNetworkConfig
+from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
+from tessella.generators.bigr import BigrConfig
+from tessella.generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
+from tessella.generators.binary_transcoder import BinaryTranscoderConfig
+from tessella.generators.build import build_generator
+from tessella.generators.denoising_transformer import DenoisingTransformerConfig
+from tessella.generators.llama import LlamaConfig
+from tessella.generators.masked import MaskBitConfig, MaskGITConfig
+from tessella.generators.transformer import TransformerConfig
+from tessella.sample import edit
+from tessella.sample.edit import (
+    between,
+    box_mask,
+    enrich,
+    read_masked_image,
+    token_mask,
+    variation_mask,
+)
+from tessella.sample.generate import generate
+from tessella.sample.samplers import SAMPLERS
+from tessella.tokenizers.base import Tokenizer
+from tessella.tokenizers.tokens import Tokens, TokenSpec
 
 SPEC = TokenSpec((8, 8), (2,) * 4)
+GRID = TokenSpec((4, 4), (2,) * 6)
+TRUNK = TransformerConfig(width=16, num_layers=1, num_heads=2, dropout=0.0)
+LLAMA = LlamaConfig(width=16, num_layers=1, num_heads=2, mlp_width=24, dropout=0.0)
+DENOISER = DenoisingTransformerConfig(width=16, num_layers=1, num_heads=2)
+CHAIN = BernoulliDiffusion(num_steps=16)
+HEAD = BinaryTranscoderConfig(width=12, num_blocks=1)
+GENERATORS: dict[str, tuple[Any, dict[str, int]]] = {
+    "maskbit": (MaskBitConfig(transformer=TRUNK, num_classes=3), {"num_steps": 2}),
+    "maskgit": (MaskGITConfig(transformer=TRUNK, num_classes=3), {"num_steps": 2}),
+    "bld": (
+        BinaryLatentDiffusionConfig(transformer=DENOISER, diffusion=CHAIN, num_classes=3),
+        {"num_steps": 3},
+    ),
+    "bld_absent": (
+        BinaryLatentDiffusionConfig(
+            transformer=DENOISER, diffusion=CHAIN, num_classes=3, null_label="absent"
+        ),
+        {"num_steps": 3},
+    ),
+    "bigr": (
+        BigrConfig(transformer=LLAMA, head=HEAD, diffusion=CHAIN, num_classes=3),
+        {"num_steps": 2, "head_steps": 2},
+    ),
+    "bfn": (BayesianFlowNetworkConfig(transformer=DENOISER, num_classes=3), {"num_steps": 3}),
+    "ar": (AutoregressiveConfig(transformer=LLAMA, num_depth_layers=1, num_classes=3), {}),
+}
+"""A small config of every kind, and quick settings of its sampler."""
+
+
+def make(kind: str, spec: TokenSpec = GRID) -> Generator:
+    """With decided opinions: weights far from their small initial values."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator = build_generator(GENERATORS[kind][0], spec).eval()
+        with torch.no_grad():
+            for name, parameter in generator.named_parameters():
+                strength = 3.0 if name.endswith("class_embedding.weight") else 0.3
+                parameter.mul_(2).add_(torch.randn_like(parameter) * strength)
+    return generator
+
+
+def class_table(generator: Generator) -> nn.Embedding:
+    """The embeddings of its classes."""
+    tables = [getattr(part, "class_embedding", None) for part in generator.modules()]
+    (table,) = [table for table in tables if isinstance(table, nn.Embedding)]
+    return table
+
+
+def random_tokens(batch: int, spec: TokenSpec = GRID) -> Tokens:
+    rng = torch.Generator().manual_seed(5)
+    shape = (batch, spec.num_tokens, spec.num_codebooks)
+    return Tokens(torch.randint(2, shape, generator=rng), spec)
 
 
 def write(path: Path, light: np.ndarray) -> Path:
@@ -153,3 +230,141 @@ def test_variations_belong_to_their_seeds() -> None:
 def test_shares_that_are_impossible_are_refused(share: float) -> None:
     with pytest.raises(ValueError, match="expected a share above 0 up to 1"):
         variation_mask(torch.arange(2), SPEC, share)
+
+
+def test_every_kind_of_generator_is_tested_here() -> None:
+    assert {config.type for config, _ in GENERATORS.values()} == set(SAMPLERS)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_known_bits_never_change(kind: str) -> None:
+    """Of boxes, what is around them, and variations, in batches of several masks."""
+    generator, knobs = make(kind), GENERATORS[kind][1]
+    box = token_mask(box_mask((0, 2, 3, 4), 4), GRID)
+    seeds, known = torch.arange(4), random_tokens(4)
+    mask = torch.stack([box, ~box, *variation_mask(seeds[2:], GRID, 0.5)])
+    labels, knobs = [0, 1, 2, -1], {"guidance": 2.0} | knobs
+    found = generate(generator, labels, seeds=seeds, known=known, mask=mask, **knobs)
+    assert torch.equal(found.bits()[~mask], known.bits()[~mask])
+    assert not torch.equal(found.bits()[mask], known.bits()[mask])
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_enriching_draws_every_token_once_in_each_repeat(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter at a time, one place in every cell of 2x2, and what is not in it stays."""
+    generator, knobs = make(kind), GENERATORS[kind][1]
+    turns: list[tuple[Tensor, Tensor]] = []
+
+    def spy(*given: Any, known: Tokens, mask: Tensor, seeds: Tensor, **rest: Any) -> Tokens:
+        drawn = generate(*given, known=known, mask=mask, seeds=seeds, **rest)
+        kept = ~mask.expand(len(drawn), -1)
+        assert torch.equal(drawn.bits()[kept], known.indices.expand(len(drawn), -1, -1)[kept])
+        turns.append((mask, seeds))
+        return drawn
+
+    monkeypatch.setattr(edit, "generate", spy)
+    seeds, picture = torch.tensor([3, 11, 2**40]), random_tokens(1)
+    found = enrich(generator, picture, [0, 1, -1], seeds=seeds, repeats=2, batch_size=2, **knobs)
+    masks = torch.stack([mask for mask, _ in turns]).view(2, 4, 3, 4, 4)
+    assert (masks.sum(1) == 1).all()
+    inside = masks.view(2, 4, 3, 2, 2, 2, 2).transpose(4, 5).flatten(5)  # cells, places in one
+    assert (inside.sum(-1) == 1).all() and (inside == inside[..., :1, :1, :]).all()
+    assert not torch.equal(masks[0], masks[1]), "the order of a repeat"
+    assert not torch.equal(masks[:, :, 0], masks[:, :, 1]), "the order of an image"
+    assert torch.cat([seeds for _, seeds in turns]).unique().numel() == 8 * 3
+    monkeypatch.undo()
+    assert not torch.equal(found.indices[0], found.indices[1])
+    alone = enrich(generator, picture, [-1], seeds=seeds[2:], repeats=2, **knobs)
+    assert alone.equal(found[2:])
+
+
+def test_turns_of_enriching_draw_other_numbers(oracle: Callable[..., Any]) -> None:
+    """Fair coins have nothing to do with those of the repeat before: half agree, 4 sigma."""
+    coins = oracle(TokenSpec((4, 4), (2,)), lambda call: torch.zeros(*call.indices.shape, 2))
+    tokens = Tokens(torch.zeros(300, 16, 1, dtype=torch.int64), coins.spec)
+    once, twice = (
+        enrich(coins, tokens, seeds=range(300), repeats=repeats, num_steps=1, batch_size=300)
+        for repeats in (1, 2)
+    )
+    agree = (once.indices == twice.indices).float().mean().item()
+    assert agree == pytest.approx(0.5, abs=4 * 0.5 / (300 * 16) ** 0.5)
+    assert once.indices.float().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / 4800**0.5)
+
+
+def test_enriching_covers_grids_of_odd_sides(oracle: Callable[..., Any]) -> None:
+    """Every position is redrawn by a generator that always says 1."""
+    spec = TokenSpec((3, 5), (2,))
+    ones = oracle(spec, lambda call: torch.tensor([-30.0, 30.0]).expand(*call.indices.shape, 2))
+    tokens = Tokens(torch.zeros(1, 15, 1, dtype=torch.int64), spec)
+    assert (enrich(ones, tokens, seeds=[1], repeats=1, num_steps=1).indices == 1).all()
+
+
+@pytest.mark.parametrize("shape", [(16,), (1, 4), (2, 2, 2)])
+def test_what_has_no_quarters_is_not_enriched(shape: tuple[int, ...]) -> None:
+    spec = TokenSpec(shape, (2,) * 6)
+    with pytest.raises(ValueError, match="expected a grid of at least 2x2 tokens"):
+        enrich(make("maskbit", spec), random_tokens(1, spec), seeds=[0])
+    with pytest.raises(ValueError, match="repeats: expected at least 1, found 0"):
+        enrich(make("maskbit"), random_tokens(1), seeds=[0], repeats=0)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_from_one_class_to_another(kind: str) -> None:
+    """The ends are the classes, "no label" stays what it was, and a mixture draws what a class
+    draws whose embedding is overwritten with it."""
+    generator, knobs = make(kind), GENERATORS[kind][1]
+    mixed = between(generator, 2, 0, 5)
+    assert mixed.num_classes == 5 and generator.num_classes == 3
+    draw = {"seeds": [7] * 3, "guidance": 2.0, **knobs}
+    plain = generate(generator, [2, 0, -1], **draw)
+    assert plain.indices.unique(dim=0).shape[0] == 3
+    assert generate(mixed, [0, 4, -1], **draw).equal(plain)
+    other = make(kind)
+    with torch.no_grad():
+        rows = class_table(other).weight
+        rows[1] = 0.25 * rows[2] + 0.75 * rows[0]
+    draw["seeds"] = [8] * 3
+    expected = generate(other, [1, 2, -1], **draw)
+    assert generate(mixed, [3, 0, -1], **draw).equal(expected)
+    draw["seeds"] = [7] * 3
+    assert generate(generator, [2, 0, -1], **draw).equal(plain), "the original is as it was"
+    own = {id(parameter) for parameter in generator.parameters()}
+    new = [name for name, part in mixed.named_parameters() if id(part) not in own]
+    assert len(new) == 1 and new[0].endswith("class_embedding.weight")
+    with pytest.raises(ValueError, match="expected 0 to 4, or -1 for none, found"):
+        generate(mixed, [5], **knobs)
+
+
+def test_a_generator_of_mixtures_has_the_tokenizer_of_its_own() -> None:
+    class Named(Tokenizer):
+        spec = GRID
+
+    generator = make("maskgit")
+    generator.tokenizer, generator.classes = Named(), ("cat", "dog", "ship")
+    mixed = between(generator, 0, 2, 4)
+    assert mixed.tokenizer is generator.tokenizer
+    assert mixed.classes == () and generator.classes == ("cat", "dog", "ship")
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_mixtures_are_those_of_the_embeddings(kind: str) -> None:
+    generator = make(kind)
+    tables = [class_table(model).weight for model in (generator, between(generator, 0, 2, 5))]
+    rows = torch.stack([(1 - i / 4) * tables[0][0] + i / 4 * tables[0][2] for i in range(5)])
+    torch.testing.assert_close(tables[1][:5], rows)
+    assert torch.equal(tables[1][5:], tables[0][3:])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((0, 3, 5), "class 3 of a bfn generator with 3 classes, numbered from 0"),
+        ((-1, 2, 5), "class -1 of a bfn generator with 3 classes"),
+        ((0, 2, 1), "expected at least 2 pictures, the two ends; found 1"),
+    ],
+)
+def test_ways_that_lead_nowhere_are_refused(words: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        between(make("bfn"), *words)
