@@ -26,7 +26,7 @@ from ..generators.noise import gumbel, uniform
 from ..tokenizers.tokens import Tokens, TokenSpec
 from .guidance import guidance_at, guide
 from .masked import first
-from .sampling import DONE, SamplingConfig, SamplingStep, sampling_table
+from .sampling import DONE, SamplingConfig, SamplingStep, sampling_table, steps_of_part
 from .start import Start, find_start
 
 DEFAULT_STEPS = 20
@@ -165,7 +165,7 @@ def sample_bigr(
         Tokens of the generator's spec; known positions are unchanged.
 
     Raises:
-        ValueError: If there are more steps than tokens to reveal in some image, or more steps of
+        ValueError: If there are more steps than tokens in a whole image, or more steps of
             the head than in the training, known and mask do not fit, guidance is asked of an
             unconditional model, or a prediction was not finite.
 
@@ -220,7 +220,7 @@ class BigrSampler:
             labels: (B,) int64 in [0, num_classes].
 
         Raises:
-            ValueError: If there are more steps than tokens to reveal in some image, or a prediction
+            ValueError: If there are more steps than tokens in a whole image, or a prediction
                 was not finite.
         """
         hidden, bits = start.hidden, start.codes
@@ -264,10 +264,8 @@ class BigrSampler:
         """
         tables = {}
         for count in set(counts):
-            config, steps = self.config, self.config.num_steps
-            if steps is not None and count < min(steps, self.generator.spec.num_tokens):
-                config = dataclasses.replace(config, num_steps=count)
-            tables[count] = bigr_table(config, count)
+            steps = steps_of_part(self.config.num_steps, count, self.generator.spec.num_tokens)
+            tables[count] = bigr_table(dataclasses.replace(self.config, num_steps=steps), count)
         longest = max(len(table) for table in tables.values())
         padded = {n: table + (DONE,) * (longest - len(table)) for n, table in tables.items()}
         return list(zip(*(padded[count] for count in counts), strict=True))

@@ -10,6 +10,7 @@ shapes and never waits for the device: counts, scales and temperatures are uploa
 starts, and predictions that are not finite are reported after it.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import assert_never
 
@@ -21,7 +22,7 @@ from ..generators.noise import gumbel, uniform
 from ..tokenizers.tokens import Tokens
 from .guidance import guide
 from .halton import halton_order
-from .sampling import DONE, SamplingConfig, sampling_table
+from .sampling import DONE, SamplingConfig, sampling_table, steps_of_part
 from .start import find_start
 
 Ranking = Callable[[Tensor, Tensor, int], Tensor]
@@ -57,8 +58,8 @@ def sample_masked(
         Tokens of the generator's spec; known positions are unchanged.
 
     Raises:
-        ValueError: If there are more steps than slots to reveal in some image, known and mask do
-            not fit, guidance is asked of an unconditional model, or a prediction was not finite.
+        ValueError: If there are more steps than slots of a whole image, known and mask do not fit,
+            guidance is asked of an unconditional model, or a prediction was not finite.
     """
     state = SamplingState(
         generator, labels, seeds, config, known, mask, lengths, predict or generator.predict
@@ -151,7 +152,11 @@ class SamplingState:
         unit = config.unit(groups)
         if self.generator.num_classes == 0 and config.guidance != 1:
             raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
-        tables = {n: sampling_table(config, n * groups // unit) for n in sorted(set(positions))}
+        whole, tables = self.generator.spec.num_tokens * groups // unit, {}
+        for n in set(positions):
+            slots = n * groups // unit
+            steps = steps_of_part(config.num_steps, slots, whole)
+            tables[n] = sampling_table(dataclasses.replace(config, num_steps=steps), slots)
         longest = max(len(table) for table in tables.values())
         padded = {n: table + (DONE,) * (longest - len(table)) for n, table in tables.items()}
         steps = list(zip(*(padded[n] for n in positions), strict=True))  # (T, B)

@@ -150,6 +150,18 @@ def sampling_table(config: SamplingConfig, num_slots: int) -> tuple[SamplingStep
     return tuple(table)
 
 
+def steps_of_part(num_steps: int | None, num_slots: int, whole: int) -> int | None:
+    """Steps where a part of an image is drawn: at most one for each of its slots.
+
+    Args:
+        num_steps: Settings for a whole image; what is too much there stays, to be refused.
+        num_slots: Slots to reveal.
+        whole: Slots of a whole image.
+    """
+    too_many = num_steps is not None and num_slots < num_steps <= whole
+    return num_slots if too_many else num_steps
+
+
 def _hidden_after(config: SamplingConfig, t: float, num_slots: int) -> int:
     """floor(gamma(t) M) slots, or M less floor((1 - gamma) M) in the Halton reference; 0 at 1."""
     if t >= 1:

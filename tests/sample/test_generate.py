@@ -207,7 +207,6 @@ def test_mistakes_are_refused(
         (torch.ones(3, 4, 4).bool(), r"mask: expected .* found \(3, 4, 4\)"),
         (torch.zeros(16).bool(), "mask: nothing to draw anew in at least one image"),
         (torch.eye(3, 16).bool() & (torch.arange(3) < 2)[:, None], "in at least one image"),
-        (torch.arange(16) < 1, "num_steps: 3 steps for 2 slots to reveal"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(
@@ -215,6 +214,19 @@ def test_masks_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         generate(generator, [0, 1, 2], known=known, mask=mask, num_steps=3)
+
+
+def test_a_part_takes_no_more_steps_than_it_has_slots(
+    generator: MaskedGenerator, known: Tokens
+) -> None:
+    """One position of two slots: three steps are two there; too many for an image stay refused."""
+    mask = torch.arange(16) < 1
+    drawn, two = (
+        generate(generator, [0, 1, 2], known=known, mask=mask, num_steps=n) for n in (3, 2)
+    )
+    assert torch.equal(drawn.indices, two.indices)
+    with pytest.raises(ValueError, match="33 steps for 2 slots to reveal"):
+        generate(generator, [0, 1, 2], known=known, mask=mask, num_steps=33)
 
 
 def test_known_tokens_that_do_not_fit_are_refused(
