@@ -58,9 +58,7 @@ _Loader.yaml_implicit_resolvers = {  # the dumper goes on quoting "no", for othe
     key: [pair for pair in pairs if pair[0] != _BOOL]
     for key, pairs in _Loader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    _BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), [*"tTfF"]
-)
+_Loader.add_implicit_resolver(_BOOL, _TRUTH, list("tTfF"))
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:

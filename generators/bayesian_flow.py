@@ -16,14 +16,14 @@ difference of the two log-probabilities, and their noise the difference of both 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .noise import uniform
+MAX_STEPS = 100_000
+"""Most steps of a chain."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class BayesianFlow(ABC):
         """Accuracies of the messages of n equal steps of time, (n,) float64: their sum is beta_1.
 
         Raises:
-            ValueError: If there is no step.
+            ValueError: If there is no step, or more than `MAX_STEPS`.
         """
-        if num_steps < 1:
-            raise ValueError(f"num_steps: expected at least 1, found {num_steps}")
+        if not 1 <= num_steps <= MAX_STEPS:
+            raise ValueError(f"num_steps: expected 1 to {MAX_STEPS:,}, found {num_steps}")
         odd = 2 * torch.arange(num_steps, dtype=torch.float64, device=device) + 1
         return self.accuracy * odd / num_steps**2
 
@@ -196,14 +196,6 @@ class ClassFlow(BayesianFlow):
 
     def mode(self, logits: Tensor) -> Tensor:
         return logits.argmax(-1)
-
-
-def normal(seeds: Tensor, draw: int | Tensor, shape: Sequence[int]) -> Tensor:
-    """Standard normal numbers that belong to an image, (B, *shape) float64, within +-5.3.
-
-    The inverse distribution function of `uniform`, whose arguments these are.
-    """
-    return torch.special.ndtri(uniform(seeds, draw, shape).double())
 
 
 def _over(number: Tensor, variables: Tensor) -> Tensor:

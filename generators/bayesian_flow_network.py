@@ -19,10 +19,10 @@ from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
 from ..tokenizers.tokens import Tokens, TokenSpec
 from .attention import AttentionBackend
 from .base import Generator, GeneratorOutput
-from .bayesian_flow import BayesianFlow, BitFlow, ClassFlow, normal
+from .bayesian_flow import BayesianFlow, BitFlow, ClassFlow
 from .binary_latent_diffusion import BUCKETS
 from .denoising_transformer import DenoisingTransformer, DenoisingTransformerConfig
-from .noise import uniform
+from .noise import normal, uniform
 from .transformer import check_tokens
 
 MAX_CLASSES = 2**14
@@ -237,7 +237,7 @@ class BayesianFlowNetwork(Generator):
             for number, alpha in enumerate(self.flow.alphas(num_steps, x.device), 1):
                 noise = normal(seeds, 2 * number + 1, self.belief_shape)
                 logits = predict(end * (number - 1) / num_steps, number)
-                # The noise and its mirror image: most of the error of either cancels.
+                # With its mirror image errors of odd order in the noise cancel.
                 nats += self.flow.step_loss(logits, x, alpha, noise) / 2
                 nats += self.flow.step_loss(logits, x, alpha, -noise) / 2
         capacity = real.flatten(1).sum(1) * math.log(self.flow.size)

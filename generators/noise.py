@@ -69,6 +69,14 @@ def gumbel(seeds: Tensor, draw: int | Tensor, shape: Sequence[int]) -> Tensor:
     return -torch.log(-torch.log(uniform(seeds, draw, shape)))
 
 
+def normal(seeds: Tensor, draw: int | Tensor, shape: Sequence[int]) -> Tensor:
+    """Standard normal numbers that belong to an image, (B, *shape) float64, within +-5.3.
+
+    The inverse distribution function of `uniform`, whose arguments these are.
+    """
+    return torch.special.ndtri(uniform(seeds, draw, shape).double())
+
+
 def derive_seeds(seed: int, numbers: Tensor) -> Tensor:
     """One seed per number, (B,) int64 in [0, 2**63): those of another `seed` are unrelated.
 

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from ..config import STRICT
-from ..generators.bayesian_flow import normal
+from ..generators.bayesian_flow import MAX_STEPS
 from ..generators.bayesian_flow_network import BayesianFlowNetwork
-from ..generators.noise import uniform
+from ..generators.noise import normal, uniform
 from ..tokenizers.tokens import Tokens
 from .guidance import guided_prediction
 from .start import find_start
@@ -55,8 +55,8 @@ class FlowSampling:
     final: Literal["mode", "sample"] = "mode"
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps: expected at least 1, found {self.num_steps}")
+        if not 1 <= self.num_steps <= MAX_STEPS:
+            raise ValueError(f"num_steps: expected 1 to {MAX_STEPS:,}, found {self.num_steps}")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance: expected at least 0, found {self.guidance}")
         if not 0 < self.temperature < math.inf:

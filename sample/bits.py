@@ -53,7 +53,7 @@ def figure_of(generator: Generator, num_steps: int | None = None) -> Figure:
         case AutoregressiveGenerator():
             if num_steps is not None:
                 raise ValueError(
-                    f"num_steps: the bits of an {kind} generator are exact, of no steps"
+                    f"num_steps: the bits of generators of type {kind} are exact, of no steps"
                 )
             return Figure("exact", True, partial(_exact, generator))
         case BinaryLatentDiffusion():
@@ -61,15 +61,15 @@ def figure_of(generator: Generator, num_steps: int | None = None) -> Figure:
             measure = partial(generator.bits_per_dim, num_steps=num_steps)
             return Figure(f"bound, chain of {steps} steps", False, measure)
         case BayesianFlowNetwork():
-            if num_steps is not None and num_steps < 1:
-                raise ValueError(f"num_steps: expected at least 1, found {num_steps}")
+            if num_steps is not None:
+                generator.flow.alphas(num_steps)
             time = "continuous time" if num_steps is None else f"chain of {num_steps} steps"
             measure = partial(generator.bits_per_dim, num_steps=num_steps)
             return Figure(f"bound, {time}", False, measure)
         case _:
             raise ValueError(
-                f"bits: a {kind} generator has no likelihood, nor a bound on it: it is trained to "
-                "fill in hidden tokens in any order; expected one of type ar, bld or bfn"
+                f"bits: generators of type {kind} have no likelihood, nor a bound on it: they "
+                "learn to fill in hidden tokens in any order; expected one of type ar, bld or bfn"
             )
 
 
@@ -118,6 +118,8 @@ def measure_bits(
     if draws < 1 or (figure.exact and draws > 1):
         expected = "1, for nothing is drawn" if figure.exact else "at least 1"
         raise ValueError(f"draws: expected {expected}; found {draws}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1 image, found {limit}")
     if generator.training:
         raise ValueError("bits: the generator is in training mode; call generator.eval() first")
     labelled = generator.num_classes > 0 and not unconditional
@@ -138,6 +140,8 @@ def measure_bits(
             for draw in range(draws):
                 seeds = derive_seeds(seed, draw * len(source) + batch["numbers"]).to(device)
                 estimates.append(figure.measure(tokens, labels, seeds=seeds) * room)
+                if not estimates[-1].isfinite().all():
+                    raise ValueError("bits: the predicted logits are not finite")
                 bar.update(len(tokens))
             bits.append(torch.stack(estimates).cpu())
             capacity.append(room.cpu())
@@ -205,9 +209,10 @@ def _check_classes(generator: Generator, source: ImageSource) -> None:
         ValueError: With the way out.
     """
     theirs, own = source.classes, generator.classes
-    if len(theirs) > generator.num_classes or (theirs and own and theirs != own):
+    if theirs and (theirs != own if own else len(theirs) != generator.num_classes):
         found, expected = (
-            f"{len(names)} classes ({', '.join([*names[:3], '...'])})" for names in (theirs, own)
+            f"{len(names)} classes ({', '.join([*names[:3], '...'][: len(names)])})"
+            for names in (theirs, own)
         )
         raise ValueError(
             f"{source.name}: its labels are not those of the generator, {found} and "

@@ -129,6 +129,7 @@ def _files_to_write(out: Path, num: int, overwrite: bool) -> list[Path]:
     Raises:
         ValueError: If the name is not that of a PNG.
         FileExistsError: If one is there and must stay.
+        NotADirectoryError: If there can be no folder for them.
     """
     files = [out] if num == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(num)]
     for file in files:
@@ -136,6 +137,9 @@ def _files_to_write(out: Path, num: int, overwrite: bool) -> list[Path]:
             raise FileExistsError(f"{file} exists already; choose another name or --overwrite it")
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: expected the name of a .png file")
+    for parent in out.parents:
+        if parent.exists() and not parent.is_dir():
+            raise NotADirectoryError(f"--out {out}: {parent} is no folder")
     return files
 
 

@@ -125,7 +125,8 @@ def chosen_sampling(generator: Generator, options: dict[str, Any]) -> Sampling:
     if unknown:
         there_are = ", ".join(_option(name) for name in SAMPLING_KNOBS if name in names)
         raise ValueError(
-            f"{', '.join(unknown)}: not of a {generator.config.type} generator; it has {there_are}"
+            f"{', '.join(unknown)}: not for generators of type {generator.config.type}; they have "
+            f"{there_are}"
         )
     return choose_sampling(generator, None, knobs)
 
@@ -176,7 +177,7 @@ def sample(
     generator, sampling = open_generator(options)
     if table:
         if not (isinstance(generator, MaskedGenerator) and isinstance(sampling, SamplingConfig)):
-            raise ValueError(f"--table: a {generator.config.type} generator has none")
+            raise ValueError(f"--table: generators of type {generator.config.type} have none")
         click.echo(format_table(table_of(generator, sampling)))
         return
     if labels is not None:

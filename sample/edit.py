@@ -7,6 +7,7 @@ generator. So is interpolation, with a generator whose classes are mixtures of t
 """
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,7 @@ def between(generator: Generator, first: int, last: int, num: int) -> Generator:
 
     Class i has the embedding (1 - a) e_first + a e_last with a = i / (num - 1). Everything else
     is as before, "no label" included, and all other weights are those of `generator`, not copies.
+    It is another model: it has no fingerprint, and classes with names of their own.
 
     Args:
         generator: Any that has classes.
@@ -187,7 +189,7 @@ def between(generator: Generator, first: int, last: int, num: int) -> Generator:
     for label in (first, last):
         if not 0 <= label < generator.num_classes:
             raise ValueError(
-                f"between: class {label} of a {generator.config.type} generator with "
+                f"between: class {label} of a generator of type {generator.config.type} with "
                 f"{generator.num_classes} classes, numbered from 0"
             )
     if num < 2:
@@ -205,5 +207,10 @@ def between(generator: Generator, first: int, last: int, num: int) -> Generator:
             part.class_embedding = nn.Embedding.from_pretrained(torch.cat([ways, nothing]))
         if hasattr(part, "num_classes"):
             part.num_classes = num  # type: ignore[assignment]
-    mixed.classes = ()
+    mixed.config = dataclasses.replace(generator.config, num_classes=num)
+    mixed.fingerprint = None
+    if generator.classes:
+        ends = generator.classes[first], generator.classes[last]
+        shares = [i / (num - 1) for i in range(num)]
+        mixed.classes = tuple(f"{1 - a:.4g} {ends[0]} + {a:.4g} {ends[1]}" for a in shares)
     return mixed

@@ -124,7 +124,7 @@ def compiled_predict(generator: Generator) -> Callable[..., Tensor]:
     """
     network = getattr(generator, "predict", None)
     if network is None:
-        raise ValueError(f"compile: not for a {generator.config.type} generator")
+        raise ValueError(f"compile: not for generators of type {generator.config.type}")
     if next(generator.parameters()).device.type != "cuda":
         return torch.compile(network, fullgraph=True, dynamic=False)
     graphed = torch.compile(network, fullgraph=True, dynamic=False, mode="reduce-overhead")

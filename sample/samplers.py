@@ -98,7 +98,7 @@ def choose_sampling(
     for name in knobs:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            all_names = f"a {generator.config.type} generator has: {', '.join(names)}"
+            all_names = f"generators of type {generator.config.type} have: {', '.join(names)}"
             hint = f"did you mean {near[0]!r}?" if near else all_names
             raise TypeError(f"generate: unknown argument {name!r}; {hint}")
     if sampling is None:
@@ -108,7 +108,7 @@ def choose_sampling(
         sampling = build_config(settings, stored, name="sampling in the generator's card")
     if not isinstance(sampling, settings):
         raise TypeError(
-            f"sampling: expected {settings.__name__} for a {generator.config.type} generator, "
+            f"sampling: expected {settings.__name__} for type {generator.config.type}, "
             f"found {type(sampling).__name__}"
         )
     return build_config(settings, dataclasses.asdict(sampling) | knobs, name="sampling")

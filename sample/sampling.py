@@ -154,12 +154,20 @@ def steps_of_part(num_steps: int | None, num_slots: int, whole: int) -> int | No
     """Steps where a part of an image is drawn: at most one for each of its slots.
 
     Args:
-        num_steps: Settings for a whole image; what is too much there stays, to be refused.
+        num_steps: Of the settings; None: left to the table.
         num_slots: Slots to reveal.
         whole: Slots of a whole image.
+
+    Raises:
+        ValueError: If there are more steps than slots of a whole image.
     """
-    too_many = num_steps is not None and num_slots < num_steps <= whole
-    return num_slots if too_many else num_steps
+    if num_steps is None:
+        return None
+    if num_steps > whole:
+        raise ValueError(
+            f"num_steps: {num_steps} steps for {whole} slots to reveal; expected at most one each"
+        )
+    return min(num_steps, num_slots)
 
 
 def _hidden_after(config: SamplingConfig, t: float, num_slots: int) -> int:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from tessella.generators.bayesian_flow import BayesianFlow, BitFlow, ClassFlow, normal
+from tessella.generators.bayesian_flow import BayesianFlow, BitFlow, ClassFlow
+from tessella.generators.noise import normal
 
 BITS, CLASSES = BitFlow(9.0), ClassFlow(3.0, codebook_size=5)
 FLOWS = {"bits": BITS, "classes": CLASSES}
@@ -304,5 +305,5 @@ def test_impossible_flows_are_refused() -> None:
         ClassFlow(0.0, codebook_size=4)
     with pytest.raises(ValueError, match="codebook_size: expected at least 2, found 1"):
         ClassFlow(1.0, codebook_size=1)
-    with pytest.raises(ValueError, match="num_steps: expected at least 1, found 0"):
+    with pytest.raises(ValueError, match="num_steps: expected 1 to 100,000, found 0"):
         BITS.alphas(0)

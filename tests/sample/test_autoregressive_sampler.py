@@ -67,7 +67,9 @@ def guided_logits(
     return guide(cond, uncond, scale)
 
 
-@pytest.mark.parametrize("config", [PLAIN, GUIDED, AutoregressiveSampling(top_k=3, top_p=0.9)])
+@pytest.mark.parametrize(
+    "config", [PLAIN, GUIDED, AutoregressiveSampling(top_k=3, top_p=0.8, temperature=2.5)]
+)
 @pytest.mark.parametrize("spec", [GRID, MIXED, TokenSpec((3, 3), (7,))], ids=str)
 def test_a_code_is_the_best_of_teacher_forced_logits_and_its_noise(
     spec: TokenSpec, config: AutoregressiveSampling
@@ -359,7 +361,7 @@ def test_impossible_calls_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to draw anew"):
         nothing = torch.zeros(4, 9, dtype=torch.bool)
         sample_autoregressive(generator, LABELS, SEEDS, PLAIN, known=known, mask=nothing)
-    with pytest.raises(ValueError, match="compile: not for a"):
+    with pytest.raises(ValueError, match="compile: not for generators of type ar"):
         generate(generator, [0], compile=True)
     with pytest.raises(TypeError, match="unknown argument 'top_q'; did you mean 'top_p'"):
         generate(generator, [0], top_q=0.5)

@@ -289,13 +289,23 @@ def test_errors_of_a_summary() -> None:
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        ("maskbit", {}, "a maskbit generator has no likelihood, nor a bound on it: .* ar, bld or"),
-        ("bigr", {}, "a bigr generator has no likelihood, nor a bound on it"),
+        (
+            "maskbit",
+            {},
+            "generators of type maskbit have no likelihood, nor a bound on it: .* ar, bld or",
+        ),
+        ("bigr", {}, "generators of type bigr have no likelihood, nor a bound on it"),
         ("bld", {"num_steps": 65}, "num_steps: expected 1 to the 64 of training, found 65"),
-        ("bfn", {"num_steps": 0}, "num_steps: expected at least 1, found 0"),
+        ("bfn", {"num_steps": 0}, "num_steps: expected 1 to 100,000, found 0"),
+        ("bfn", {"limit": 0}, "limit: expected at least 1 image, found 0"),
+        ("bfn", {"num_steps": 10**9}, "num_steps: expected 1 to 100,000, found 1000000000"),
         ("bfn", {"draws": 0}, "draws: expected at least 1; found 0"),
         ("ar", {"draws": 2}, "draws: expected 1, for nothing is drawn; found 2"),
-        ("ar", {"num_steps": 3}, "num_steps: the bits of an ar generator are exact, of no steps"),
+        (
+            "ar",
+            {"num_steps": 3},
+            "num_steps: the bits of generators of type ar are exact, of no steps",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -307,7 +317,9 @@ def test_what_cannot_be_measured_is_refused(
 
 def test_labels_that_mean_something_else_are_refused() -> None:
     generator, other = make("ar"), Bits(classes=("cat", "dog"))
-    with pytest.raises(ValueError, match=r"2 classes \(cat, dog, .* \(dark, light, .*--uncond"):
+    with pytest.raises(
+        ValueError, match=r"2 classes \(cat, dog\) and 2 classes \(dark, light\); --uncond"
+    ):
         measure_bits(generator, other)
     with pytest.raises(ValueError, match="strings: its labels are not those of the generator"):
         measure_bits(generator, Bits(classes=("dark", "light", "grey")))
@@ -316,8 +328,20 @@ def test_labels_that_mean_something_else_are_refused() -> None:
     unlabelled = measure_bits(generator, Bits(classes=()))
     assert unlabelled["labels"] == 0
     assert unlabelled["bits_per_dim"] == pytest.approx(found["bits_per_dim"])
+    generator.classes = ()  # then their number has to be the same, at least
+    with pytest.raises(ValueError, match=r"3 classes \(cat, dog, cow\) and 2; --unconditional"):
+        measure_bits(generator, Bits(classes=("cat", "dog", "cow")))
+    with pytest.raises(ValueError, match=r"1 classes \(cat\) and 2; --unconditional"):
+        measure_bits(generator, Bits(classes=("cat",)))
     with pytest.raises(ValueError, match="is in training mode"):
         measure_bits(generator.train(), other, unconditional=True)
+
+
+def test_predictions_that_are_not_finite_are_an_error() -> None:
+    generator: Any = make("ar")
+    generator.logits = lambda codes, labels: torch.full((*codes.shape, 2), torch.nan)
+    with pytest.raises(ValueError, match="bits: the predicted logits are not finite"):
+        measure_bits(generator, Bits())
 
 
 def run(*words: object, code: int = 0) -> Result:
@@ -384,7 +408,11 @@ def test_mistakes_get_one_clear_line(
     generators: Callable[[str], Path], folders: tuple[Path, Path]
 ) -> None:
     for generator, words, message in (
-        (generators("maskbit"), [], "a maskbit generator has no likelihood, nor a bound on it"),
+        (
+            generators("maskbit"),
+            [],
+            "generators of type maskbit have no likelihood, nor a bound on it",
+        ),
         (generators("bld"), ["--num-steps", 257], "expected 1 to the 256 of training, found 257"),
         (generators("ar"), ["--draws", 2], "draws: expected 1, for nothing is drawn; found 2"),
         (generators("bfn"), ["--split", "vall"], "split 'vall', expected one of"),

@@ -137,7 +137,7 @@ def test_several_edits_have_their_own_seeds(
         (["--enrich", "1", "--box", "0,0,8,8"], "give one of --mask, --box, --variation and"),
         (["--enrich", "1", "--paste"], "--paste goes with --mask or --box"),
         (["--enrich", "1", "--outside"], "--outside goes with --box"),
-        (["--enrich", "1", "--num-steps", "129"], "129 steps for 32 slots to reveal"),
+        (["--enrich", "1", "--num-steps", "129"], "129 steps for 128 slots to reveal"),
         (["--enrich", "1", "--to-class", "cat", "--num", "3"], "go with --class or --label"),
         (["--enrich", "1", "--to-class", "cat", "--label", "0"], "--num 1: from one class"),
         (["--enrich", "1", "--to-class", "cat", "--to-label", "0"], "give --to-label or --to-c"),
@@ -161,8 +161,14 @@ def test_mistakes_of_an_edit_get_one_clear_line(
         ([], "--image: no picture given; only --to-class and --to-label do without"),
         (["--enrich", "2"], "--image: no picture given"),
         (["--box", "0,0,8,8", "--to-class", "cat"], "--image: no picture given"),
-        (["--label", "0", "--to-label", "3", "--num", "2"], "class 3 of a maskbit generator with"),
-        (["--label", "-1", "--to-label", "0", "--num", "2"], "class -1 of a maskbit generator"),
+        (
+            ["--label", "0", "--to-label", "3", "--num", "2"],
+            "class 3 of a generator of type maskbit with",
+        ),
+        (
+            ["--label", "-1", "--to-label", "0", "--num", "2"],
+            "class -1 of a generator of type maskbit",
+        ),
         (["--label", "0", "--to-class", "shipp", "--num", "2"], "did you mean ship?"),
     ],
 )

@@ -344,7 +344,7 @@ def test_logits_that_are_not_finite_are_an_error_naming_the_step(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_steps": 0}, "num_steps: expected at least 1, found 0"),
+        ({"num_steps": 0}, "num_steps: expected 1 to 100,000, found 0"),
         ({"guidance": -1.0}, r"guidance: expected at least 0, found -1\.0"),
         ({"temperature": 0.0}, r"temperature: must be > 0, found 0\.0"),
         ({"temperature": math.inf}, "temperature: must be > 0, found inf"),

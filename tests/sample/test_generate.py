@@ -225,7 +225,7 @@ def test_a_part_takes_no_more_steps_than_it_has_slots(
         generate(generator, [0, 1, 2], known=known, mask=mask, num_steps=n) for n in (3, 2)
     )
     assert torch.equal(drawn.indices, two.indices)
-    with pytest.raises(ValueError, match="33 steps for 2 slots to reveal"):
+    with pytest.raises(ValueError, match="33 steps for 32 slots to reveal"):
         generate(generator, [0, 1, 2], known=known, mask=mask, num_steps=33)
 
 
@@ -266,7 +266,8 @@ def test_unknown_settings_are_named_with_a_near_one(generator: MaskedGenerator) 
     with pytest.raises(TypeError, match="unknown argument 'num_step'; did you mean 'num_steps'"):
         generate(generator, [0], num_step=3)
     with pytest.raises(
-        TypeError, match="unknown argument 'xyz'; a maskbit generator has: sampler, num_steps"
+        TypeError,
+        match="'xyz'; generators of type maskbit have: sampler, num_steps",
     ):
         generate(generator, [0], xyz=3)
 
