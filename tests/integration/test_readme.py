@@ -60,3 +60,10 @@ def test_every_path_in_the_readme_exists() -> None:
         assert (ROOT / path).exists(), path
     for path in re.findall(r"configs/\w+/\w+\.yaml", README):
         assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_every_link_of_the_documents_leads_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for path in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (document.parent / path).exists(), path
