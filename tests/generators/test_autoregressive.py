@@ -1,5 +1,6 @@
 """The autoregressive generator: exact likelihoods, what depends on what, published sizes."""
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -316,6 +317,24 @@ def test_bits_are_read_in_the_groups_asked_for() -> None:
     expected = nats.gather(-1, regrouped[..., None]).mean().item()
     assert out.loss.item() == pytest.approx(expected, abs=1e-6)
     assert make(spec, codebook_sizes=None).codebook_sizes == (64,)
+
+
+def test_new_tables_are_small_and_codes_equally_likely() -> None:
+    """Normal with a deviation of .02, as published, but for the scores' layer of zeros."""
+    generator = make(TokenSpec((4, 4), (256, 256)), fresh=True)
+    for name in ("class_embedding.weight", "input.tables.0.weight", "head.tables.0.weight"):
+        rows = generator.get_parameter(name)
+        if rows.numel() > 1000:
+            assert rows.std().item() == pytest.approx(0.02, rel=0.1), name
+    assert not generator.head.head.weight.any() and not generator.head.head.bias.any()
+
+
+def test_what_the_trunk_reads_is_dropped_in_part_too() -> None:
+    generator = make(transformer=dataclasses.replace(SMALL, dropout=0.5)).train()
+    read: list[Tensor] = []
+    generator.trunk.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    generator(random_tokens(), seeds=torch.arange(4))
+    assert 0.3 < (read[0] == 0).float().mean().item() < 0.7
 
 
 def test_dropout_acts_in_training_only() -> None:

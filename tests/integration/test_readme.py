@@ -50,6 +50,7 @@ def test_the_commands_run_in_order(checkout: Path) -> None:
         if words[1] == "evaluate":  # as printed, but on few images and with a fast network
             words += shlex.split("--num 24 --repeats 1 --features efflite0")
             words += ["--nearest", "8"] if "--generator" in words else []
+        words += ["--limit", "8"] if words[1] == "bits" else []
         result = CliRunner().invoke(main, words[1:])
         assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from PIL import Image
 from tessella.checkpoints import load_generator
 from tessella.data.images import read_image, to_tensor
 from tessella.data.transforms import resize_center_crop
+from tessella.sample import cli_edit
+from tessella.sample import edit as edit_module
 from tessella.sample.cli import main
 from tessella.sample.edit import enrich, variation_mask
 from tessella.sample.generate import generate
@@ -264,3 +267,20 @@ def test_an_edit_overwrites_only_when_asked(
     assert "expected the name of a .png file" in jpeg.stderr
     folder = edit(folders, picture, tmp_path, "--box", "0,0,8,8", "--overwrite", code=1)
     assert "exists already" in folder.stderr
+
+
+@pytest.mark.parametrize("words", [["--variation", "0.5"], ["--enrich", "1"]])
+def test_precision_and_batches_are_those_asked_for(
+    folders: Folders, picture: Path, tmp_path: Path, monkeypatch: Any, words: list[str]
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def spy(*given: Any, **options: Any) -> Any:
+        asked.append(options)
+        return generate(*given, **options)
+
+    for module in (cli_edit, edit_module):
+        monkeypatch.setattr(module, "generate", spy)
+    words = [*words, "--precision", "bf16", "--batch-size", "3"]
+    edit(folders, picture, tmp_path / "out.png", *words)
+    assert asked and all((o["precision"], o["batch_size"]) == ("bf16", 3) for o in asked)
