@@ -155,8 +155,10 @@ class SamplingState:
         whole, tables = self.generator.spec.num_tokens * groups // unit, {}
         for n in set(positions):
             slots = n * groups // unit
-            steps = steps_of_part(config.num_steps, slots, whole)
-            tables[n] = sampling_table(dataclasses.replace(config, num_steps=steps), slots)
+            part = dataclasses.replace(
+                config, num_steps=steps_of_part(config.num_steps, slots, whole)
+            )
+            tables[n] = sampling_table(part, slots)
         longest = max(len(table) for table in tables.values())
         padded = {n: table + (DONE,) * (longest - len(table)) for n, table in tables.items()}
         steps = list(zip(*(padded[n] for n in positions), strict=True))  # (T, B)
