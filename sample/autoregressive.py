@@ -26,7 +26,7 @@ from ..generators.autoregressive import AutoregressiveGenerator
 from ..generators.llama import KVCache
 from ..generators.noise import gumbel
 from ..tokenizers.tokens import Tokens, TokenSpec
-from .guidance import guide
+from .guidance import check_guidance, guide
 from .start import find_start
 
 
@@ -114,8 +114,7 @@ def sample_autoregressive(
 
     Source: arXiv:2406.06525 section 2.2; over groups arXiv:2502.20321's code.
     """
-    if generator.num_classes == 0 and config.guidance != 1:
-        raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
+    check_guidance(generator, config.guidance)
     positions = autoregressive_steps(generator, config)
     spec, sizes = generator.spec, generator.codebook_sizes
     start = find_start(spec, sizes, seeds, known, mask, lengths)

@@ -30,7 +30,7 @@ from ..generators.bayesian_flow import MAX_STEPS
 from ..generators.bayesian_flow_network import BayesianFlowNetwork
 from ..generators.noise import normal, uniform
 from ..tokenizers.tokens import Tokens
-from .guidance import guided_prediction
+from .guidance import check_guidance, guided_prediction
 from .start import find_start
 
 _DRAWS = 2  # of every step: values, messages
@@ -94,8 +94,7 @@ def sample_flow(
         ValueError: If known and mask do not fit, guidance is asked of an unconditional model, or a
             prediction was not finite.
     """
-    if generator.num_classes == 0 and config.guidance != 1:
-        raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
+    check_guidance(generator, config.guidance)
     flow, predict = generator.flow, predict or generator.predict
     spec = generator.spec
     start = find_start(spec, spec.codebook_sizes, seeds, known, mask, lengths)

@@ -21,7 +21,7 @@ from ..config import STRICT
 from ..generators.binary_latent_diffusion import BinaryLatentDiffusion
 from ..generators.noise import uniform
 from ..tokenizers.tokens import Tokens, TokenSpec
-from .guidance import guided_prediction
+from .guidance import check_guidance, guided_prediction
 from .start import find_start
 
 _START = 0  # draw of the fair coins; step i, from 1, is draw i
@@ -91,8 +91,7 @@ def sample_bernoulli(
     """
     diffusion, predict = generator.diffusion, predict or generator.predict
     steps = diffusion.steps(config.num_steps)
-    if generator.num_classes == 0 and config.guidance != 1:
-        raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
+    check_guidance(generator, config.guidance)
     spec = generator.spec
     binary = TokenSpec(spec.shape, (2,) * generator.num_bits, spec.ordered)
     start = find_start(spec, binary.codebook_sizes, seeds, known, mask, lengths)

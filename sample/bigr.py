@@ -24,7 +24,7 @@ from ..generators.bigr import BiGR
 from ..generators.mask_schedules import MaskSchedule
 from ..generators.noise import gumbel, uniform
 from ..tokenizers.tokens import Tokens, TokenSpec
-from .guidance import guidance_at, guide
+from .guidance import check_guidance, guidance_at, guide
 from .masked import first
 from .sampling import DONE, SamplingConfig, SamplingStep, sampling_table, steps_of_part
 from .start import Start, find_start
@@ -199,8 +199,7 @@ class BigrSampler:
         predict: Callable[..., Tensor] | None,
         predict_flips: Callable[..., Tensor] | None,
     ) -> None:
-        if generator.num_classes == 0 and config.guidance != 1:
-            raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
+        check_guidance(generator, config.guidance)
         self.generator, self.diffusion, self.config = generator, generator.diffusion, config
         self.seeds = seeds
         self.predict = predict or generator.predict

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..generators.base import Generator
+
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
 
 
@@ -37,6 +39,16 @@ def guidance_at(
         case "cosine":
             ramp = (1 - math.cos(math.pi * x**power)) / 2
     return 1 + (scale - 1) * ramp
+
+
+def check_guidance(generator: Generator, scale: float) -> None:
+    """Refuse a guidance scale where there is nothing to guide; 1 = off.
+
+    Raises:
+        ValueError: If the generator is unconditional.
+    """
+    if generator.num_classes == 0 and scale != 1:
+        raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:

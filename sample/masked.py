@@ -20,7 +20,7 @@ from torch import Tensor
 from ..generators.masked import MaskedGenerator
 from ..generators.noise import gumbel, uniform
 from ..tokenizers.tokens import Tokens
-from .guidance import guide
+from .guidance import check_guidance, guide
 from .halton import halton_order
 from .sampling import DONE, SamplingConfig, sampling_table, steps_of_part
 from .start import find_start
@@ -150,8 +150,7 @@ class SamplingState:
         """Upload the table of every image: each has its own, from its own number of slots."""
         groups = self.generator.num_groups
         unit = config.unit(groups)
-        if self.generator.num_classes == 0 and config.guidance != 1:
-            raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
+        check_guidance(self.generator, config.guidance)
         whole, tables = self.generator.spec.num_tokens * groups // unit, {}
         for n in set(positions):
             slots = n * groups // unit
