@@ -19,8 +19,7 @@ $(VENV)/.done: pyproject.toml constraints.txt Makefile
 	@touch $@
 
 demo: setup
-	rm -rf runs/demo
-	$(BIN)/python train/demo.py --out runs/demo
+	$(BIN)/python train/demo.py
 
 # Triton is large, and here of use to the tests of the kernels only: interpreter and compiler.
 $(VENV)/.triton: $(VENV)/.done

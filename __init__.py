@@ -7,7 +7,7 @@ Public names are imported lazily, so `import tessella` costs nothing until one i
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.5.0"
+__version__ = "0.6.0.dev0"
 
 _PUBLIC = {
     "TokenSpec": ".tokenizers.tokens",

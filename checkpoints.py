@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ def save_tokenizer(
     *,
     card: dict[str, Any] | None = None,
     overwrite: bool = False,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    run: str | None = None,
     dtype: torch.dtype | None = None,
     probe: tuple[torch.Tensor, str] | None = None,
 ) -> dict[str, Any]:
@@ -65,14 +67,16 @@ def save_tokenizer(
         path: The folder to make.
         card: Further facts: data, licence, command, seed, steps, metrics. What is computed here
             wins, so that the card of a loaded model can be passed on.
-        overwrite: Replace a folder that is already there.
+        overwrite: Replace a tokenizer of ours that is already there.
+        inputs: Files and folders that the model was read from, which are never replaced.
+        run: The training run that made it; then only a tokenizer of the same run is replaced.
         dtype: Type of float weights in the file, e.g. torch.float16 for half the size; None: as
             they are. Loading gives float32 again.
         probe: A few 8-bit images (B, 3, R, R) and where they come from: they are stored with the
             PSNR that the weights in the file reach, for `verify_probe`.
 
     Raises:
-        FileExistsError: If the folder exists and `overwrite` is False.
+        FileExistsError: If the folder exists and must stay; see `files.check_replaceable`.
         SaveError: If the disk refuses.
     """
     facts = {
@@ -83,7 +87,9 @@ def save_tokenizer(
         "resolution": tokenizer.resolution,
         "parameters": tokenizer.num_parameters(),
     }
-    with atomic_folder(path, overwrite=overwrite) as folder:
+    with atomic_folder(
+        path, kind="tokenizer", overwrite=overwrite, inputs=inputs, facts={"run": run}
+    ) as folder:
         written = _write(folder, tokenizer, tokenizer.config, facts, card, dtype)
         if probe is not None:
             stored = load_tokenizer(folder, device=tokenizer.device)
@@ -99,6 +105,8 @@ def save_generator(
     tokenizer_fingerprint: str | None = None,
     card: dict[str, Any] | None = None,
     overwrite: bool = False,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    run: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Write a generator's folder, whole or not at all; returns the card written.
@@ -110,11 +118,13 @@ def save_generator(
             folder is noted both as given and relative to the generator's own.
         tokenizer_fingerprint: The tokenizer's fingerprint.
         card: Further facts; what is computed here wins.
-        overwrite: Replace a folder that is already there.
+        overwrite: Replace a generator of ours that is already there.
+        inputs: Files and folders that the model was read from, which are never replaced.
+        run: The training run that made it; then only a generator of the same run is replaced.
         dtype: Type of float weights in the file; None: as they are. Loading gives float32 again.
 
     Raises:
-        FileExistsError: If the folder exists and `overwrite` is False.
+        FileExistsError: If the folder exists and must stay; see `files.check_replaceable`.
         SaveError: If the disk refuses.
     """
     spec, where = generator.spec, os.fspath(tokenizer_path)
@@ -137,7 +147,9 @@ def save_generator(
     }
     if where and not where.startswith(("bundled:", "hub:")):
         facts["tokenizer"]["relative_path"] = os.path.relpath(where, path)
-    with atomic_folder(path, overwrite=overwrite) as folder:
+    with atomic_folder(
+        path, kind="generator", overwrite=overwrite, inputs=inputs, facts={"run": run}
+    ) as folder:
         return _write(folder, generator, config, facts, card, dtype)
 
 

@@ -1,17 +1,32 @@
-"""Whole files or nothing: write beside, flush, rename. Nothing half-written gets the final name."""
+"""Whole files or nothing, and nothing of anybody else's.
+
+Written beside, flushed, renamed: nothing half-written gets the final name. A folder carries a
+marker, `.tessella.json`, that says its kind and lists its files. Only what carries a marker of the
+same kind, and holds nothing but what the marker lists, is ever replaced or removed.
+"""
 
 import contextlib
+import ctypes
 import errno
+import functools
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
+MARKER = ".tessella.json"
+"""File in every folder that we wrote: its kind, its files, and facts such as the run."""
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_SHOWN = 3
+StrPath = str | os.PathLike[str]
 
 
 class SaveError(OSError):
@@ -19,8 +34,10 @@ class SaveError(OSError):
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_file(path: StrPath) -> Iterator[Path]:
     """A temporary path beside `path` to write to; renamed onto it when the block ends well.
+
+    It replaces whatever file has that name: `check_file` first, unless the folder is our own.
 
     Raises:
         SaveError: If writing fails; the temporary file is removed.
@@ -42,24 +59,35 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(
-    path: str | os.PathLike[str], *, overwrite: bool = False, flush: bool = True
+    path: StrPath,
+    *,
+    kind: str,
+    overwrite: bool = False,
+    inputs: Iterable[StrPath] = (),
+    flush: bool = True,
+    facts: Mapping[str, Any] | None = None,
 ) -> Iterator[Path]:
     """A temporary folder beside `path` to fill; renamed to it when the block ends well.
 
     Args:
         path: The final folder.
-        overwrite: Replace a folder that is already there; otherwise it is refused at once.
+        kind: What it holds, in plain words; goes into its marker.
+        overwrite: Replace a folder of ours that is already there; see `check_replaceable`.
+        inputs: Files and folders that are being read, which must stay.
         flush: Push every file to the disk first; False for thousands of small, replaceable ones.
+        facts: Further entries of the marker; a folder that is replaced must have the same. Those
+            that are None do not count.
 
     Raises:
-        FileExistsError: If `path` exists and `overwrite` is False, or if it is a file.
+        FileExistsError: If `path` exists and must stay, at once or when the block ends.
         SaveError: If writing fails; the temporary folder is removed.
     """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file; a folder of that name cannot be written")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already; choose another name or ask to overwrite it")
+    path, inputs = Path(path), list(inputs)
+    facts = {name: fact for name, fact in (facts or {}).items() if fact is not None}
+    check = functools.partial(
+        check_replaceable, path, kind, overwrite=overwrite, inputs=inputs, facts=facts
+    )
+    check()
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(
@@ -67,30 +95,265 @@ def atomic_folder(
         )
         try:
             yield temporary
+            text = _marker_text(kind, _entries(temporary), facts)
+            (temporary / MARKER).write_text(text, encoding="utf-8")
             for file in temporary.rglob("*"):
                 if file.is_file():
                     file.chmod(0o666 & ~_umask())  # safetensors makes files private
                     if flush:
                         _flush(file)
             temporary.chmod(0o777 & ~_umask())
-            if overwrite and path.exists():
-                _swap(temporary, path)
+            check()  # somebody may have put something there meanwhile
+            if path.exists():
+                _swap(temporary, path, kind)
             else:
                 os.replace(temporary, path)  # refuses a folder that appeared meanwhile
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _swap(temporary: Path, path: Path) -> None:
-    """Put the new folder in the place of the old one, or leave the old one there."""
+def check_replaceable(
+    path: StrPath,
+    kind: str,
+    *,
+    overwrite: bool,
+    inputs: Iterable[StrPath] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse a place where a folder cannot be written without taking something from somebody.
+
+    Free places pass. With `overwrite`, so do empty folders and those whose marker is of the same
+    kind, has the same facts and lists everything in them, but for folders that became empty.
+
+    Args:
+        path: Folder to write.
+        kind: What it will hold.
+        overwrite: Whether something of ours may be replaced.
+        inputs: Files and folders that are being read.
+        facts: Entries that the marker must have.
+
+    Raises:
+        FileExistsError: If it must stay; names what stands there.
+    """
+    path = Path(path)
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink():
+        raise FileExistsError(
+            f"{path} is a symbolic link to {os.readlink(path)}; name the folder itself, or choose "
+            "another --out"
+        )
+    if not path.is_dir():
+        raise FileExistsError(f"{path} is a file; a folder of that name cannot be written")
+    if not overwrite:
+        raise FileExistsError(f"{path} exists already; choose another name or --overwrite it")
+    if reason := _irreplaceable(path, inputs):
+        raise FileExistsError(f"{path} {reason}, which is never replaced; choose another --out")
+    _check_ours(path, path, kind, facts or {})
+
+
+def _irreplaceable(path: Path, inputs: Iterable[StrPath]) -> str | None:
+    """Why a folder stays whatever it holds; None: it need not."""
+    found = path.resolve()
+    if found.parent == found or os.path.ismount(path):
+        return "is the root of a file system"
+    home = Path(os.path.expanduser("~")).resolve()
+    for kept, name in ((home, "home folder"), (Path.cwd(), "current folder")):
+        if found == kept:
+            return f"is the {name}"
+        if found in kept.parents:
+            return f"holds the {name} {kept}"
+    for place in inputs:
+        read = Path(place).expanduser().resolve()
+        if found == read:
+            return "is an input of this command"
+        if found in read.parents:
+            return f"holds {place}, an input of this command"
+    return None
+
+
+def _check_ours(folder: Path, shown: Path, kind: str, facts: Mapping[str, Any]) -> None:
+    """Refuse a folder with anything that we did not write, under the name that it had."""
+    entries = _entries(folder)
+    marker = read_marker(folder)
+    if marker is None:
+        if entries or os.path.lexists(folder / MARKER):
+            raise FileExistsError(
+                f"{shown} holds no {kind} written by tessella (no {MARKER}; version 0.5 wrote "
+                f"none): there is {some_of(entries or [MARKER])}; remove it yourself or choose "
+                "another --out"
+            )
+        return
+    if marker["kind"] != kind:
+        raise FileExistsError(
+            f"{shown} holds no {kind} but a {marker['kind']} written by tessella: there is "
+            f"{some_of(entries)}; remove it yourself or choose another --out"
+        )
+    if any(marker.get(name) != value for name, value in facts.items()):
+        raise FileExistsError(
+            f"{shown} holds a {kind} of another run: there is {some_of(entries)}; move it away or "
+            "choose another --out"
+        )
+    listed = marker["files"]
+    kept = {f"{parent}/" for name in listed for parent in Path(name).parents}
+    foreign = [entry for entry in entries if entry not in listed and entry not in kept]
+    if foreign:
+        raise FileExistsError(
+            f"{shown} holds what tessella did not write there: {some_of(foreign)}; move it away or "
+            "choose another --out"
+        )
+
+
+def check_file(
+    path: StrPath,
+    kind: str,
+    *,
+    overwrite: bool,
+    ours: Callable[[Path], bool],
+    inputs: Iterable[StrPath] = (),
+) -> None:
+    """Refuse a name where a file cannot be written without taking something from somebody.
+
+    Args:
+        path: File to write.
+        kind: What it will be.
+        overwrite: Whether a file of ours may be replaced.
+        ours: Whether we wrote the file that is there.
+        inputs: Files that are being read.
+
+    Raises:
+        FileExistsError: If something is there and must stay.
+    """
+    path = Path(path)
+    if not os.path.lexists(path):
+        return
+    if path.is_dir() or not overwrite:
+        raise FileExistsError(f"{path} exists already; choose another name or --overwrite it")
+    if path.is_symlink():
+        raise FileExistsError(
+            f"{path} is a symbolic link to {os.readlink(path)}; name the file itself, or choose "
+            "another name"
+        )
+    if any(os.path.exists(read) and path.samefile(read) for read in inputs):
+        raise FileExistsError(
+            f"{path} is an input of this command, which is never replaced; choose another name"
+        )
+    if not path.is_file() or not ours(path):
+        raise FileExistsError(
+            f"{path} is no {kind} written by tessella; remove it yourself or choose another name"
+        )
+
+
+def read_marker(folder: StrPath) -> dict[str, Any] | None:
+    """What the marker of a folder says; None if there is none, or it cannot be read."""
+    try:
+        marker = json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(marker, dict) or not isinstance(marker.get("kind"), str):
+        return None
+    files = marker.get("files")
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        return None
+    return marker | {"files": set(files)}
+
+
+def write_marker(folder: StrPath, kind: str, files: Iterable[str], **facts: Any) -> None:
+    """Write the marker of a folder; `atomic_folder` does it for finished ones."""
+    with atomic_file(Path(folder) / MARKER) as temporary:
+        temporary.write_text(_marker_text(kind, files, facts), encoding="utf-8")
+
+
+def _marker_text(kind: str, files: Iterable[str], facts: Mapping[str, Any]) -> str:
+    return json.dumps({"kind": kind, "files": sorted(files), **facts}, indent=1) + "\n"
+
+
+def add_to_marker(folder: StrPath, name: str) -> None:
+    """List a file that we add to a finished folder of ours; does nothing without a marker."""
+    marker = read_marker(folder)
+    if marker is not None and name not in marker["files"]:
+        facts = {key: value for key, value in marker.items() if key not in ("kind", "files")}
+        write_marker(folder, marker["kind"], marker["files"] | {name}, **facts)
+
+
+def remove_folder(path: StrPath, kind: str, facts: Mapping[str, Any] | None = None) -> None:
+    """Remove a folder of ours; readers see it whole or not at all.
+
+    Raises:
+        FileExistsError: If it is no such folder, or holds anything else.
+    """
+    path = Path(path)
+    check_replaceable(path, kind, overwrite=True, facts=facts)
+    hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    os.replace(path, hidden)
+    try:
+        _check_ours(hidden, path, kind, facts or {})
+    except FileExistsError:
+        os.replace(hidden, path)
+        raise
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _entries(folder: Path) -> list[str]:
+    """Relative paths of all files and links in a folder, and of its empty folders with a `/`."""
+    found: list[str] = []
+    waiting = [(folder, "")]
+    while waiting:
+        place, prefix = waiting.pop()
+        with os.scandir(place) as scan:
+            inside = sorted(scan, key=lambda entry: entry.name)
+        if not inside and prefix:
+            found.append(prefix)
+        for entry in inside:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
+            elif f"{prefix}{entry.name}" != MARKER:
+                found.append(f"{prefix}{entry.name}")
+    return sorted(found)
+
+
+def some_of(names: list[str]) -> str:
+    """Up to three names and the number of the others."""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "nothing else") + more
+
+
+def _swap(temporary: Path, path: Path, kind: str) -> None:
+    """Put the new folder in the place of the old one, or leave the old one there.
+
+    Where the system can exchange two names at once, no reader finds the name missing. What comes
+    out is looked at once more before it is removed: nobody can add to it by its name any longer.
+    """
+    if _exchange(temporary, path):
+        try:
+            _check_ours(temporary, path, kind, {})
+        except BaseException:
+            _exchange(temporary, path)
+            raise
+        return  # the old one has the temporary name now, and goes with it
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     os.replace(path, old)
     try:
+        _check_ours(old, path, kind, {})
         os.replace(temporary, path)
     except BaseException:
         os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, two: Path) -> bool:
+    """Let two folders trade names at once; False where the system cannot (Linux 3.15 can)."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    names = (os.fsencode(one), os.fsencode(two))
+    if not rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(two))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tessella.config import to_yaml
-from tessella.files import atomic_file
+from tessella.files import atomic_file, check_file
 from tessella.generators.attention import compute_attention
 from tessella.generators.attention_rules import (
     HEADS,
@@ -105,6 +105,8 @@ def rules_of(row: dict[str, Any], about: str) -> list[AttentionRule]:
 @click.option("--out", type=click.Path(path_type=Path), help="YAML of rules to write.")
 def main(threads: int, rounds: int, out: Path | None) -> None:
     """Print the table; write the rules."""
+    if out is not None:
+        check_file(out, "file of rules", overwrite=False, ours=lambda _: False)
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -29,7 +29,7 @@ from tessella.config import ConfigError, load_config
 from tessella.data.image_source import DataError
 from tessella.data.loader import ImageDataset, make_loader
 from tessella.data.sources import open_source
-from tessella.files import atomic_file
+from tessella.files import atomic_file, check_file
 from tessella.train.engine import build_accelerator, seed_step
 from tessella.train.tokenizer import DEFAULT_CONFIG, TokenizerRun, TrainTokenizerConfig, resolve
 
@@ -215,6 +215,8 @@ def main(
     overrides: tuple[str, ...],
 ) -> None:
     """Measure the training of a config; OVERRIDES are key.sub=value."""
+    if out is not None:
+        check_file(out, "measurement", overwrite=False, ours=lambda _: False)
     try:
         loaded = resolve(load_config(TrainTokenizerConfig, config, overrides))
         result = measure(loaded, rounds, profiled)

@@ -102,6 +102,10 @@ class FolderSource(ImageSource):
     def id_of(self, index: int) -> str:
         return self._files[index][0]
 
+    def places(self) -> list[Path]:
+        folders = {os.path.dirname(path) for path, _ in self._files}
+        return [self._base, *(self._base / folder for folder in sorted(folders - {""}))]
+
     def _sizes(self) -> Iterable[int]:
         return (size for _, size in self._files)
 

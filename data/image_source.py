@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from PIL import Image
 
@@ -72,6 +73,10 @@ class ImageSource(ABC):
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
         """Class names in label order; empty when the images carry no labels."""
+
+    def places(self) -> list[Path]:
+        """Files and folders on this machine that the images are read from."""
+        return []
 
     @abstractmethod
     def _sizes(self) -> Iterable[int]:

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..files import atomic_file
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level, here a refusal
+_SOFTWARE = "tessella"
 _GAP = 2  # pixels between the cells of a grid
 _BACKGROUND = (232, 232, 232)  # not white: the borders of white images stay visible
 
@@ -164,6 +166,8 @@ def to_uint8(images: Tensor) -> Tensor:
 def save_png(image: Image.Image | np.ndarray | Tensor, path: str | Path) -> None:
     """Write a PNG atomically: a reader sees the old file, the new one, or none.
 
+    It says that we wrote it, for `is_own_png`.
+
     Args:
         image: PIL image, uint8 pixels (H, W, 3), or one float image (3, H, W) in [-1, 1].
         path: Target file; missing folders are made.
@@ -172,7 +176,18 @@ def save_png(image: Image.Image | np.ndarray | Tensor, path: str | Path) -> None
         SaveError: If the disk refuses.
     """
     with atomic_file(path) as temporary:
-        to_pil(image).save(temporary, "PNG")
+        about = PngInfo()
+        about.add_text("Software", _SOFTWARE)
+        to_pil(image).save(temporary, "PNG", pnginfo=about)
+
+
+def is_own_png(path: str | Path) -> bool:
+    """Whether a file is a PNG of `save_png`."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == _SOFTWARE
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def image_grid(

@@ -58,6 +58,9 @@ class NpzSource(ImageSource):
             return ()
         return tuple(str(label) for label in range(int(self._labels.max()) + 1))
 
+    def places(self) -> list[Path]:
+        return [self.path]
+
     def _sizes(self) -> Iterable[int]:
         return (int(self._images[0].nbytes) for _ in range(len(self)))
 

@@ -1,13 +1,16 @@
 """Images named one by one on a command line, and several sources read as one."""
 
 import bisect
+import contextlib
 import itertools
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .image_source import DataError, ImageSource, Sample
 from .images import read_image
-from .sources import open_source
+from .sources import expand_pattern, open_source
 from .tar_source import IMAGE_SUFFIXES
 
 
@@ -38,6 +41,9 @@ class FileSource(ImageSource):
 
     def id_of(self, index: int) -> str:
         return self._files[index].name
+
+    def places(self) -> list[Path]:
+        return self._files
 
     def _sizes(self) -> Iterable[int]:
         return (file.stat().st_size for file in self._files)
@@ -81,6 +87,9 @@ class ChainSource(ImageSource):
     def _sizes(self) -> Iterable[int]:
         return itertools.chain.from_iterable(source._sizes() for source in self._sources)
 
+    def places(self) -> list[Path]:
+        return [place for source in self._sources for place in source.places()]
+
     def read(self, index: int) -> Sample:
         self._check(index)
         source, position = self._locate(index)
@@ -95,6 +104,25 @@ class ChainSource(ImageSource):
         number = bisect.bisect_right(self._ends, index)
         start = self._ends[number - 1] if number else 0
         return self._sources[number], index - start
+
+
+def local_places(*names: str | os.PathLike[str] | None) -> list[Path]:
+    """Files and folders on this machine behind names of images, data sources and models.
+
+    Args:
+        names: As a person gives them; None, `bundled:NAME`, `hub:...` and `hf:...` have no place.
+    """
+    places: list[Path] = []
+    for name in names:
+        text = "" if name is None else os.fspath(name).strip()
+        if not text or re.match(r"[a-z0-9+]{2,}:", text):
+            continue
+        path = Path(text).expanduser()
+        places.append(path)
+        if re.search(r"[{*?]", text) and not path.exists():
+            with contextlib.suppress(DataError):  # whoever opens it says what is wrong
+                places += expand_pattern(str(path))
+    return places
 
 
 def open_paths(paths: Sequence[str], split: str = "train") -> ImageSource:

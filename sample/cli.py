@@ -7,7 +7,7 @@ import click
 
 from .. import __version__
 from ..checkpoints import load_tokenizer
-from ..data.path_source import open_paths
+from ..data.path_source import local_places, open_paths
 from ..data.sources import open_source
 from ..data.transforms import AugmentConfig
 from ..tokenizers.token_store import TokenStore
@@ -39,7 +39,7 @@ def main() -> None:
 @click.option("--flip", is_flag=True, help="Add the mirror image of each; with --views: random.")
 @click.option("--views", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--random-crop", type=float, help="Smallest area of the views' random crops.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
 @one_clear_error
 def encode(
     tokenizer_path: str,
@@ -71,6 +71,7 @@ def encode(
         augment=augment,
         views=views,
         overwrite=overwrite,
+        inputs=local_places(tokenizer_path, *images),
         name=tokenizer_path,
     )
     show(result, as_json=as_json)
@@ -80,7 +81,7 @@ def encode(
 @tokenizer_option
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
 @one_clear_error
 def decode(
     tokenizer_path: str,
@@ -94,7 +95,12 @@ def decode(
     """Decode a token STORE to PNG files, a grid and images.jsonl."""
     tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
     result = decode_store(
-        tokenizer, TokenStore(store), out, batch_size=batch_size, overwrite=overwrite
+        tokenizer,
+        TokenStore(store),
+        out,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        inputs=local_places(tokenizer_path),
     )
     show(result, as_json=as_json)
 
@@ -107,7 +113,7 @@ def decode(
 @click.option("--perceptual", default="auto", show_default=True, help="Perceptual network.")
 @click.option("--features", default="auto", show_default=True, help="Fréchet network, or none.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for pictures [none].")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
 @one_clear_error
 def reconstruct(
     tokenizer_path: str,
@@ -133,6 +139,7 @@ def reconstruct(
         perceptual=perceptual,
         features=features,
         overwrite=overwrite,
+        inputs=local_places(tokenizer_path, data),
     )
     show(result, as_json=as_json)
 

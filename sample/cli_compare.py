@@ -12,7 +12,7 @@ from .compare import compare_reports, summary
 @click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
 @click.option("--metric", help="Quality on the chart [FID of samples, PSNR of reconstructions].")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
 @one_clear_error
 def compare(

@@ -7,7 +7,8 @@ import click
 import torch
 from torch import Tensor
 
-from ..data.images import save_png
+from ..data.images import is_own_png, save_png
+from ..files import check_file
 from ..generators.base import Generator
 from .cli_sample import generator_options, open_generator, parse_numbers
 from .cli_shared import one_clear_error, show
@@ -37,7 +38,7 @@ from .generate import generate, labels_of
 @click.option("--num", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--paste", is_flag=True, help="Keep the picture's own pixels outside the mask.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG to write.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--overwrite", is_flag=True, help="Replace pictures that tessella wrote.")
 @one_clear_error
 def edit(
     image: Path | None,
@@ -81,7 +82,8 @@ def edit(
         raise ValueError("--outside goes with --box")
     if paste and mask_path is None and box is None:
         raise ValueError("--paste goes with --mask or --box, which say where the outside is")
-    files = _files_to_write(out, num, overwrite)
+    inputs = [path for path in (image, mask_path) if path is not None]
+    files = _files_to_write(out, num, overwrite, inputs)
     generator, sampling = open_generator(options)
     tokenizer, spec, size = generator.tokenizer, generator.spec, options["batch_size"]
     first, last = _label(generator, label, class_), _label(generator, to_label, to_class)
@@ -117,13 +119,14 @@ def edit(
     pictures = torch.cat(parts)
     if paste and mask is not None:
         pictures = torch.where(mask, pictures, pixels)
+    _files_to_write(out, num, overwrite, inputs)  # somebody may have put one there meanwhile
     for file, picture in zip(files, pictures, strict=True):
         save_png(picture, file)
     result = {"files": [str(file) for file in files], "positions": spec.num_tokens}
     show(result | told, as_json=options["as_json"])
 
 
-def _files_to_write(out: Path, num: int, overwrite: bool) -> list[Path]:
+def _files_to_write(out: Path, num: int, overwrite: bool, inputs: list[Path]) -> list[Path]:
     """The pictures' files: NAME.png, or NAME-0.png, NAME-1.png and so on.
 
     Raises:
@@ -133,8 +136,7 @@ def _files_to_write(out: Path, num: int, overwrite: bool) -> list[Path]:
     """
     files = [out] if num == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(num)]
     for file in files:
-        if file.is_dir() or (file.exists() and not overwrite):
-            raise FileExistsError(f"{file} exists already; choose another name or --overwrite it")
+        check_file(file, "picture", overwrite=overwrite, ours=is_own_png, inputs=inputs)
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: expected the name of a .png file")
     for parent in out.parents:

@@ -10,6 +10,7 @@ import click
 from ..checkpoints import load_generator, load_tokenizer
 from ..data.image_source import DataError, ImageSource
 from ..data.npz_source import NpzSource
+from ..data.path_source import local_places
 from ..data.sources import open_source
 from ..tokenizers.probe import TOLERANCE_DB
 from . import verify as verification
@@ -54,7 +55,7 @@ from .sample_folder import open_samples
 @sampling_options
 @click.option("--compile", is_flag=True, help="Run the network through torch.compile.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
 @one_clear_error
 def evaluate(
     generator_path: str | None,
@@ -97,7 +98,8 @@ def evaluate(
         raise ValueError(
             "--nearest: reconstructions are near their originals; not with --tokenizer"
         )
-    check_out(out, overwrite=overwrite)
+    inputs = local_places(generator_path, tokenizer_path, samples, data)
+    check_out(out, overwrite=overwrite, inputs=inputs)
     wants_curves = bool(curve_steps or curve_guidance)
     if wants_curves:
         require_charts()
@@ -164,7 +166,7 @@ def evaluate(
             )
     if evaluation is None:  # another process writes
         return
-    report = evaluation.write(out, settings, overwrite=overwrite)
+    report = evaluation.write(out, settings, overwrite=overwrite, inputs=inputs)
     if options["as_json"]:
         show(report, as_json=True)
         return

@@ -25,7 +25,7 @@ from .import_checkpoint import FORMATS, import_checkpoint
 )
 @click.option("--tokenizer", help="Of a generator: model folder, bundled:NAME or hub:owner/name.")
 @click.option("--no-average", is_flag=True, help="Take the weights of the last step, not the EMA.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
 @one_clear_error
 def import_command(

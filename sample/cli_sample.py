@@ -8,6 +8,7 @@ from typing import Any, get_args
 import click
 
 from ..checkpoints import load_generator
+from ..data.path_source import local_places
 from ..generators.attention import AttentionBackend
 from ..generators.base import Generator
 from ..generators.mask_schedules import MaskSchedule
@@ -108,6 +109,15 @@ def open_generator(options: dict[str, Any]) -> tuple[Generator, Sampling]:
     return generator, chosen_sampling(generator, options)
 
 
+def places_of(generator: Generator, options: dict[str, Any]) -> list[Path]:
+    """Folders on this machine that the generator and its tokenizer were read from."""
+    path, named = options["generator_path"], (generator.card or {}).get("tokenizer") or {}
+    found = local_places(path, options["tokenizer_path"], named.get("path"))
+    if local_places(path) and named.get("relative_path"):
+        found.append(Path(path) / named["relative_path"])
+    return found
+
+
 def choose_attention(generator: Generator, options: dict[str, Any]) -> None:
     """Let the generator compute attention as `sampling_options` say, if they do."""
     backend, precision = options["attention"], options["low_bit_precision"]
@@ -155,7 +165,7 @@ def parse_numbers(option: str, text: str, example: str) -> list[int]:
 @click.option("--num", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--compile", is_flag=True, help="Run the network through torch.compile.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
 @click.option("--table", is_flag=True, help="Print what each step does, and stop.")
 @one_clear_error
 def sample(
@@ -197,6 +207,7 @@ def sample(
         precision=options["precision"],
         compile=compile,
         overwrite=overwrite,
+        inputs=places_of(generator, options),
         name=options["generator_path"],
         processes=processes,
     )

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..data.images import BrokenImage, read_image
-from ..files import atomic_folder
+from ..files import atomic_folder, check_replaceable
 from .charts import Point, require_charts, scatter_chart
 from .metrics.protocol import Protocol, differing_fields
 from .page import (
@@ -49,7 +49,7 @@ def compare_reports(
         out: Folder to write, with compare.json and compare.html.
         metric: Quality on the chart, a name or its beginning; by default FID (or the first
             Fréchet distance) of samples, PSNR or rFID of reconstructions.
-        overwrite: Replace what is at `out`.
+        overwrite: Replace a comparison of ours that is at `out`.
 
     Returns:
         What compare.json holds: `protocol`, `kind`, `metric`, `subjects` (in the order of `paths`),
@@ -58,15 +58,15 @@ def compare_reports(
 
     Raises:
         ReportError: If there are fewer than two reports, one is broken, their protocols or kinds
-            differ, no report has the metric, or `out` holds one of them.
-        FileExistsError: If `out` exists and `overwrite` is False.
+            differ, or no report has the metric.
+        FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
         MissingCharts: If matplotlib is not installed.
     """
     require_charts()
     if len(paths) < 2:
         raise ReportError(f"{len(paths)} report given, expected at least 2 to compare")
     folders = [Path(path) if Path(path).is_dir() else Path(path).parent for path in paths]
-    _refuse_own_input(folders, out)
+    check_replaceable(out, "comparison", overwrite=overwrite, inputs=folders)
     reports = [read_report(path) for path in paths]
     for path, report in zip(paths[1:], reports[1:], strict=True):
         _refuse_other(reports[0], report, os.fspath(paths[0]), os.fspath(path))
@@ -101,17 +101,10 @@ def compare_reports(
         "notes": notes,
     }
     page = _page(result, reports, points, pictures)
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    with atomic_folder(out, kind="comparison", overwrite=overwrite, inputs=folders) as folder:
         (folder / "compare.json").write_text(json_text(result), encoding="utf-8")
         (folder / "compare.html").write_text(page, encoding="utf-8")
     return result
-
-
-def _refuse_own_input(folders: Sequence[Path], out: Path) -> None:
-    """Overwriting `out` must not remove a report that is being compared."""
-    for folder in folders:
-        if out.resolve() in (folder.resolve(), *folder.resolve().parents):
-            raise ReportError(f"--out {out} holds the report {folder}; choose another folder")
 
 
 def _refuse_other(first: dict[str, Any], other: dict[str, Any], name: str, path: str) -> None:

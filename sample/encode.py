@@ -1,7 +1,9 @@
 """Images to a token store, and a token store back to PNG files."""
 
 import json
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,6 +35,7 @@ def encode_source(
     views: int = 1,
     seed: int = 0,
     overwrite: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
     name: str = "",
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -51,7 +54,8 @@ def encode_source(
         augment: What varies in the views after the first.
         views: Views of every image, at least 1; the number of a view is its augmentation.
         seed: Of the views, at least 0.
-        overwrite: Replace a store that is already there.
+        overwrite: Replace a token store of ours that is already there.
+        inputs: Files and folders that are never replaced, besides those of the source.
         name: What to call the tokenizer in the store, e.g. its path.
         progress: Show a progress bar on stderr.
 
@@ -62,6 +66,7 @@ def encode_source(
     Raises:
         ValueError: If views are asked for without an augmentation, or together with `flip`.
         DataError: If no image can be read.
+        FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
         SaveError: If the disk refuses; nothing is left behind.
     """
     if views < 1 or (views > 1) != (augment is not None and augment.enabled):
@@ -82,6 +87,7 @@ def encode_source(
         resolution=tokenizer.resolution,
         classes=source.classes,
         overwrite=overwrite,
+        inputs=[*inputs, *source.places()],
     )
     started = time.perf_counter()
     with writer, tqdm(total=len(source), unit="image", disable=not progress) as bar:
@@ -129,6 +135,7 @@ def decode_store(
     *,
     batch_size: int = 64,
     overwrite: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
     """Write every image of a token store as a PNG, plus `grid.png` and `images.jsonl`.
@@ -138,7 +145,8 @@ def decode_store(
         store: The tokens.
         out: Folder to make. Files are named after the image ids.
         batch_size: Images decoded at once.
-        overwrite: Replace a folder that is already there.
+        overwrite: Replace images of a token store that are already there.
+        inputs: Files and folders that are never replaced, besides the store.
         progress: Show a progress bar on stderr.
 
     Returns:
@@ -146,6 +154,7 @@ def decode_store(
 
     Raises:
         StoreError: If the store is another tokenizer's.
+        FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
         SaveError: If the disk refuses; nothing is left behind.
     """
     store.check_tokenizer(tokenizer)
@@ -155,8 +164,15 @@ def decode_store(
     shown: list[Tensor] = []
     records: list[dict[str, Any]] = []
     taken: set[str] = set()
+    writing = atomic_folder(
+        out,
+        kind="images of a token store",
+        overwrite=overwrite,
+        inputs=[*inputs, store.path],
+        flush=False,
+    )
     with (
-        atomic_folder(out, overwrite=overwrite, flush=False) as folder,
+        writing as folder,
         tqdm(total=len(store), unit="image", disable=not progress) as bar,
     ):
         for start in range(0, len(store), batch_size):

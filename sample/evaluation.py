@@ -3,6 +3,7 @@
 import datetime
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from PIL import Image
 
 from .. import __version__
 from ..data.image_source import ImageSource
-from ..files import SaveError, atomic_folder
+from ..files import SaveError, atomic_folder, check_replaceable
 from .metrics.presets import Preset
 from .metrics.protocol import MetricValue, Protocol, ProtocolError
-from .report import FILE, REPORT_FORMAT, write_report
+from .report import REPORT_FORMAT, write_report
 from .token_statistics import TokenStatistics
 
 HEADLINES = {
@@ -170,31 +171,33 @@ class Evaluation:
         ]
         return [name for name in found if name is not None][:4]
 
-    def write(self, out: Path, settings: EvaluationSettings, *, overwrite: bool) -> dict[str, Any]:
+    def write(
+        self,
+        out: Path,
+        settings: EvaluationSettings,
+        *,
+        overwrite: bool,
+        inputs: Sequence[str | os.PathLike[str]] = (),
+    ) -> dict[str, Any]:
         """Write report.html, report.json and the pictures; returns what the JSON says.
 
         Raises:
-            FileExistsError: If the folder exists and `overwrite` is False.
+            FileExistsError: If the folder exists and must stay; see `files.check_replaceable`.
             SaveError: If the disk refuses; nothing is left behind.
         """
-        with atomic_folder(out, overwrite=overwrite) as folder:
+        with atomic_folder(out, kind="report", overwrite=overwrite, inputs=inputs) as folder:
             pictures = {file: picture for file, (_, _, picture) in self.pictures.items()}
             return write_report(folder, self.report(settings), pictures)
 
 
-def check_out(out: Path, *, overwrite: bool) -> None:
+def check_out(out: Path, *, overwrite: bool, inputs: Sequence[str | os.PathLike[str]] = ()) -> None:
     """Refuse a place where no report can be written, before any work is done.
 
     Raises:
-        FileExistsError: If it is there and is not to be replaced, or is something else than a
-            report.
+        FileExistsError: If it exists and must stay; see `files.check_replaceable`.
         SaveError: If nothing can be written there.
     """
-    if out.exists():
-        if not overwrite:
-            raise FileExistsError(f"{out} exists already; choose another name or --overwrite it")
-        if not (out / FILE).is_file() and not (out.is_dir() and not any(out.iterdir())):
-            raise FileExistsError(f"{out} is no report; --overwrite replaces reports only")
+    check_replaceable(out, "report", overwrite=overwrite, inputs=inputs)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         os.rmdir(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

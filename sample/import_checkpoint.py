@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from .. import __version__
 from ..checkpoints import load_tokenizer, save_generator, save_tokenizer
 from ..config import STRICT, build_config, read_yaml
+from ..data.path_source import local_places
 from ..data.sources import open_source
-from ..files import sha256_file
+from ..files import check_replaceable, sha256_file
 from ..generators.base import Generator
 from ..generators.bigr import BigrConfig
 from ..generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
@@ -86,7 +87,7 @@ def import_checkpoint(
         resolution: Of the images of a tokenizer, in pixels; None: that of the config, else 256.
         tokenizer: Folder of a generator's tokenizer, `bundled:NAME` or `hub:owner/name`.
         average: Take the running average of the weights (EMA) where the file holds one.
-        overwrite: Replace a folder that is already there.
+        overwrite: Replace a model folder of ours of the same kind that is already there.
 
     Returns:
         What was made: `kind`, `tokens`, `parameters`, `fingerprint`, `weights`, `stored_as` (types
@@ -98,13 +99,14 @@ def import_checkpoint(
         LayoutError: If it does not fit the format, listing the keys.
         ConfigError: If the config is faulty.
         ValueError: If an option does not go with the format.
-        FileExistsError: If `out` exists and `overwrite` is False.
+        FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
     """
     if format_name not in FORMATS:
         raise ValueError(f"format {format_name!r}: expected one of {', '.join(FORMATS)}")
-    if Path(out).exists() and not overwrite:
-        raise FileExistsError(f"{out} exists already; choose another name or ask to overwrite it")
     is_generator = format_name in (*GENERATOR_FORMATS, BIGR_FORMAT)
+    inputs = local_places(file, config, tokenizer)
+    kind = "generator" if is_generator else "tokenizer"
+    check_replaceable(out, kind, overwrite=overwrite, inputs=inputs)
     if is_generator and resolution is not None:
         raise ValueError("resolution: a generator has none; it is its tokenizer's")
     if not is_generator and tokenizer is not None:
@@ -132,6 +134,7 @@ def import_checkpoint(
                 tokenizer_fingerprint=found.fingerprint if found is not None else None,
                 card=card,
                 overwrite=overwrite,
+                inputs=inputs,
             )
         else:
             chosen = _tokenizer_config(config, resolution)
@@ -145,7 +148,9 @@ def import_checkpoint(
             averaged, dropped = averaged or translated.averaged, translated.dropped
             module = _filled(lambda: build_tokenizer(translated.config), translated.state)
             probe = choose_probe(open_source(DEFAULT_DATA, "val"), module.resolution)
-            card = save_tokenizer(module, out, card=card, overwrite=overwrite, probe=probe)
+            card = save_tokenizer(
+                module, out, card=card, overwrite=overwrite, inputs=inputs, probe=probe
+            )
     except LayoutError as error:
         raise LayoutError(f"{file}: {error}") from None
     others = {f"{name}.*": reason for name, reason in weights.ignored.items()}

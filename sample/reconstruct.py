@@ -1,7 +1,9 @@
 """How well a tokenizer reconstructs a data set: pixels, perception, distribution, codes."""
 
 import contextlib
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ def reconstruct_source(
     perceptual: str = "auto",
     features: str = "auto",
     overwrite: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
     """Encode and decode every readable image and measure what came back.
@@ -51,7 +54,8 @@ def reconstruct_source(
         limit: Largest number of images; None: all.
         perceptual: Network of the perceptual distance, or `auto`: the best one present.
         features: Network of the Fréchet distance, `none`, or `auto`: efflite0 if present.
-        overwrite: Replace a folder that is already there.
+        overwrite: Replace reconstructions of ours that are already there.
+        inputs: Files and folders that are never replaced, besides those of the source.
         progress: Show a progress bar on stderr.
 
     Returns:
@@ -62,9 +66,10 @@ def reconstruct_source(
 
     Raises:
         DataError: If no image can be read.
+        FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
         WeightsMissing: If a network asked for by name has no weights here.
     """
-    device = tokenizer.device
+    device, inputs = tokenizer.device, [*inputs, *source.places()]
     distance = build_perceptual(perceptual).to(device)
     if features == "auto":
         features = "efflite0" if available_features()["efflite0"] else "random"
@@ -78,7 +83,10 @@ def reconstruct_source(
     with contextlib.ExitStack() as stack:
         folder: Path | None = None
         if out is not None:
-            folder = stack.enter_context(atomic_folder(out, overwrite=overwrite, flush=False))
+            writing = atomic_folder(
+                out, kind="reconstructions", overwrite=overwrite, inputs=inputs, flush=False
+            )
+            folder = stack.enter_context(writing)
         total_images = min(limit or len(source), len(source))
         bar = stack.enter_context(tqdm(total=total_images, unit="image", disable=not progress))
         for batch in eval_batches(source, tokenizer.resolution, batch_size, limit, broken=broken):

@@ -7,8 +7,9 @@ seed, so their number changes nothing.
 import contextlib
 import dataclasses
 import json
+import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from ..data.image_source import DataError, ImageSource, Sample
 from ..data.images import image_grid, read_image, to_pil
 from ..data.sources import open_source
-from ..files import atomic_folder
+from ..files import atomic_folder, check_replaceable
 from ..generators.base import Generator
 from ..tokenizers.tokens import Tokens
 from .generate import Precision, check_labels, generate
@@ -42,6 +43,7 @@ def sample_to_folder(
     precision: Precision = "auto",
     compile: bool = False,
     overwrite: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
     progress: bool = True,
     name: str = "",
     processes: PartialState | None = None,
@@ -58,7 +60,8 @@ def sample_to_folder(
         batch_size: Images at once, per process.
         precision: As of `generate`.
         compile: As of `generate`.
-        overwrite: Replace a folder that is already there.
+        overwrite: Replace samples of ours that are already there.
+        inputs: Files and folders that are being read, which are never replaced.
         progress: Show a progress bar on stderr.
         name: What to call the generator in the files, e.g. its path.
         processes: The processes that share the work, of `processes.join_processes`.
@@ -68,6 +71,7 @@ def sample_to_folder(
 
     Raises:
         ValueError: As of `generate`.
+        FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
         SaveError: If the disk refuses; nothing is left behind.
     """
     sampling = with_steps(generator, choose_sampling(generator, sampling, {}))
@@ -76,15 +80,15 @@ def sample_to_folder(
             f"expected a label and a seed per image, found {len(labels)} and {len(seeds)}"
         )
     check_labels(generator, labels, len(labels))
-    if out.exists() and not overwrite:  # every process says so, and none waits for another
-        raise FileExistsError(f"{out} exists already; choose another name or ask to overwrite it")
+    # Here already, so that every process says so and none waits for another.
+    check_replaceable(out, "samples", overwrite=overwrite, inputs=inputs)
     rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
     share = -(-len(labels) // world)
     own = range(rank * share, min((rank + 1) * share, len(labels)))
     tokenizer, packed = generator.tokenizer, []
     started = time.perf_counter()
     with (
-        _shared_folder(out, processes, overwrite) as folder,
+        _shared_folder(out, processes, overwrite, inputs) as folder,
         tqdm(total=len(own), unit="image", disable=not progress or rank > 0) as bar,
     ):
         for start in range(own.start, own.stop, batch_size):
@@ -160,12 +164,19 @@ def _describe(
 
 
 @contextlib.contextmanager
-def _shared_folder(out: Path, processes: PartialState | None, overwrite: bool) -> Iterator[Path]:
+def _shared_folder(
+    out: Path,
+    processes: PartialState | None,
+    overwrite: bool,
+    inputs: Sequence[str | os.PathLike[str]],
+) -> Iterator[Path]:
     """The unfinished folder of the main process, for all; it gets its name when all are done."""
     with contextlib.ExitStack() as stack:
         place = [""]
         if processes is None or processes.is_main_process:
-            writing = atomic_folder(out, overwrite=overwrite, flush=False)
+            writing = atomic_folder(
+                out, kind="samples", overwrite=overwrite, inputs=inputs, flush=False
+            )
             place[0] = str(stack.enter_context(writing))
         if processes is not None:
             broadcast_object_list(place)
@@ -217,6 +228,9 @@ class SampleFolder(ImageSource):
         pairs = zip(self._labels, self._names, strict=True)
         known = {label: str(name) for label, name in pairs if label is not None}
         return tuple(known.get(label, "") for label in range(max(known, default=-1) + 1))
+
+    def places(self) -> list[Path]:
+        return [self.folder]
 
     def _sizes(self) -> Iterable[int]:
         return (file.stat().st_size for file in self._files)

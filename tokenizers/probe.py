@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.images import to_uint8
-from ..files import atomic_file
+from ..files import add_to_marker, atomic_file
 from .base import Tokenizer
 
 PROBE = "probe.safetensors"
@@ -90,6 +90,7 @@ def store_probe(
     about = {"source": source, "fingerprint": tokenizer.fingerprint or ""}
     with atomic_file(Path(folder) / PROBE) as temporary:
         save_file(tensors, temporary, about)
+    add_to_marker(folder, PROBE)
 
 
 def verify_probe(

@@ -52,12 +52,14 @@ class TokenStoreWriter:
         resolution: Height and width of the images, in pixels.
         classes: Class names by label.
         rows_per_shard: Images of a full shard.
-        overwrite: Replace a folder that is already there.
+        overwrite: Replace a token store of ours that is already there.
+        inputs: Files and folders that are being read, which are never replaced.
 
     Raises:
         ValueError: If there is no fingerprint, or `rows_per_shard` is below 1; on leaving, if no
             image was added.
-        FileExistsError: On entering, if the folder exists and `overwrite` is False.
+        FileExistsError: On entering or leaving, if the folder exists and must stay; see
+            `files.check_replaceable`.
         SaveError: If the disk refuses. Whatever the error, nothing is left behind.
     """
 
@@ -73,6 +75,7 @@ class TokenStoreWriter:
         classes: Sequence[str] = (),
         rows_per_shard: int = 16384,
         overwrite: bool = False,
+        inputs: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         if not fingerprint:
             raise ValueError(
@@ -90,13 +93,16 @@ class TokenStoreWriter:
             "classes": tuple(classes),
         }
         self._rows_per_shard, self._overwrite = rows_per_shard, overwrite
+        self._inputs = list(inputs)
         self._pending: list[_Rows] = []
         self._shards: list[StoredFile] = []
         self._probe: list[tuple[Tensor, int, float]] = []
         self._stack, self._folder = contextlib.ExitStack(), Path()
 
     def __enter__(self) -> "TokenStoreWriter":
-        folder = atomic_folder(self.path, overwrite=self._overwrite)
+        folder = atomic_folder(
+            self.path, kind="token store", overwrite=self._overwrite, inputs=self._inputs
+        )
         self._folder = self._stack.enter_context(folder)
         self._stack.push(self._finish)  # runs inside the folder's block: its errors clean up too
         return self

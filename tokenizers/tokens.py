@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils import _pytree
 
-from ..files import atomic_file
+from ..files import atomic_file, check_file
 from ..kernels.bit_packing.op import pack_codes, unpack_codes
 from .packing import MAX_JOINT, join_bits, join_entries, split_bits, split_joint
+from .token_file import TOKENS_KEY, is_token_file
 
 
 class SpecMismatch(ValueError):
@@ -346,12 +347,13 @@ class Tokens:
             yield self[i : i + 1]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """One packed `.safetensors` file; written beside and renamed. `load_tokens` reads it."""
+        """One packed `.safetensors` file for `load_tokens`, whole; replaces only its own kind."""
+        check_file(path, "token file", overwrite=True, ours=is_token_file)
         tensors = {"packed": self.pack().cpu().contiguous()}
         if self.lengths is not None:
             tensors["lengths"] = self.lengths.cpu()
         with atomic_file(path) as temporary:
-            save_file(tensors, temporary, {"tessella.tokens": json.dumps(self.spec.to_dict())})
+            save_file(tensors, temporary, {TOKENS_KEY: json.dumps(self.spec.to_dict())})
 
 
 def load_tokens(path: str | os.PathLike[str]) -> Tokens:
@@ -370,7 +372,7 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
         raise FileNotFoundError(f"{path}: no token file or store here")
     try:
         with safe_open(path, "pt") as file:
-            header = (file.metadata() or {}).get("tessella.tokens")
+            header = (file.metadata() or {}).get(TOKENS_KEY)
             if header is None:
                 raise ValueError(f"{path}: a safetensors file, but not one of tokens")
             names = file.keys()

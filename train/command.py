@@ -80,7 +80,7 @@ def run_script(
     try:
         config = load_config(config_type, config_path, overrides)
         finished = train(config, out, resume=resume, command=command) is not None
-    except (ValueError, SaveError, NonFiniteLoss) as error:
+    except (ValueError, SaveError, FileExistsError, NonFiniteLoss) as error:
         raise click.ClickException(str(error)) from None
     if not finished:
         sys.exit(INTERRUPTED)

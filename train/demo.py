@@ -5,6 +5,8 @@ them, trains a small MaskBit on the store, draws a grid of every class, and meas
 is the command that a long run uses, and is printed.
 """
 
+import itertools
+import os
 import shlex
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import click
 
 from tessella.checkpoints import load_generator, load_tokenizer
 from tessella.data.sources import open_source
+from tessella.files import some_of
 from tessella.sample.metrics.features import available_features
 from tessella.sample.reconstruct import reconstruct_source
 
@@ -42,17 +45,38 @@ def run(shown: str, command: list[str], words: tuple[str, ...]) -> None:
         sys.exit(code)
 
 
+def choose_folder(out: Path | None) -> Path:
+    """A folder that is free: the one asked for, or the first of runs/demo, runs/demo-2 and so on.
+
+    Raises:
+        ClickException: If the one asked for holds something.
+    """
+    if out is None:
+        names = itertools.chain(["demo"], (f"demo-{number}" for number in itertools.count(2)))
+        return next(path for path in map(Path("runs").joinpath, names) if is_free(path))
+    if not is_free(out):
+        found = some_of(sorted(path.name for path in out.iterdir())) if out.is_dir() else "a file"
+        raise click.ClickException(f"--out {out}: is not empty, there is {found}; choose another")
+    return out
+
+
+def is_free(path: Path) -> bool:
+    """Whether nothing is there but an empty folder."""
+    return not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))
+
+
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"))
+@click.option("--out", type=click.Path(path_type=Path), help="[runs/demo, runs/demo-2 ...]")
 @click.option("--steps", type=click.IntRange(min=1), default=600, help="Of the tokenizer.")
 @click.option("--generator-steps", type=click.IntRange(min=1), default=700)
 @click.option("--views", type=click.IntRange(min=1), default=4, help="Views in the token store.")
 @click.argument("overrides", nargs=-1)
 def main(
-    out: Path, steps: int, generator_steps: int, views: int, overrides: tuple[str, ...]
+    out: Path | None, steps: int, generator_steps: int, views: int, overrides: tuple[str, ...]
 ) -> None:
     """Train both, encode, sample; OVERRIDES go to the tokenizer's training as key.sub=value."""
-    started = time.perf_counter()
+    started, out = time.perf_counter(), choose_folder(out)
+    click.echo(f"writing to {out}", err=True)
 
     def every(count: int) -> list[str]:
         settings = [f"run.steps={count}", f"run.preview_every={max(1, count // 4)}"]

@@ -47,7 +47,7 @@ from tessella.train.generator_recipe import (
 from tessella.train.generator_run import GeneratorRun
 from tessella.train.health import check_finite, loss_alarms, memorising_alarms, prediction_alarms
 from tessella.train.pictures import CURVES_HINT, draw_curves, draw_samples
-from tessella.train.run_folder import RunError, RunFolder
+from tessella.train.run_folder import RunFolder
 from tessella.train.token_data import ImageReader, StoreReader, TokenReader, encode_split
 
 DEFAULT_CONFIG = Path(tessella.__file__).parent / "configs" / "generator" / "maskbit_emoji_64.yaml"
@@ -177,11 +177,7 @@ def train(
     tried = validation.to(device)
     state.ema.module.prepare(tried.tokens, tried.labels, seed=run.seed)
     state.samples(limit=1)
-    folder = RunFolder(out, config, resume=resume, writes=main)
-    if own_store.exists() and not resume:
-        raise RunError(
-            f"{own_store}: a store, but no run beside it; read it with data.store, or move it away"
-        )
+    folder = RunFolder(out, config, resume=resume, writes=main, model="generator")
     accelerator.wait_for_everyone()
     folder.begin()
     if data.tokens == "store" and store is None:
@@ -298,6 +294,7 @@ def train(
             tokenizer_fingerprint=tokenizer.fingerprint,
             card=card,
             overwrite=True,
+            run=folder.id,
         )
         say(main, f"wrote {out / 'generator'} (fingerprint {facts['fingerprint']})")
     return measured

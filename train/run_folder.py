@@ -6,13 +6,18 @@ curves.png             pictures, and with them the folders previews/ or samples/
 store/                 the training set as tokens, where a generator's run wrote it
 checkpoints/step_N/    weights, optimizers and counters; the newest few
 tokenizer/ generator/  the finished model
+.tessella.json         the run's id, which its checkpoints and its model carry as well
+
+What carries another id, or none, is somebody else's: it is never loaded, replaced or removed.
 """
 
+import contextlib
 import fcntl
 import io
 import json
 import os
-import shutil
+import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config import read_yaml, to_dict, to_yaml
-from ..files import SaveError, atomic_file, atomic_folder, sha256_file
+from ..files import (
+    MARKER,
+    SaveError,
+    atomic_file,
+    atomic_folder,
+    check_replaceable,
+    read_marker,
+    remove_folder,
+    sha256_file,
+    some_of,
+    write_marker,
+)
 
 _FREE_TO_CHANGE = (
     "data.num_workers",
@@ -39,6 +55,21 @@ _FREE_TO_CHANGE = (
 """Config keys, or sections, that a resumed run may change; others would make it another run."""
 
 
+_NAMES = (
+    "config.yaml",
+    "log.jsonl",
+    "curves.png",
+    "previews",
+    "samples",
+    "store",
+    "checkpoints",
+    "tokenizer",
+    "generator",
+    MARKER,
+)
+"""What a run writes into its folder."""
+
+
 class RunError(ValueError):
     """A run folder that cannot be started or resumed."""
 
@@ -51,14 +82,22 @@ class RunFolder:
         config: The resolved config dataclass of the run.
         resume: Continue from the newest checkpoint; otherwise a folder with a run is refused.
         writes: Whether this process writes (the main process does).
+        model: Name of the folder for the finished model, `tokenizer` or `generator`; "": none.
 
     Raises:
-        RunError: If the folder holds a run and `resume` is False, holds none and it is True, or
-            holds one of another config (the differing keys are listed).
+        RunError: If the folder holds a run, or anything else of a name that a run writes, and
+            `resume` is False; if it holds no run and it is True, or one of another config (the
+            differing keys are listed); if there are checkpoints or a model of another run.
     """
 
-    def __init__(self, path: Path, config: Any, *, resume: bool, writes: bool) -> None:
+    def __init__(
+        self, path: Path, config: Any, *, resume: bool, writes: bool, model: str = ""
+    ) -> None:
         self.path, self.writes = path, writes
+        marker = read_marker(path) or {}
+        if marker and marker["kind"] != "run":
+            raise RunError(f"{path}: holds a {marker['kind']}, not a run; choose another --out")
+        self.id = str(marker.get("run") or uuid.uuid4().hex)
         started = (path / "config.yaml").exists()
         if resume and not started:
             raise RunError(
@@ -68,9 +107,48 @@ class RunFolder:
             raise RunError(
                 f"{path}: holds a run already; add --resume to continue it, or choose another --out"
             )
+        there = [name for name in _NAMES if os.path.lexists(path / name)]
+        if there and not resume:
+            raise RunError(
+                f"{path}: holds what a run would write, but no run: {', '.join(there)}; choose "
+                "another --out, or move them away"
+                + " (a store can be read with data.store)"
+                * ("store" in there)
+            )
+        # Version 0.5 marked nothing; what its run left is loaded, and never removed.
+        adopted = marker.get("adopted") if marker else self._unmarked()
+        self._adopted = set(adopted if isinstance(adopted, list) else [])
         if resume:
             _check_same(read_yaml(path / "config.yaml"), to_dict(config), path)
+            self._check_owner(model)
         self._config = config
+
+    def _unmarked(self) -> list[str]:
+        """Checkpoints without a marker, as version 0.5 wrote them."""
+        return [
+            folder.name
+            for folder in _steps(self.path)
+            if read_marker(folder) is None
+            and all((folder / name).is_file() for name in ("checksums.json", "state.pt"))
+        ]
+
+    def _check_owner(self, model: str) -> None:
+        """Refuse what this run would have to replace and must not, before it trains.
+
+        Raises:
+            RunError: If a checkpoint or the model is not this run's.
+        """
+        ours = self.checkpoints()
+        if others := [f"checkpoints/{p.name}" for p in _steps(self.path) if p not in ours]:
+            raise RunError(
+                f"{self.path}: not checkpoints of this run: {some_of(others)}; move them away"
+            )
+        try:
+            if model:
+                facts = {"run": self.id}
+                check_replaceable(self.path / model, model, overwrite=True, facts=facts)
+        except FileExistsError as error:
+            raise RunError(str(error)) from None
 
     def begin(self) -> None:
         """Take the folder and write the config; after every process has opened it, not before.
@@ -94,6 +172,8 @@ class RunFolder:
             ) from None
         with atomic_file(self.path / "config.yaml") as temporary:
             temporary.write_text(to_yaml(self._config), encoding="utf-8")
+        if read_marker(self.path) is None:
+            write_marker(self.path, "run", [], run=self.id, adopted=sorted(self._adopted))
 
     @property
     def log_path(self) -> Path:
@@ -128,13 +208,21 @@ class RunFolder:
             temporary.write_text("".join(lines), encoding="utf-8")
 
     def checkpoints(self) -> list[Path]:
-        """Checkpoint folders, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))
+        """Checkpoint folders of this run, oldest first."""
+        return [
+            folder
+            for folder in _steps(self.path)
+            if folder.name in self._adopted or self._is_own(folder)
+        ]
+
+    def _is_own(self, folder: Path) -> bool:
+        marker = read_marker(folder) or {}
+        return (marker.get("kind"), marker.get("run")) == ("checkpoint", self.id)
 
     def save_checkpoint(
         self, step: int, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int
     ) -> None:
-        """Write `checkpoints/step_N` and drop all but the newest `keep`.
+        """Write `checkpoints/step_N` and drop all but the newest `keep` that this run wrote.
 
         Args:
             step: Steps done.
@@ -143,11 +231,13 @@ class RunFolder:
             keep: Checkpoints left in the end.
 
         Raises:
+            FileExistsError: If something else has that name.
             SaveError: If the disk refuses; earlier checkpoints stay.
         """
         if not self.writes:
             return
-        with atomic_folder(self.path / "checkpoints" / f"step_{step}", overwrite=True) as folder:
+        target, facts = self.path / "checkpoints" / f"step_{step}", {"run": self.id}
+        with atomic_folder(target, kind="checkpoint", overwrite=True, facts=facts) as folder:
             for name, tensors in weights.items():
                 whole = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
                 save_file(whole, folder / f"{name}.safetensors")
@@ -158,7 +248,9 @@ class RunFolder:
             sums = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
             (folder / "checksums.json").write_text(json.dumps(sums, indent=2), encoding="utf-8")
         for old in self.checkpoints()[:-keep]:
-            shutil.rmtree(old)
+            if old.name not in self._adopted:
+                with contextlib.suppress(FileExistsError):  # somebody keeps something in it
+                    remove_folder(old, "checkpoint", facts)
 
     def load_checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """Weights and state of the newest checkpoint, or None if there is none yet.
@@ -187,6 +279,13 @@ class RunFolder:
                 f"from the one before, of which there are {len(found) - 1}"
             ) from None
         return weights, state
+
+
+def _steps(run: Path) -> list[Path]:
+    """Everything that has the name of a checkpoint, oldest first."""
+    found = (run / "checkpoints").glob("step_*")
+    steps = [path for path in found if re.fullmatch(r"step_[0-9]+", path.name)]
+    return sorted(steps, key=lambda path: int(path.name[5:]))
 
 
 def check_processes(saved: int, running: int) -> None:

@@ -101,7 +101,7 @@ def train(
     for images in (dataset.sample(0)["images"], preview):
         check_first_batch(images)
     state.rehearse(preview)
-    folder = RunFolder(out, config, resume=resume, writes=main)
+    folder = RunFolder(out, config, resume=resume, writes=main, model="tokenizer")
     accelerator.wait_for_everyone()
     folder.begin()
     if resume:
@@ -213,6 +213,7 @@ def train(
             out / "tokenizer",
             card=card,
             overwrite=True,
+            run=folder.id,
             probe=choose_probe(val_source, state.tokenizer.resolution),
         )
         say(main, f"wrote {out / 'tokenizer'} (fingerprint {facts['fingerprint']})")

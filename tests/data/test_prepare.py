@@ -228,3 +228,38 @@ def test_bundled_folder_carries_its_licence():
     assert "Noto Emoji" in (bundled / "NOTICE").read_text()
     digest = hashlib.sha256((bundled / "noto_emoji64.tar").read_bytes()).hexdigest()
     assert digest.startswith("56bdedb4b8a14272")
+
+
+def test_a_persons_files_stay(tmp_path):
+    source, out = write_sheets(tmp_path / "package").parent, tmp_path / "out"
+    out.mkdir()
+    for name in ("README.md", "train.tar", "val.tar", "notes.md"):
+        (out / name).write_bytes(b"mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(FileExistsError, match=r"out holds train\.tar, val\.tar, README\.md, which"):
+        prepare("cifar10", out, source=source)
+    (out / "dataset.json").write_text(json.dumps({"name": "mine"}))
+    with pytest.raises(FileExistsError, match=r"train\.tar, val\.tar, README\.md and 1 more"):
+        prepare("cifar10", out, source=source)
+    (out / "dataset.json").unlink()
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["README.md", "train.tar", "dataset.json"])
+def test_only_what_was_written_is_written_again(tmp_path, name):
+    """Twice the same is replaced; a file changed since, or another data set, is not."""
+    source, out = write_sheets(tmp_path / "package").parent, tmp_path / "out"
+    prepare("cifar10", out, source=source)
+    (out / "notes.md").write_bytes(b"mine")
+    prepare("cifar10", out, source=source)
+    found = name
+    if name == "dataset.json":
+        found = r"train\.tar, val\.tar, README\.md and 1 more"
+        record = json.loads((out / name).read_text())
+        (out / name).write_text(json.dumps(record | {"name": "fashion-mnist"}))
+    else:
+        (out / name).write_bytes((out / name).read_bytes() + b"mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(FileExistsError, match=f"{found}.*did not write as it stands"):
+        prepare("cifar10", out, source=source)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 import tessella
+from tessella.train.demo import choose_folder, main
 
 DEMO = Path(tessella.__file__).parent / "train" / "demo.py"
 TINY = ["tokenizer.autoencoder.base_channels=8", "tokenizer.autoencoder.norm_groups=4"]
@@ -43,3 +45,30 @@ def test_demo_makes_what_it_says(tmp_path: Path) -> None:
     assert all((out / "samples" / record["file"]).is_file() for record in records)
     with Image.open(out / "samples" / "grid.png") as grid:
         assert grid.width > 13 * 64 and grid.height > 4 * 64
+
+
+def test_demo_takes_the_first_free_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert choose_folder(None) == Path("runs/demo")
+    Path("runs/demo").mkdir(parents=True)
+    assert choose_folder(None) == Path("runs/demo")
+    Path("runs/demo/mine.txt").write_bytes(b"mine")
+    assert choose_folder(None) == Path("runs/demo-2")
+    Path("runs/demo-2").write_bytes(b"a file")
+    assert choose_folder(None) == Path("runs/demo-3")
+    assert choose_folder(Path("elsewhere")) == Path("elsewhere")
+    assert Path("runs/demo/mine.txt").read_bytes() == b"mine"
+
+
+def test_demo_refuses_a_folder_that_holds_something(tmp_path: Path) -> None:
+    for name in ("1", "2", "3", "4"):
+        (tmp_path / name).write_bytes(b"mine")
+    for out, found in ((tmp_path, "1, 2, 3 and 1 more"), (tmp_path / "1", "a file")):
+        result = CliRunner().invoke(main, ["--out", str(out)])
+        assert result.exit_code == 1 and f"is not empty, there is {found}" in result.output
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == dict.fromkeys("1234", b"mine")
+
+
+def test_make_demo_removes_nothing() -> None:
+    recipe = (DEMO.parent.parent / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0]
+    assert "train/demo.py" in recipe and "rm " not in recipe

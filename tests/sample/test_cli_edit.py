@@ -261,7 +261,12 @@ def test_an_edit_overwrites_only_when_asked(
         in edit(folders, picture, tmp_path / "v.png", *words, code=1).stderr
     )
     assert not (tmp_path / "v-0.png").exists()
-    edit(folders, picture, tmp_path / "v.png", *words, "--overwrite")
+    theirs = edit(folders, picture, tmp_path / "v.png", *words, "--overwrite", code=1)
+    assert "v-1.png is no picture written by tessella" in theirs.stderr
+    assert (tmp_path / "v-1.png").read_bytes() == b"mine"
+    (tmp_path / "v-1.png").unlink()
+    for _ in range(2):
+        edit(folders, picture, tmp_path / "v.png", *words, "--overwrite")
     assert read_image(tmp_path / "v-1.png").size == (32, 32)
     jpeg = edit(folders, picture, tmp_path / "v.jpg", "--box", "0,0,8,8", code=1)
     assert "expected the name of a .png file" in jpeg.stderr

@@ -47,7 +47,7 @@ def test_sample_writes_pictures_grid_records_and_tokens(folders: Folders, tmp_pa
     assert "5/5" in result.stderr
     names = [f"{i:06d}.png" for i in range(5)]
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        [*names, "grid.png", "images.jsonl", "tokens.safetensors"]
+        [".tessella.json", *names, "grid.png", "images.jsonl", "tokens.safetensors"]
     )
     assert not list(out.parent.glob(".*"))
 
@@ -281,7 +281,7 @@ def test_two_processes_write_what_one_writes(folders: Folders, tmp_path: Path) -
     assert json.loads(ended[0][0])["images"] == 5
     assert ended[1][0] == ""  # one report, by the main process
     files = sorted(p.name for p in (tmp_path / "one").iterdir())
-    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == files and len(files) == 8
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == files and len(files) == 9
     for name in files:
         one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
         assert one == two, name

@@ -197,7 +197,7 @@ def test_refusals(folders: Folders, data: Path, tmp_path: Path) -> None:
     result = run(*start, *fast, "--data", data, code=1)
     assert "exists already" in result.stderr
     result = run(*start, *fast, "--data", data, "--overwrite", code=1)
-    assert "is no report; --overwrite replaces reports only" in result.stderr
+    assert "holds no report written by tessella" in result.stderr and "photo.png" in result.stderr
     assert (precious / "photo.png").exists()
     words = ["--tokenizer", folders[1], *fast, "--data", data]
     result = run("evaluate", *words, "--out", precious / "photo.png" / "x", code=1)

@@ -364,7 +364,14 @@ def test_load_refuses(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="not one of tokens"):
         load_tokens(path)
-    random_tokens(BINARY).save(path)
+    foreign = path.read_bytes()
+    with pytest.raises(FileExistsError, match="is no token file written by tessella"):
+        random_tokens(BINARY).save(path)
+    assert path.read_bytes() == foreign
+    path.unlink()
+    for count in (1, 2):  # one of its own kind is replaced
+        random_tokens(BINARY, count).save(path)
+    assert len(load_tokens(path)) == 2
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="not a whole token file"):
         load_tokens(path)

@@ -232,7 +232,7 @@ def test_a_store_without_a_run_is_not_taken_for_ones_own(
 ) -> None:
     shutil.copytree(store, tmp_path / "run" / "store")
     result = generator_command("--out", tmp_path / "run")
-    _assert_one_message(result, "a store, but no run beside it", "data.store")
+    _assert_one_message(result, "what a run would write, but no run: store", "data.store")
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
