@@ -19,7 +19,7 @@ $(VENV)/.done: pyproject.toml constraints.txt Makefile
 	@touch $@
 
 demo: setup
-	$(BIN)/python train/demo.py
+	$(BIN)/python demo/quickstart.py
 
 # Triton is large, and here of use to the tests of the kernels only: interpreter and compiler.
 $(VENV)/.triton: $(VENV)/.done

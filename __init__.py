@@ -7,13 +7,13 @@ Public names are imported lazily, so `import tessella` costs nothing until one i
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.6.0.dev0"
+from ._version import __version__
 
 _PUBLIC = {
-    "TokenSpec": ".tokenizers.tokens",
-    "Tokens": ".tokenizers.tokens",
-    "load_tokens": ".tokenizers.tokens",
-    "TokenStore": ".tokenizers.token_store",
+    "TokenSpec": ".tokens.tokens",
+    "Tokens": ".tokens.tokens",
+    "load_tokens": ".tokens.store",
+    "TokenStore": ".tokens.store",
     "Tokenizer": ".tokenizers.base",
     "Generator": ".generators.base",
     "load_generator": ".checkpoints",
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from .generators.base import Generator
     from .sample.generate import generate
     from .tokenizers.base import Tokenizer
-    from .tokenizers.token_store import TokenStore
-    from .tokenizers.tokens import Tokens, TokenSpec, load_tokens
+    from .tokens.store import TokenStore, load_tokens
+    from .tokens.tokens import Tokens, TokenSpec
 
 
 def __getattr__(name: str) -> Any:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tessella.config import to_yaml
 from tessella.files import atomic_file, check_file
-from tessella.generators.attention import compute_attention
-from tessella.generators.attention_rules import (
+from tessella.generators.networks.attention import compute_attention
+from tessella.generators.networks.attention_rules import (
     HEADS,
     LENGTHS,
     AttentionRule,

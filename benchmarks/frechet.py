@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessella.sample.metrics.frechet import FrechetStatistics, frechet_distance
+from tessella.metrics.frechet import FrechetStatistics, frechet_distance
 
 STEPS = ("update", "distance", "product")
 _MEBIBYTE = 2**20

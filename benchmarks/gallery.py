@@ -21,9 +21,9 @@ import click
 import torch
 
 import tessella
+from tessella.cli.options import one_clear_error
 from tessella.data.images import image_grid, save_png
 from tessella.generators.base import Generator
-from tessella.sample.cli_shared import one_clear_error
 from tessella.sample.generate import generate
 from tessella.sample.samplers import choose_sampling, with_steps
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 import tessella
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator
-from tessella.generators.transformer import TransformerConfig
+from tessella.generators.networks.bert import TransformerConfig
 from tessella.sample.generate import Precision, generate
-from tessella.tokenizers.tokens import TokenSpec
+from tessella.tokens.tokens import TokenSpec
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ import click
 
 from ..checkpoints import load_generator
 from ..data.sources import open_source
-from .bits import measure_bits
-from .cli_shared import chosen_device, one_clear_error, show
+from ..evaluation.bits_per_dim import measure_bits
+from .options import chosen_device, one_clear_error, show
 
 
 @click.command()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from .cli_shared import one_clear_error, show
-from .compare import compare_reports, summary
+from ..evaluation.report.compare import compare_reports, summary
+from .options import one_clear_error, show
 
 
 @click.command()

@@ -8,9 +8,9 @@ import torch
 
 from ..data.prepare import RECIPES, prepare
 from ..files import sha256_file
-from .cli_shared import one_clear_error, show
-from .metrics.weight_providers import PROVIDERS, NpmProvider
-from .metrics.weights import convert_weights, load_weights, locate_weights
+from ..metrics.networks.weight_providers import PROVIDERS, NpmProvider
+from ..metrics.networks.weights import convert_weights, load_weights, locate_weights
+from .options import one_clear_error, show
 
 
 @click.group()

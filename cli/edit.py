@@ -10,10 +10,17 @@ from torch import Tensor
 from ..data.images import is_own_png, save_png
 from ..files import check_file
 from ..generators.base import Generator
-from .cli_sample import generator_options, open_generator, parse_numbers
-from .cli_shared import one_clear_error, show
-from .edit import between, box_mask, enrich, read_masked_image, token_mask, variation_mask
-from .generate import generate, labels_of
+from ..sample.edit import (
+    between,
+    box_mask,
+    enrich,
+    read_masked_image,
+    token_mask,
+    variation_mask,
+)
+from ..sample.generate import generate
+from ..sample.request import labels_of
+from .options import generator_options, one_clear_error, open_generator, parse_numbers, show
 
 
 @click.command()

@@ -8,23 +8,32 @@ from typing import Any
 import click
 
 from ..checkpoints import load_generator, load_tokenizer
+from ..collectives import join_processes
 from ..data.image_source import DataError, ImageSource
 from ..data.npz_source import NpzSource
 from ..data.path_source import local_places
 from ..data.sources import open_source
+from ..evaluation.curves import Curves
+from ..evaluation.evaluation import Evaluation
+from ..evaluation.given_images import evaluate_images
+from ..evaluation.reconstructions import evaluate_tokenizer
+from ..evaluation.report.charts import require_charts
+from ..evaluation.samples import evaluate_generator
+from ..evaluation.settings import EvaluationSettings, check_out
+from ..metrics.presets import PRESETS, find_preset
+from ..sample.samples import open_samples
 from ..tokenizers.probe import TOLERANCE_DB
 from . import verify as verification
-from .charts import require_charts
-from .cli_sample import SAMPLING_KNOBS, choose_attention, chosen_sampling, sampling_options
-from .cli_shared import NumberList, chosen_device, one_clear_error, show
-from .curves import Curves
-from .evaluate_images import evaluate_images
-from .evaluate_reconstructions import evaluate_tokenizer
-from .evaluate_samples import evaluate_generator
-from .evaluation import Evaluation, EvaluationSettings, check_out
-from .metrics.presets import PRESETS, find_preset
-from .processes import join_processes
-from .sample_folder import open_samples
+from .options import (
+    SAMPLING_KNOBS,
+    NumberList,
+    choose_attention,
+    chosen_device,
+    chosen_sampling,
+    one_clear_error,
+    sampling_options,
+    show,
+)
 
 
 @click.command()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from ..tokenizers.public_checkpoints import listed
-from .cli_shared import one_clear_error, show
-from .import_checkpoint import FORMATS, import_checkpoint
+from ..importers.import_checkpoint import FORMATS, import_checkpoint
+from ..importers.vqgan import listed
+from .options import one_clear_error, show
 
 
 @click.command("import")

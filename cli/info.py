@@ -11,8 +11,7 @@ from ..checkpoints import (
     find_folder,
     read_card,
 )
-from ..tokenizers.token_store import TokenStore
-from ..tokenizers.tokens import load_tokens
+from ..tokens.store import TokenStore, load_tokens
 
 
 def describe(path: str) -> dict[str, Any]:

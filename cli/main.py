@@ -1,147 +1,27 @@
 """The command `tessella`: it parses, loads, calls and prints; the work is done elsewhere."""
 
 import sys
-from pathlib import Path
 
 import click
 
-from .. import __version__
-from ..checkpoints import load_tokenizer
-from ..data.path_source import local_places, open_paths
-from ..data.sources import open_source
-from ..data.transforms import AugmentConfig
-from ..tokenizers.token_store import TokenStore
-from .cli_bits import bits
-from .cli_compare import compare
-from .cli_data import data
-from .cli_edit import edit
-from .cli_evaluate import evaluate, verify
-from .cli_import import import_command
-from .cli_probe import probe
-from .cli_sample import sample
-from .cli_shared import chosen_device, one_clear_error, show, tokenizer_option
-from .describe import describe
-from .encode import decode_store, encode_source
-from .reconstruct import reconstruct_source
+from .._version import __version__
+from .bits import bits
+from .compare import compare
+from .data import data
+from .edit import edit
+from .encode import decode, encode, reconstruct
+from .evaluate import evaluate, verify
+from .import_command import import_command
+from .info import describe
+from .options import one_clear_error, show
+from .probe import probe
+from .sample import sample
 
 
 @click.group()
 @click.version_option(__version__, prog_name="tessella")
 def main() -> None:
     """Discrete-token image generation: images to tokens and back."""
-
-
-@main.command()
-@tokenizer_option
-@click.argument("images", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Token store to make.")
-@click.option("--split", default="train", show_default=True, help="Split of a data source.")
-@click.option("--flip", is_flag=True, help="Add the mirror image of each; with --views: random.")
-@click.option("--views", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--random-crop", type=float, help="Smallest area of the views' random crops.")
-@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
-@one_clear_error
-def encode(
-    tokenizer_path: str,
-    device: str | None,
-    batch_size: int,
-    as_json: bool,
-    images: tuple[str, ...],
-    out: Path,
-    split: str,
-    flip: bool,
-    views: int,
-    random_crop: float | None,
-    overwrite: bool,
-) -> None:
-    """Encode IMAGES (files, a folder, tars, or a data source) to a token store.
-
-    With --views N every image is stored plain and N - 1 times augmented: --random-crop, --flip.
-    """
-    random = flip and views > 1
-    augment = AugmentConfig(random_crop=1.0 if random_crop is None else random_crop, flip=random)
-    tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
-    source = open_paths(images, split)
-    result = encode_source(
-        tokenizer,
-        source,
-        out,
-        batch_size=batch_size,
-        flip=flip and not random,
-        augment=augment,
-        views=views,
-        overwrite=overwrite,
-        inputs=local_places(tokenizer_path, *images),
-        name=tokenizer_path,
-    )
-    show(result, as_json=as_json)
-
-
-@main.command()
-@tokenizer_option
-@click.argument("store", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
-@one_clear_error
-def decode(
-    tokenizer_path: str,
-    device: str | None,
-    batch_size: int,
-    as_json: bool,
-    store: Path,
-    out: Path,
-    overwrite: bool,
-) -> None:
-    """Decode a token STORE to PNG files, a grid and images.jsonl."""
-    tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
-    result = decode_store(
-        tokenizer,
-        TokenStore(store),
-        out,
-        batch_size=batch_size,
-        overwrite=overwrite,
-        inputs=local_places(tokenizer_path),
-    )
-    show(result, as_json=as_json)
-
-
-@main.command()
-@tokenizer_option
-@click.option("--data", required=True, help="Data source, e.g. bundled:emoji or a folder.")
-@click.option("--split", default="val", show_default=True)
-@click.option("--limit", type=click.IntRange(min=1), help="Largest number of images [all].")
-@click.option("--perceptual", default="auto", show_default=True, help="Perceptual network.")
-@click.option("--features", default="auto", show_default=True, help="Fréchet network, or none.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for pictures [none].")
-@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
-@one_clear_error
-def reconstruct(
-    tokenizer_path: str,
-    device: str | None,
-    batch_size: int,
-    as_json: bool,
-    data: str,
-    split: str,
-    limit: int | None,
-    perceptual: str,
-    features: str,
-    out: Path | None,
-    overwrite: bool,
-) -> None:
-    """Measure reconstructions of a data source, and write them if --out is given."""
-    tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
-    result = reconstruct_source(
-        tokenizer,
-        open_source(data, split),
-        out=out,
-        batch_size=batch_size,
-        limit=limit,
-        perceptual=perceptual,
-        features=features,
-        overwrite=overwrite,
-        inputs=local_places(tokenizer_path, data),
-    )
-    show(result, as_json=as_json)
 
 
 @main.command()
@@ -153,6 +33,9 @@ def info(path: str, as_json: bool) -> None:
     show(describe(path), as_json=as_json)
 
 
+main.add_command(encode)
+main.add_command(decode)
+main.add_command(reconstruct)
 main.add_command(data)
 main.add_command(sample)
 main.add_command(edit)

@@ -4,9 +4,9 @@ import click
 
 from ..checkpoints import load_generator
 from ..data.sources import open_source
+from ..evaluation.linear_probe import ProbeConfig, probe_layers
 from ..generators.bigr import BiGR
-from .cli_shared import NumberList, chosen_device, one_clear_error, show
-from .linear_probe import ProbeConfig, probe_layers
+from .options import NumberList, chosen_device, one_clear_error, show
 
 
 @click.command()

@@ -4,34 +4,18 @@ import os
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..checkpoints import find_folder, load_tokenizer, read_card
-from ..data.image_source import ImageSource
-from ..data.images import to_uint8
-from ..data.loader import eval_batches, evenly_spaced
 from ..data.sources import open_source
 from ..tokenizers.probe import (
-    NUM_PROBES,
+    DEFAULT_DATA,
     PROBE,
     TOLERANCE_DB,
     ProbeError,
+    choose_probe,
     store_probe,
     verify_probe,
 )
-
-DEFAULT_DATA = "bundled:emoji"
-
-
-def choose_probe(source: ImageSource, resolution: int) -> tuple[Tensor, str]:
-    """Evenly spaced images of a source as 8-bit (B, 3, R, R), and where they come from.
-
-    Raises:
-        DataError: If none can be read.
-    """
-    indices = evenly_spaced(len(source), NUM_PROBES)
-    batches = eval_batches(source, resolution, NUM_PROBES, indices=indices)
-    return to_uint8(next(batches)["images"]), f"{source.name} ({source.split})"
 
 
 def verify(

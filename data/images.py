@@ -8,6 +8,7 @@ would show the arbitrary colours that editors leave under transparent pixels.
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -244,3 +245,18 @@ def to_pil(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"pixels {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
     return Image.fromarray(image)
+
+
+def grid_of_pairs(originals: Tensor, reconstructions: Tensor, *, columns: int = 8) -> Any:
+    """Rows of originals, each above the row of its reconstructions, as one picture.
+
+    Args:
+        originals: (B, 3, H, W) in [-1, 1].
+        reconstructions: The same shape and range.
+        columns: Images in a row.
+    """
+    columns, rows = min(columns, len(originals)), []
+    for first, second in zip(originals.split(columns), reconstructions.split(columns), strict=True):
+        blank = [torch.ones_like(first[0])] * (columns - len(first))
+        rows += [*first.clamp(-1, 1).cpu(), *blank, *second.clamp(-1, 1).cpu(), *blank]
+    return image_grid(rows, columns)

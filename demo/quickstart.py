@@ -17,11 +17,11 @@ import click
 
 from tessella.checkpoints import load_generator, load_tokenizer
 from tessella.data.sources import open_source
+from tessella.evaluation.quick_look import reconstruct_source
 from tessella.files import some_of
-from tessella.sample.metrics.features import available_features
-from tessella.sample.reconstruct import reconstruct_source
+from tessella.metrics.networks.build import available_features
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "train"
 SMALL = "{width: 128, num_layers: 6, num_heads: 4, dropout: 0.0}"
 
 
@@ -34,7 +34,7 @@ def launch(script: str, *words: str) -> None:
 
 def tessella(*words: str) -> None:
     """Run a command of `tessella`; leave with its status if it fails."""
-    run("tessella", ["-m", "tessella.sample.cli"], words)
+    run("tessella", ["-m", "tessella.cli.main"], words)
 
 
 def run(shown: str, command: list[str], words: tuple[str, ...]) -> None:

@@ -4,9 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from .metrics.presets import MIN_IMAGES
-from .metrics.protocol import Protocol, ProtocolError
-from .samplers import Sampling
+from ..metrics.presets import MIN_IMAGES
+from ..metrics.protocol import Protocol, ProtocolError
+from ..sample.samplers import Sampling
 
 SHOWN = ("gFID", "FD@", "precision", "recall")
 """Beginnings of the names of the metrics that are drawn."""

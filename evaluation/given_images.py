@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..collectives import leave_processes
 from ..data.image_source import DataError, ImageSource
 from ..data.images import BrokenImage, to_uint8
 from ..data.loader import eval_batches, evenly_spaced
-from .evaluate_samples import few_names, same_classes
-from .evaluation import Evaluation, EvaluationSettings
-from .metrics.presets import balanced_labels
-from .metrics.protocol import AS_GIVEN, ProtocolError
-from .processes import leave_processes
-from .sample_measurement import NUM_GRID, SampleBatch, SampleMeasurement
+from ..metrics.presets import balanced_labels
+from ..metrics.protocol import AS_GIVEN, ProtocolError
+from .evaluation import Evaluation
+from .measurement import NUM_GRID, SampleBatch, SampleMeasurement
+from .samples import few_names, same_classes
+from .settings import EvaluationSettings
 
 
 def evaluate_images(

@@ -13,22 +13,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..collectives import collected, own_share
 from ..data.image_source import DataError, ImageSource
 from ..data.images import image_grid, to_pil
-from ..tokenizers.tokens import Tokens
-from .evaluation import Evaluation, EvaluationSettings, few_images_note, reference_words
-from .image_set import ImageSet, Networks, distances, labels_of
+from ..metrics.catalogue import metric_values
+from ..metrics.duplicates import DuplicateFinder
+from ..metrics.frechet import FrechetStatistics, frechet_distance
+from ..metrics.manifold import ManifoldResult
+from ..metrics.presets import MIN_IMAGES, choose_labels
+from ..metrics.protocol import ClassBalance, Protocol, ProtocolError, as_floats
+from ..metrics.token_statistics import TokenStatistics
+from ..tokens.tokens import Tokens
+from .evaluation import Evaluation, few_images_note, reference_words
+from .image_set import ImageSet, distances, labels_of
 from .image_table import class_title
-from .metrics.catalogue import metric_values
-from .metrics.duplicates import DuplicateFinder
-from .metrics.frechet import FrechetStatistics, frechet_distance
-from .metrics.manifold import ManifoldResult
-from .metrics.presets import MIN_IMAGES, choose_labels
-from .metrics.protocol import ClassBalance, Protocol, ProtocolError, as_floats
 from .nearest import nearest_training_images
-from .processes import collected, own_share
+from .networks import Networks
 from .reference import read_reference
-from .token_statistics import TokenStatistics
+from .settings import EvaluationSettings
 
 NUM_GRID, GRID_COLUMNS = 64, 8
 

@@ -16,7 +16,7 @@ from ..data.image_source import DataError, ImageSource
 from ..data.images import image_grid, to_pil, to_uint8
 from ..data.loader import eval_batches, evenly_spaced
 from ..data.transforms import ResizeRule, fit
-from .metrics.features import FeatureExtractor, available_features, build_features
+from ..metrics.networks.build import FeatureExtractor, available_features, build_features
 
 AUTO_ORDER = ("efflite0", "inception_fid", "random")
 """What `auto` tries."""

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..codec.decode import file_name
 from ..data.image_source import ImageSource
-from ..data.images import to_pil, to_uint8
+from ..data.images import grid_of_pairs, to_pil, to_uint8
 from ..data.loader import eval_batches
 from ..files import atomic_folder
+from ..metrics.frechet import FrechetStatistics, frechet_distance, metric_name
+from ..metrics.image import ReconstructionMeter
+from ..metrics.networks.build import FeatureExtractor, available_features, build_features
+from ..metrics.perceptual import build_perceptual
+from ..metrics.protocol import as_floats
+from ..metrics.token_statistics import TokenStatistics
 from ..tokenizers.base import Tokenizer
-from .encode import file_name, grid_of_pairs
-from .metrics.features import FeatureExtractor, available_features, build_features
-from .metrics.frechet import FrechetStatistics, frechet_distance, metric_name
-from .metrics.image import ReconstructionMeter
-from .metrics.perceptual import build_perceptual
-from .metrics.protocol import as_floats
-from .token_statistics import TokenStatistics
 
 _GRID_IMAGES = 64
 

@@ -12,22 +12,23 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..collectives import collected, leave_processes, own_share, told
 from ..data.image_source import DataError, ImageSource
-from ..data.images import to_uint8
+from ..data.images import grid_of_pairs, to_uint8
 from ..data.loader import eval_batches, evenly_spaced
+from ..metrics.catalogue import metric_values
+from ..metrics.image import ReconstructionMeter
+from ..metrics.perceptual import PerceptualDistance, build_perceptual
+from ..metrics.presets import MIN_IMAGES
+from ..metrics.protocol import Protocol, as_floats, to_levels
+from ..metrics.token_statistics import TokenStatistics
 from ..tokenizers.base import Tokenizer
-from ..tokenizers.tokens import Tokens
-from .encode import grid_of_pairs
-from .evaluation import Evaluation, EvaluationSettings, few_images_note, reference_words
-from .image_set import ImageSet, Networks, distances
+from ..tokens.tokens import Tokens
+from .evaluation import Evaluation, few_images_note, reference_words
+from .image_set import ImageSet, distances
 from .image_table import ImageTable
-from .metrics.catalogue import metric_values
-from .metrics.image import ReconstructionMeter
-from .metrics.perceptual import PerceptualDistance, build_perceptual
-from .metrics.presets import MIN_IMAGES
-from .metrics.protocol import Protocol, as_floats, to_levels
-from .processes import collected, leave_processes, own_share, told
-from .token_statistics import TokenStatistics
+from .networks import Networks
+from .settings import EvaluationSettings
 
 NUM_GRID, NUM_WORST = 32, 16
 

@@ -19,19 +19,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from .. import __version__
+from .._version import __version__
+from ..collectives import collected, own_share, told
 from ..data.image_source import DataError, ImageSource
 from ..data.images import to_uint8
 from ..data.loader import eval_batches, evenly_spaced
 from ..data.npz_source import NpzSource
 from ..files import atomic_file
-from .image_set import ImageSet, Networks, read_images
-from .metrics.image_hash import ImageHash, content_keys
-from .metrics.inception_fid import NUM_SPATIAL
-from .metrics.presets import Preset
-from .metrics.protocol import ProtocolError
-from .metrics.weights import cache_root
-from .processes import collected, own_share, told
+from ..metrics.image_hash import ImageHash, content_keys
+from ..metrics.networks.inception_fid import NUM_SPATIAL
+from ..metrics.networks.weights import cache_root
+from ..metrics.presets import Preset
+from ..metrics.protocol import ProtocolError
+from .image_set import ImageSet, read_images
+from .networks import Networks
 
 MOST_VERIFIED = 100_000
 """Images of a cached reference that are decoded and compared with it, evenly spaced."""

@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
+from ..collectives import leave_processes
 from ..data.image_source import ImageSource
 from ..generators.base import Generator
+from ..metrics.protocol import ProtocolError, to_levels
+from ..metrics.token_statistics import TokenStatistics
+from ..sample.generate import Precision, generate
+from ..sample.samplers import Sampling, choose_sampling, with_steps
 from .curves import Curves, draw_lines
-from .evaluation import Evaluation, EvaluationSettings
-from .generate import Precision, generate
-from .metrics.protocol import ProtocolError, to_levels
-from .processes import leave_processes
-from .sample_measurement import NUM_GRID, DrawnSet, SampleBatch, SampleMeasurement
-from .samplers import Sampling, choose_sampling, with_steps
-from .token_statistics import TokenStatistics
+from .evaluation import Evaluation
+from .measurement import NUM_GRID, DrawnSet, SampleBatch, SampleMeasurement
+from .settings import EvaluationSettings
 
 
 def same_classes(ours: Sequence[str], theirs: Sequence[str]) -> bool:

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from ..config import STRICT
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
-from ..tokenizers.tokens import Tokens, TokenSpec
-from .attention import AttentionBackend, check_causal
+from ..tokens.tokens import Tokens, TokenSpec
 from .base import Generator, GeneratorOutput
-from .llama import CausalTransformer, KVCache, LlamaConfig
 from .masked import MaskGITConfig, read_sizes
+from .networks.attention import AttentionBackend, check_causal
+from .networks.llama import CausalTransformer, KVCache, LlamaConfig
 from .noise import uniform
 
 _INITIAL_STD = 0.02

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
 from ..tokenizers.base import Tokenizer
-from ..tokenizers.tokens import Tokens, TokenSpec
-from .attention import AttentionBackend
+from ..tokens.tokens import Tokens, TokenSpec
+from .networks.attention import AttentionBackend
 
 
 @dataclass(frozen=True, eq=False)

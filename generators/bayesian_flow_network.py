@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ..config import STRICT
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
-from ..tokenizers.tokens import Tokens, TokenSpec
-from .attention import AttentionBackend
+from ..tokens.tokens import Tokens, TokenSpec
 from .base import Generator, GeneratorOutput
-from .bayesian_flow import BayesianFlow, BitFlow, ClassFlow
 from .binary_latent_diffusion import BUCKETS
-from .denoising_transformer import DenoisingTransformer, DenoisingTransformerConfig
+from .networks.attention import AttentionBackend
+from .networks.bert import check_tokens
+from .networks.denoising_transformer import DenoisingTransformer, DenoisingTransformerConfig
 from .noise import normal, uniform
-from .transformer import check_tokens
+from .processes.bayesian_flow import BayesianFlow, BitFlow, ClassFlow
 
 MAX_CLASSES = 2**14
 """Largest codebook that is read as classes: the beliefs of a position are as many numbers."""

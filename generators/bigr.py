@@ -4,7 +4,7 @@ Tokens enter as their bits, hidden ones as one learned vector; the trunk (`llama
 into a condition for every position, and the head (`binary_transcoder.py`) denoises the bits of a
 token given its condition, with a time of its own. The process is `bernoulli_diffusion.py`, the
 sampler `sample/bigr.py`. The features between the blocks tell classes apart
-(`sample/linear_probe.py`).
+(`evaluation/linear_probe.py`).
 """
 
 import math
@@ -19,14 +19,14 @@ from torch.nn import functional as F
 
 from ..config import STRICT
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
-from ..tokenizers.tokens import Tokens, TokenSpec
-from .attention import AttentionBackend
+from ..tokens.tokens import Tokens, TokenSpec
 from .base import Generator, GeneratorOutput
-from .bernoulli_diffusion import BernoulliDiffusion
-from .binary_transcoder import BinaryTranscoder, BinaryTranscoderConfig
-from .llama import LlamaConfig, LlamaTrunk
-from .mask_schedules import MaskSchedule, masked_share
+from .networks.attention import AttentionBackend
+from .networks.binary_transcoder import BinaryTranscoder, BinaryTranscoderConfig
+from .networks.llama import LlamaConfig, LlamaTrunk
 from .noise import uniform
+from .processes.bernoulli import BernoulliDiffusion
+from .processes.masking import MaskSchedule, masked_share
 
 BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Edges of the mask-ratio buckets in which the bound is watched."""

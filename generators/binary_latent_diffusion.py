@@ -1,7 +1,7 @@
 """Binary latent diffusion (arXiv:2304.04820): Bernoulli diffusion of all bits of an image at once.
 
 The network is in `denoising_transformer.py`, the process in `bernoulli_diffusion.py`, the sampler
-in `sample/bernoulli.py`.
+in `sample/binary_latent_diffusion.py`.
 
 The time is t - 1 over the number of steps of the training, always. The reference divides by the
 number of steps of the sampler, which shows the network times that it never saw whenever that is
@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 from ..config import STRICT
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
-from ..tokenizers.tokens import Tokens, TokenSpec
-from .attention import AttentionBackend
+from ..tokens.tokens import Tokens, TokenSpec
 from .base import Generator, GeneratorOutput
-from .bernoulli_diffusion import BernoulliDiffusion
-from .denoising_transformer import DenoisingTransformer, DenoisingTransformerConfig
+from .networks.attention import AttentionBackend
+from .networks.bert import check_tokens
+from .networks.denoising_transformer import DenoisingTransformer, DenoisingTransformerConfig
 from .noise import uniform
-from .transformer import check_tokens
+from .processes.bernoulli import BernoulliDiffusion
 
 BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Edges of the buckets of t / T in which the loss is watched."""

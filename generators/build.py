@@ -6,7 +6,7 @@ from typing import Annotated, assert_never
 from pydantic import Field
 
 from ..config import STRICT
-from ..tokenizers.tokens import TokenSpec
+from ..tokens.tokens import TokenSpec
 from .autoregressive import AutoregressiveConfig, AutoregressiveGenerator
 from .base import Generator
 from .bayesian_flow_network import BayesianFlowNetwork, BayesianFlowNetworkConfig

@@ -27,13 +27,13 @@ from ..config import STRICT
 from ..kernels.bit_embedding.op import MAX_BITS, bit_embedding
 from ..kernels.codebook_sum.op import codebook_embedding_sum
 from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
-from ..tokenizers.packing import split_bits
-from ..tokenizers.tokens import Tokens, TokenSpec
-from .attention import AttentionBackend
+from ..tokens.packing import split_bits
+from ..tokens.tokens import Tokens, TokenSpec
 from .base import Generator, GeneratorOutput
-from .mask_schedules import MaskSchedule, masked_share
+from .networks.attention import AttentionBackend
+from .networks.bert import LayerNorm, Transformer, TransformerConfig, check_tokens, initialise
 from .noise import uniform
-from .transformer import LayerNorm, Transformer, TransformerConfig, check_tokens, initialise
+from .processes.masking import MaskSchedule, masked_share
 
 MAX_GROUP = 2**16
 """Largest group a head is built for."""

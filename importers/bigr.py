@@ -14,15 +14,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..tokenizers.public_checkpoints import LayoutError, listed, match_tensors
-from ..tokenizers.public_tensors import size_of
-from ..tokenizers.tokens import TokenSpec
-from .bernoulli_diffusion import BernoulliDiffusion
-from .bigr import BiGR, BigrConfig
-from .binary_transcoder import BinaryTranscoderConfig
-from .build import GeneratorConfig
-from .llama import LlamaConfig
-from .public_checkpoints import GeneratorTranslation
+from ..generators.bigr import BiGR, BigrConfig
+from ..generators.build import GeneratorConfig
+from ..generators.networks.binary_transcoder import BinaryTranscoderConfig
+from ..generators.networks.llama import LlamaConfig
+from ..generators.processes.bernoulli import BernoulliDiffusion
+from ..tokens.tokens import TokenSpec
+from .tensors import size_of
+from .translation import GeneratorTranslation
+from .vqgan import LayoutError, listed, match_tensors
 
 BIGR_FORMAT = "bigr"
 _HEAD_WIDTH = 64

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .conv_autoencoder import ConvAutoencoderConfig
-from .public_tensors import LayoutError, listed, multipliers_of, size_of
+from ..tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
+from .tensors import LayoutError, listed, multipliers_of, size_of
 
 LISTS = {"encoder": "ae.encoder.blocks", "decoder": "ae.generator.blocks"}
 """Where the lists are."""

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checkpoints import CheckpointError
-from ..tokenizers.public_checkpoints import listed
+from .vqgan import listed
 
 AVERAGE = "ema"
 WRAPPERS = ("state_dict", "model", "model_state_dict")

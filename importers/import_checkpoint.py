@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import __version__
+from .._version import __version__
 from ..checkpoints import load_tokenizer, save_generator, save_tokenizer
 from ..config import STRICT, build_config, read_yaml
 from ..data.path_source import local_places
@@ -21,22 +21,18 @@ from ..generators.bigr import BigrConfig
 from ..generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
 from ..generators.build import GeneratorConfig, build_generator
 from ..generators.masked import MaskBitConfig
-from ..generators.public_bigr import BIGR_FORMAT, translate_bigr
-from ..generators.public_checkpoints import FORMATS as GENERATOR_FORMATS
-from ..generators.public_checkpoints import translate_generator
+from ..sample.bigr import BigrSampling
+from ..sample.binary_latent_diffusion import BernoulliSampling
+from ..sample.masked_steps import SamplingConfig
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.build import TokenizerConfig, build_tokenizer
-from ..tokenizers.public_checkpoints import (
-    PUBLISHED_RESOLUTION,
-    LayoutError,
-    translate_tokenizer,
-)
-from ..tokenizers.public_layouts import FORMATS as TOKENIZER_FORMATS
-from .bernoulli import BernoulliSampling
-from .bigr import BigrSampling
+from ..tokenizers.probe import DEFAULT_DATA, choose_probe
+from .bigr import BIGR_FORMAT, translate_bigr
 from .checkpoint_file import AVERAGE, read_weights
-from .sampling import SamplingConfig
-from .verify import DEFAULT_DATA, choose_probe
+from .maskbit import FORMATS as GENERATOR_FORMATS
+from .maskbit import translate_generator
+from .tokenizer_formats import FORMATS as TOKENIZER_FORMATS
+from .vqgan import PUBLISHED_RESOLUTION, LayoutError, translate_tokenizer
 
 Module = TypeVar("Module", bound=nn.Module)
 

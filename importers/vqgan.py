@@ -16,11 +16,17 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError, build_config, to_dict
-from .build import build_tokenizer
-from .public_flat import LISTS, flat_name, infer_flat, projection_as_matrix, unused_shortcut
-from .public_layouts import FORMATS, MAX_MID, USUAL_SETTINGS, Layout, PublicFormat
-from .public_tensors import LayoutError, listed, match_tensors, multipliers_of, size_of
-from .vqgan import VQGANConfig
+from ..tokenizers.build import build_tokenizer
+from ..tokenizers.vqgan import VQGANConfig
+from .binary_autoencoder import (
+    LISTS,
+    flat_name,
+    infer_flat,
+    projection_as_matrix,
+    unused_shortcut,
+)
+from .tensors import LayoutError, listed, match_tensors, multipliers_of, size_of
+from .tokenizer_formats import FORMATS, MAX_MID, USUAL_SETTINGS, Layout, PublicFormat
 
 PUBLISHED_RESOLUTION = 256
 _UNUSED = "shortcut that is not used where a block's channels match"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .formats import PackedWeight, check_tag
+from ..kernels.packed_linear.formats import PackedWeight, check_tag
 
 VERSION = "1"
 """Of the layout; another one is refused."""

@@ -15,12 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backends import Backend
-from ..checks import FLOATS
-from .encode import from_float
-from .formats import SCALE_DTYPES, PackedWeight, Tag, from_matrix
-from .op import Activations, Route, check_settings, packed_linear, unpack_weight
-from .prepack import PrepackedWeight, kernel_refusal, prepack
+from ..kernels.backends import Backend
+from ..kernels.checks import FLOATS
+from ..kernels.packed_linear.encode import from_float
+from ..kernels.packed_linear.formats import SCALE_DTYPES, PackedWeight, Tag, from_matrix
+from ..kernels.packed_linear.op import (
+    Activations,
+    Route,
+    check_settings,
+    packed_linear,
+    unpack_weight,
+)
+from ..kernels.packed_linear.prepack import PrepackedWeight, kernel_refusal, prepack
 
 PART_DTYPES = {
     "_weight_qdata": (torch.uint8,),

@@ -9,7 +9,7 @@ photograph too, as long as the network is sure of them.
 import torch
 from torch import Tensor
 
-from .extractor import FeatureExtractor
+from .networks.extractor import FeatureExtractor
 
 
 class ClassScore:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ...tokenizers.packing import MAX_JOINT as MAX_INDEX
-from ...tokenizers.packing import join_entries
+from ..tokens.packing import MAX_JOINT as MAX_INDEX
+from ..tokens.packing import join_entries
 
 MAX_JOINT = 2**14
 """Largest joint vocabulary with usage, entropy and perplexity."""

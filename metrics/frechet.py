@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .extractor import FeatureExtractor
+from .networks.extractor import FeatureExtractor
 
 _FID_EXTRACTOR = "inception_fid"
 

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ...data.images import to_uint8
+from ..data.images import to_uint8
 
 PSNR_CAP = 100.0
 """Reported PSNR of identical images, and upper bound of all others, in dB."""

@@ -12,10 +12,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from .extractor import FeatureExtractor, check_images
-from .features import FEATURE_NAMES, build_features
-from .lpips_trunks import LpipsTrunk
-from .weights import available_features
+from .networks.build import FEATURE_NAMES, build_features
+from .networks.extractor import FeatureExtractor, check_images
+from .networks.lpips_trunks import LpipsTrunk
+from .networks.weights import available_features
 
 AUTO_ORDER = ("lpips_vgg", "efflite0", "random")
 """What `auto` tries, best first."""

@@ -7,7 +7,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from ...data.transforms import ResizeRule
+from ..data.transforms import ResizeRule
 from .kid import DEFAULT_SUBSET_SIZE, DEFAULT_SUBSETS
 from .protocol import (
     AS_GIVEN,

@@ -16,8 +16,8 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import Tensor
 
-from ...data.images import to_uint8
-from ...data.transforms import ResizeRule
+from ..data.images import to_uint8
+from ..data.transforms import ResizeRule
 
 Task = Literal["samples", "reconstructions"]
 Rounding = Literal["round", "truncate"]

@@ -3,10 +3,10 @@
 import torch
 from PIL import Image
 
-from ..tokenizers.quantizers.entropy import group_sizes
-from ..tokenizers.tokens import Tokens, TokenSpec
-from .metrics.bits import BitStatistics
-from .metrics.codes import MAX_JOINT, CodeStatistics
+from ..tokens.packing import group_sizes
+from ..tokens.tokens import Tokens, TokenSpec
+from .bit_correlation import BitStatistics
+from .codes import MAX_JOINT, CodeStatistics
 
 MAX_CORRELATED_BITS = 1024
 """Most bits of a position whose pairs are counted; the table has the square of that."""

@@ -23,11 +23,11 @@ from torch.nn import functional as F
 
 from ..config import STRICT
 from ..generators.autoregressive import AutoregressiveGenerator
-from ..generators.llama import KVCache
+from ..generators.networks.llama import KVCache
 from ..generators.noise import gumbel
-from ..tokenizers.tokens import Tokens, TokenSpec
+from ..tokens.tokens import Tokens, TokenSpec
 from .guidance import check_guidance, guide
-from .start import find_start
+from .known import find_start
 
 
 @dataclass(frozen=True, kw_only=True)

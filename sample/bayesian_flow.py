@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from ..config import STRICT
-from ..generators.bayesian_flow import MAX_STEPS
 from ..generators.bayesian_flow_network import BayesianFlowNetwork
 from ..generators.noise import normal, uniform
-from ..tokenizers.tokens import Tokens
+from ..generators.processes.bayesian_flow import MAX_STEPS
+from ..tokens.tokens import Tokens
 from .guidance import check_guidance, guided_prediction
-from .start import find_start
+from .known import find_start
 
 _DRAWS = 2  # of every step: values, messages
 

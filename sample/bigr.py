@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ..config import STRICT
 from ..generators.bigr import BiGR
-from ..generators.mask_schedules import MaskSchedule
 from ..generators.noise import gumbel, uniform
-from ..tokenizers.tokens import Tokens, TokenSpec
+from ..generators.processes.masking import MaskSchedule
+from ..tokens.tokens import Tokens, TokenSpec
 from .guidance import check_guidance, guidance_at, guide
+from .known import Start, find_start
 from .masked import first
-from .sampling import DONE, SamplingConfig, SamplingStep, sampling_table, steps_of_part
-from .start import Start, find_start
+from .masked_steps import DONE, SamplingConfig, SamplingStep, sampling_table, steps_of_part
 
 DEFAULT_STEPS = 20
 DEFAULT_HEAD_STEPS = 100

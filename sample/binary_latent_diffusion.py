@@ -1,7 +1,7 @@
 """The sampler of Bernoulli diffusion over all bits of an image (arXiv:2304.04820).
 
 It starts from fair coins, and every step flips each bit with the probability that the reverse
-kernel of the process gives it (`generators/bernoulli_diffusion.py`). Editing is the same loop with
+kernel of the process gives it (`generators/processes/bernoulli.py`). Editing is the same loop with
 the bits of some positions put back, without noise, after every step.
 
 Every random number belongs to (seed of the image, step, slot), so an image is the same in whatever
@@ -20,9 +20,9 @@ from torch import Tensor
 from ..config import STRICT
 from ..generators.binary_latent_diffusion import BinaryLatentDiffusion
 from ..generators.noise import uniform
-from ..tokenizers.tokens import Tokens, TokenSpec
+from ..tokens.tokens import Tokens, TokenSpec
 from .guidance import check_guidance, guided_prediction
-from .start import find_start
+from .known import find_start
 
 _START = 0  # draw of the fair coins; step i, from 1, is draw i
 

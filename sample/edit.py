@@ -21,8 +21,9 @@ from ..data.images import read_image, to_tensor
 from ..data.transforms import resize_center_crop
 from ..generators.base import Generator
 from ..generators.noise import derive_seeds, uniform
-from ..tokenizers.tokens import Tokens, TokenSpec
-from .generate import generate, whole_numbers
+from ..tokens.tokens import Tokens, TokenSpec
+from .generate import generate
+from .request import whole_numbers
 
 _VARIATION = 2**31 + 1  # the draw that chooses what a variation hides
 _ENRICHMENT = 2**31 + 16  # the draws that order the quarters, one for each repeat

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from ..data.image_source import DataError, ImageSource, Sample
 from ..data.images import image_grid, read_image, to_pil
-from ..data.sources import open_source
 from ..files import atomic_folder, check_replaceable
 from ..generators.base import Generator
-from ..tokenizers.tokens import Tokens
-from .generate import Precision, check_labels, generate
+from ..tokens.tokens import Tokens
+from .generate import Precision, generate
+from .request import check_labels
 from .samplers import Sampling, choose_sampling, with_steps
 
 RECORDS = "images.jsonl"
@@ -185,68 +184,3 @@ def _shared_folder(
             processes.wait_for_everyone()
     if processes is not None:
         processes.wait_for_everyone()
-
-
-class SampleFolder(ImageSource):
-    """The pictures that `sample_to_folder` or `decode_store` wrote, with their labels.
-
-    Args:
-        folder: Holds `images.jsonl`.
-
-    Raises:
-        DataError: If that cannot be read, is empty, or names files that are not there.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.name, self.split, self.licence = folder, folder.name, "train", None
-        try:
-            lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
-            records = [json.loads(line) for line in lines]
-            self._files = [folder / record["file"] for record in records]
-            labels = [record.get("label") for record in records]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{folder / RECORDS}: cannot be read ({error})") from None
-        self._labels = [
-            label if isinstance(label, int) and label >= 0 else None for label in labels
-        ]
-        self._names = [record.get("class") for record in records]
-        missing = [file for file in self._files if not file.is_file()]
-        if missing or not self._files:
-            raise DataError(
-                f"{folder / RECORDS}: {len(missing)} of {len(self._files)} pictures are missing"
-            )
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def id_of(self, index: int) -> str:
-        return self._files[index].name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names by label as far as labels occur; those between are empty."""
-        pairs = zip(self._labels, self._names, strict=True)
-        known = {label: str(name) for label, name in pairs if label is not None}
-        return tuple(known.get(label, "") for label in range(max(known, default=-1) + 1))
-
-    def places(self) -> list[Path]:
-        return [self.folder]
-
-    def _sizes(self) -> Iterable[int]:
-        return (file.stat().st_size for file in self._files)
-
-    def read(self, index: int) -> Sample:
-        self._check(index)
-        file = self._files[index]
-        image = read_image(file, name=file.name)
-        return Sample(image=image, id=file.name, label=self._labels[index])
-
-
-def open_samples(path: str) -> ImageSource:
-    """Samples that are there: a folder of `tessella sample`, or any source of images.
-
-    Raises:
-        DataError: If there are none.
-    """
-    folder = Path(path)
-    return SampleFolder(folder) if (folder / RECORDS).is_file() else open_source(path, "train")

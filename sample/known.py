@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..tokenizers.tokens import Tokens, TokenSpec
+from ..tokens.tokens import Tokens, TokenSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ..generators.masked import MaskedGenerator
 from ..generators.noise import gumbel, uniform
-from ..tokenizers.tokens import Tokens
+from ..tokens.tokens import Tokens
 from .guidance import check_guidance, guide
 from .halton import halton_order
-from .sampling import DONE, SamplingConfig, sampling_table, steps_of_part
-from .start import find_start
+from .known import find_start
+from .masked_steps import DONE, SamplingConfig, sampling_table, steps_of_part
 
 Ranking = Callable[[Tensor, Tensor, int], Tensor]
 """(distributions (B, N, G, K), drawn entries (B, N, G), step) to priorities (B, N, G)."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..config import STRICT
-from ..generators.mask_schedules import MaskSchedule, masked_share
+from ..generators.processes.masking import MaskSchedule, masked_share
 from .guidance import GuidanceSchedule, guidance_at
 
 DEFAULT_STEPS = 16

@@ -13,13 +13,13 @@ from ..generators.bigr import BiGR
 from ..generators.binary_latent_diffusion import BinaryLatentDiffusion
 from ..generators.build import GeneratorConfig
 from ..generators.masked import MaskedGenerator
-from ..tokenizers.tokens import Tokens
+from ..tokens.tokens import Tokens
 from .autoregressive import AutoregressiveSampling, autoregressive_steps, sample_autoregressive
 from .bayesian_flow import FlowSampling, sample_flow
-from .bernoulli import BernoulliSampling, sample_bernoulli
 from .bigr import BigrSampling, bigr_steps, head_chain, sample_bigr
+from .binary_latent_diffusion import BernoulliSampling, sample_bernoulli
 from .masked import sample_masked
-from .sampling import SamplingConfig, SamplingStep, sampling_table
+from .masked_steps import SamplingConfig, SamplingStep, sampling_table
 
 Sampling = SamplingConfig | BernoulliSampling | BigrSampling | FlowSampling | AutoregressiveSampling
 """Settings of any sampler. All have `num_steps`, `guidance` and `temperature`."""

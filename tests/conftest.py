@@ -1,10 +1,171 @@
-"""One thread for every test process: results do not depend on the machine's cores, and processes
-that share them do not spin against each other."""
+"""One thread for every test process, and the tiny generators that tests of many folders draw from.
+
+With one thread results do not depend on the machine's cores, and processes that share them do not
+spin against each other.
+"""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
+from torch import Tensor
+
+from tessella.checkpoints import save_generator, save_tokenizer
+from tessella.generators.masked import MaskBitConfig, MaskedGenerator, MaskGITConfig
+from tessella.generators.networks.bert import TransformerConfig
+from tessella.tokenizers.build import build_tokenizer
+from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.quantizers.lfq import LFQConfig
+from tessella.tokenizers.vqgan import VQGANConfig
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 torch.set_num_threads(1)
+
+TRUNK = TransformerConfig(width=32, num_layers=2, num_heads=2, dropout=0.0)
+CLASSES = ("grinning face", "cat", "ship")
+
+
+@dataclass
+class Call:
+    """What the sampler showed the network in one forward pass."""
+
+    indices: Tensor
+    mask: Tensor
+    labels: Tensor
+    valid: Tensor | None
+
+
+class Oracle(MaskedGenerator):
+    """A generator whose logits are a known function of what it is shown; remembers every call."""
+
+    def __init__(
+        self,
+        spec: TokenSpec,
+        answer: Callable[[Call], Tensor],
+        *,
+        num_classes: int = 3,
+        groups: tuple[int, ...] | None = None,
+    ) -> None:
+        trunk = TransformerConfig(width=4, num_layers=1, num_heads=1)
+        config = MaskGITConfig(transformer=trunk, num_classes=num_classes, codebook_sizes=groups)
+        super().__init__(config, spec)
+        self.answer = answer
+        self.calls: list[Call] = []
+        self.eval()
+
+    def predict(
+        self, indices: Tensor, mask: Tensor, labels: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """The known logits."""
+        call = Call(indices.clone(), mask.clone(), labels.clone(), valid)
+        self.calls.append(call)
+        return self.answer(call)
+
+
+@pytest.fixture(scope="session")
+def oracle() -> type[Oracle]:
+    """The class `Oracle`."""
+    return Oracle
+
+
+def random_network(kind: str, spec: TokenSpec, **fields: Any) -> MaskedGenerator:
+    """A small network with decided opinions: weights far from their small initial values."""
+    config = {"maskbit": MaskBitConfig, "maskgit": MaskGITConfig}[kind]
+    fields = {"transformer": TRUNK, "num_classes": 3} | fields
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator = MaskedGenerator(config(**fields), spec).eval()
+        with torch.no_grad():
+            for parameter in generator.parameters():
+                parameter.mul_(4).add_(torch.randn_like(parameter) * 0.1)
+    return generator
+
+
+@pytest.fixture(scope="session")
+def network() -> Callable[..., MaskedGenerator]:
+    """`network(kind, spec, **config)`: a small random network in eval mode."""
+    return random_network
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a generator with three named classes and of its tokenizer: 32 pixels, 8x8 tokens
+    of 4 bits, read as two groups of 2."""
+    root = tmp_path_factory.mktemp("models")
+    networks = ConvAutoencoderConfig(
+        base_channels=8, channel_multipliers=(1, 1, 2), num_res_blocks=1, norm_groups=4
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = build_tokenizer(
+            VQGANConfig(resolution=32, autoencoder=networks, quantizer=LFQConfig(bits=4))
+        )
+    card = save_tokenizer(tokenizer, root / "tokenizer")
+    generator = random_network("maskbit", tokenizer.spec)
+    generator.classes = CLASSES
+    save_generator(
+        generator,
+        root / "generator",
+        tokenizer_path=root / "tokenizer",
+        tokenizer_fingerprint=card["fingerprint"],
+        card={"sampling": {"num_steps": 4, "guidance": 2.0}},
+    )
+    return root / "generator", root / "tokenizer"
+
+
+class Factory:
+    """Makes tiny generators and tokens; the tests may not import each other."""
+
+    trunk = TransformerConfig(width=16, num_layers=1, num_heads=2, dropout=0.0)
+
+    def __call__(
+        self,
+        kind: str,
+        spec: TokenSpec,
+        *,
+        num_classes: int | None = 3,
+        seed: int = 0,
+        **fields: Any,
+    ) -> MaskedGenerator:
+        """A freshly initialised generator in training mode, the same for a seed."""
+        config = {"maskbit": MaskBitConfig, "maskgit": MaskGITConfig}[kind]
+        fields = {"transformer": self.trunk, "num_classes": num_classes} | fields
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return MaskedGenerator(config(**fields), spec)
+
+    def randomised(self, *args: Any, **fields: Any) -> MaskedGenerator:
+        """One whose every parameter is far from its initial value, in eval mode."""
+        generator = self(*args, **fields)
+        rng = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in generator.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.4 + 0.05)
+        return generator.eval()
+
+    def tokens(self, spec: TokenSpec, batch: int = 3, *, seed: int = 2) -> Tokens:
+        """Random tokens; of an ordered spec, of random lengths."""
+        rng = torch.Generator().manual_seed(seed)
+        columns = [
+            torch.randint(size, (batch, spec.num_tokens), generator=rng)
+            for size in spec.codebook_sizes
+        ]
+        tokens = Tokens(torch.stack(columns, -1), spec)
+        if not spec.ordered:
+            return tokens
+        lengths = torch.randint(1, spec.num_tokens + 1, (batch,), generator=rng)
+        valid = torch.arange(spec.num_tokens) < lengths[:, None]
+        return Tokens(tokens.indices * valid[..., None], spec, lengths)
+
+
+@pytest.fixture(scope="session")
+def make() -> Factory:
+    """Makes generators: `make(kind, spec)`, `make.randomised(...)`, `make.tokens(spec)`."""
+    return Factory()

@@ -169,8 +169,8 @@ import torch
 from tessella.checkpoints import save_tokenizer
 from tessella.config import build_config
 from tessella.files import SaveError, atomic_file
-from tessella.tokenizers.token_store import TokenStoreWriter
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.tokens.store import TokenStoreWriter
+from tessella.tokens.tokens import Tokens, TokenSpec
 from tessella.tokenizers.vqgan import VQGAN, VQGANConfig
 
 root = Path(sys.argv[1])

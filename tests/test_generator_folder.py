@@ -23,10 +23,10 @@ from tessella.checkpoints import (
 )
 from tessella.config import ConfigError, build_config
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator, MaskGITConfig
-from tessella.generators.transformer import TransformerConfig
+from tessella.generators.networks.bert import TransformerConfig
 from tessella.sample.generate import generate
-from tessella.tokenizers.tokens import Tokens
 from tessella.tokenizers.vqgan import VQGAN, VQGANConfig
+from tessella.tokens.tokens import Tokens
 
 CLASSES = ("grinning face", "cat, sleeping", "日本")
 

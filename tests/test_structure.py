@@ -1,6 +1,7 @@
 """The shape of the package itself: import directions, names, dependencies, version, configs."""
 
 import ast
+import collections
 import importlib.metadata
 import os
 import re
@@ -21,70 +22,128 @@ from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
 from tessella.tokenizers.vqgan import VQGAN, VQGANConfig
 
 ROOT = Path(tessella.__file__).resolve().parent
-CODE = (
-    "kernels",
-    "config",
-    "files",
-    "data",
-    "tokenizers",
-    "generators",
-    "checkpoints",
-    "sample",
-    "train",
+ORDER = (
+    {"kernels", "config", "files", "collectives", "_version"},
+    {"data", "tokens", "low_bit"},
+    {"tokenizers", "metrics"},
+    {"generators", "codec"},
+    {"checkpoints", "sample"},
+    {"importers", "train", "evaluation"},
+    {"cli"},
+    {"demo"},
 )
-"""Folders and root modules of the package, lowest first."""
+"""Rooms (folders and root modules) of the package by floor, lowest first: docs/architecture.md."""
 
-_SYSTEMS = {"kernels", "config", "files", "data", "tokenizers"}
-MAY_IMPORT = {
-    "kernels": set(),
-    "files": set(),
-    "config": {"files"},
-    "data": {"files"},
-    "tokenizers": _SYSTEMS,
-    "generators": _SYSTEMS,
-    "checkpoints": _SYSTEMS | {"generators"},
-    "sample": _SYSTEMS | {"generators", "checkpoints", "tessella"},
-    "train": _SYSTEMS | {"generators", "checkpoints", "sample", "tessella"},
-}
-"""What each may import besides itself; `tessella` is the public API of the root."""
+CODE = tuple(room for floor in ORDER for room in sorted(floor))
+LARGEST_ROOM, LARGEST_FILE = 0.2, 400
 
 
 def modules() -> list[Path]:
     """Every module of the package, without tests, benchmarks and the like."""
     found = [
-        p for p in ROOT.rglob("*.py") if p.relative_to(ROOT).parts[0].removesuffix(".py") in CODE
+        p
+        for p in ROOT.rglob("*.py")
+        if p.relative_to(ROOT).parts[0].removesuffix(".py") in CODE
+        and "bundled" not in p.relative_to(ROOT).parts
     ]
     return sorted(found)
 
 
-def imported_layers(path: Path) -> set[str]:
-    """Layers of ours that a module imports, wherever in it the import stands."""
+def dotted(path: Path) -> str:
+    """Name of a module of ours, without `tessella`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imports_of(path: Path, known: set[str]) -> set[str]:
+    """Modules of ours that a module imports, wherever in it the import stands."""
     package = ("tessella", *path.relative_to(ROOT).parts[:-1])
-    names: set[str] = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            names = {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join([*start, *([node.module] if node.module else [])])
-            names |= {f"{base}.{alias.name}" for alias in node.names}
-    ours = [name.split(".") for name in names if name.split(".")[0] == "tessella"]
-    return {parts[1] if len(parts) > 1 and parts[1] in CODE else "tessella" for parts in ours}
+            names = {f"{base}.{alias.name}" for alias in node.names}
+        else:
+            continue
+        for name in names:
+            if name == "tessella" or name.startswith("tessella."):
+                inner = name.removeprefix("tessella").removeprefix(".")
+                parts = inner.split(".")
+                whole = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+                found.add(next((n for n in whole if n in known), "tessella"))
+    return found - {dotted(path)}
 
 
-def layer(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def graph() -> dict[str, set[str]]:
+    """Modules of ours and what each imports; the root's public API is `tessella`."""
+    known = {dotted(path) for path in modules()}
+    return {dotted(path): imports_of(path, known) for path in modules()}
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, in order; empty if there is none."""
+    done: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        for target in sorted(arrows.get(module, ())):
+            if found := visit(target, [*way, module]):
+                return found
+        done.add(module)
+        return []
+
+    return next(filter(None, (visit(module, []) for module in sorted(arrows))), [])
 
 
 def test_imports_point_one_way() -> None:
-    wrong = [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for path in modules()
-        for name in sorted(imported_layers(path) - MAY_IMPORT[layer(path)] - {layer(path)})
-    ]
+    floors = {name: number for number, floor in enumerate(ORDER) for name in floor}
+    wrong = []
+    for module, targets in graph().items():
+        for target in sorted(targets):
+            here, there = room(module), room(target)
+            if here == there:
+                continue
+            if there == "tessella" and here in ("train", "demo"):
+                continue  # scripts use the public API
+            if there not in floors or floors[there] >= floors[here]:
+                wrong.append(f"{module} imports {target}")
     assert not wrong
-    assert "tokenizers" in imported_layers(ROOT / "checkpoints.py")
-    assert "data" in imported_layers(ROOT / "tokenizers" / "token_store.py")
+    assert "tokenizers.base" in graph()["checkpoints"], "the graph is read"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "a"]
+    assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+    assert not circle(graph())
+
+
+def test_rooms_and_files_stay_small() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules()}
+    long = {dotted(path): count for path, count in lines.items() if count > LARGEST_FILE}
+    assert not long
+    total = sum(lines.values())
+    rooms = collections.Counter[str]()
+    for path, count in lines.items():
+        rooms[room(dotted(path))] += count
+    share = {name: count / total for name, count in rooms.items()}
+    assert not {name: part for name, part in share.items() if part > LARGEST_ROOM}
+
+
+def test_every_folder_of_the_package_has_a_floor() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    rooms = {Path(name).parts[0].removesuffix(".py") for name in tracked}
+    assert rooms <= {*CODE, "__init__", "setup", "tests", "benchmarks"}
 
 
 def test_only_the_root_has_an_init_file() -> None:
@@ -93,7 +152,7 @@ def test_only_the_root_has_an_init_file() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
-@pytest.mark.parametrize("folder", ["train", "sample"])
+@pytest.mark.parametrize("folder", ["train", "demo"])
 def test_scripts_shadow_no_installed_module(folder: str) -> None:
     taken = sys.stdlib_module_names | importlib.metadata.packages_distributions().keys()
     names = {path.stem for path in (ROOT / folder).glob("*.py")}

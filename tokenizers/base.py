@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .tokens import Tokens, TokenSpec
+from ..tokens.tokens import Tokens, TokenSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ processes.
 import torch
 from torch import Tensor
 
+from ..tokens.tokens import Tokens
 from .base import TokenizerOutput
 from .quantizers.bernoulli import Bernoulli, draw
-from .tokens import Tokens
 from .vqgan import VQGAN
 
 

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..data.image_source import ImageSource
 from ..data.images import to_uint8
+from ..data.loader import eval_batches, evenly_spaced
 from ..files import add_to_marker, atomic_file
+from ..tokens.store import TokenStore
+from ..tokens.store_format import StoreError
 from .base import Tokenizer
 
 PROBE = "probe.safetensors"
@@ -147,3 +151,70 @@ def verify_probe(
                 f"its weights, precision or device do not compute what was measured"
             )
     return result
+
+
+DEFAULT_DATA = "bundled:emoji"
+
+
+def choose_probe(source: ImageSource, resolution: int) -> tuple[Tensor, str]:
+    """Evenly spaced images of a source as 8-bit (B, 3, R, R), and where they come from.
+
+    Raises:
+        DataError: If none can be read.
+    """
+    indices = evenly_spaced(len(source), NUM_PROBES)
+    batches = eval_batches(source, resolution, NUM_PROBES, indices=indices)
+    return to_uint8(next(batches)["images"]), f"{source.name} ({source.split})"
+
+
+def check_store(store: TokenStore, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that did not make the tokens of a store.
+
+    Args:
+        store: Token store.
+        tokenizer: Tokenizer that is going to read it.
+
+    Raises:
+        SpecMismatch: If the tokenizer emits another spec.
+        StoreError: If its fingerprint is another, or it has none.
+    """
+    store[:0].require(tokenizer.spec, reader="the tokenizer")
+    if tokenizer.fingerprint != store.fingerprint:
+        found = tokenizer.fingerprint or "no fingerprint (load it from its folder)"
+        raise StoreError(
+            f"{store.path}: made by the tokenizer {store.header.tokenizer} with fingerprint "
+            f"{store.fingerprint}; this tokenizer has {found}"
+        )
+
+
+@torch.no_grad()
+def verify_store_probe(
+    store: TokenStore, tokenizer: Tokenizer, *, tolerance_db: float = TOLERANCE_DB
+) -> list[tuple[float, float]]:
+    """Decode the probe rows of a token store and compare with the originals, on 8-bit pixels.
+
+    Args:
+        store: Token store with probe images.
+        tokenizer: Tokenizer that is going to read it.
+        tolerance_db: Largest accepted difference of an image, in dB.
+
+    Returns:
+        PSNR stored and PSNR now of each probe image, in dB.
+
+    Raises:
+        SpecMismatch: If the tokenizer reads another spec.
+        StoreError: If there is no probe, or a PSNR differs by more than the tolerance.
+    """
+    if store.header.probe is None:
+        raise StoreError(f"{store.path}: no probe images were stored, nothing to verify with")
+    probe = load_file(store.path / store.header.probe.file)
+    images = tokenizer.decode(store.rows(probe["rows"]).to(tokenizer.device))
+    now = psnr_of_levels(probe["images"], to_uint8(images).cpu()).tolist()
+    pairs = list(zip(probe["psnr"].clamp(max=100).tolist(), now, strict=True))
+    for row, (stored, found) in zip(probe["rows"].tolist(), pairs, strict=True):
+        if stored != found and not abs(stored - found) <= tolerance_db:
+            raise StoreError(
+                f"{store.path}: row {row} decodes at {found:.2f} dB, {stored:.2f} dB when it was "
+                f"written (tolerance {tolerance_db} dB); another tokenizer, or it changed"
+            )
+    return pairs

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import STRICT
+from ..tokens.tokens import Tokens, TokenSpec
 from .base import Tokenizer, TokenizerOutput
-from .conv_autoencoder import (
+from .networks.conv_autoencoder import (
     ConvAutoencoderConfig,
     Decoder,
     Encoder,
@@ -26,7 +27,6 @@ from .conv_autoencoder import (
     to_positions,
 )
 from .quantizers.build import QuantizerConfig, build_quantizer
-from .tokens import Tokens, TokenSpec
 
 
 @dataclass(frozen=True, kw_only=True)

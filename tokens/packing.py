@@ -55,3 +55,9 @@ def join_bits(bits: Tensor, widths: Sequence[int]) -> Tensor:
         parts.append((bits[..., start : start + width].long() << shifts).sum(-1))
         start += width
     return torch.stack(parts, dim=-1)
+
+
+def group_sizes(num_bits: int, max_group_bits: int) -> list[int]:
+    """Bits per group: as few groups as possible, as even as possible."""
+    groups = -(-num_bits // max_group_bits)
+    return [num_bits // groups + (i < num_bits % groups) for i in range(groups)]

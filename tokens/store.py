@@ -20,14 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..data.images import to_uint8
-from .base import Tokenizer
-from .probe import psnr_of_levels
-from .token_store_format import StoredFile, StoreError, check_file, read_header
-from .token_store_writer import TokenStoreWriter
+from .store_format import StoredFile, StoreError, check_file, read_header
+from .store_writer import TokenStoreWriter
+from .token_file import TOKENS_KEY
 from .tokens import Tokens, TokenSpec
 
 __all__ = ["StoreError", "TokenStore", "TokenStoreWriter"]
@@ -172,52 +169,6 @@ class TokenStore:
             return self.spec.bits_per_image
         return lengths.double().mean().item() * self.spec.bits_per_token
 
-    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Refuse a tokenizer that did not make these tokens.
-
-        Raises:
-            SpecMismatch: If it emits another spec.
-            StoreError: If its fingerprint is another, or it has none.
-        """
-        self[:0].require(tokenizer.spec, reader="the tokenizer")
-        if tokenizer.fingerprint != self.fingerprint:
-            found = tokenizer.fingerprint or "no fingerprint (load it from its folder)"
-            raise StoreError(
-                f"{self.path}: made by the tokenizer {self.header.tokenizer} with fingerprint "
-                f"{self.fingerprint}; this tokenizer has {found}"
-            )
-
-    def verify_probe(
-        self, tokenizer: Tokenizer, *, tolerance_db: float = 0.1
-    ) -> list[tuple[float, float]]:
-        """Decode the probe rows and compare with the originals, on 8-bit pixels.
-
-        Args:
-            tokenizer: The one that is going to read this store.
-            tolerance_db: Largest accepted difference, in dB.
-
-        Returns:
-            PSNR stored and PSNR now of each probe, in dB.
-
-        Raises:
-            SpecMismatch: If the tokenizer reads another spec.
-            StoreError: If there is no probe, or a PSNR differs by more than the tolerance.
-        """
-        if self.header.probe is None:
-            raise StoreError(f"{self.path}: no probe images were stored, nothing to verify with")
-        probe = load_file(self.path / self.header.probe.file)
-        with torch.no_grad():
-            images = tokenizer.decode(self.rows(probe["rows"]).to(tokenizer.device))
-        now = psnr_of_levels(probe["images"], to_uint8(images).cpu()).tolist()
-        pairs = list(zip(probe["psnr"].clamp(max=100).tolist(), now, strict=True))
-        for row, (stored, found) in zip(probe["rows"].tolist(), pairs, strict=True):
-            if stored != found and not abs(stored - found) <= tolerance_db:
-                raise StoreError(
-                    f"{self.path}: row {row} decodes at {found:.2f} dB, {stored:.2f} dB when it "
-                    f"was written (tolerance {tolerance_db} dB); another tokenizer, or it changed"
-                )
-        return pairs
-
     def _files(self) -> list[StoredFile]:
         return [*self.header.shards, *([self.header.probe] if self.header.probe else [])]
 
@@ -246,3 +197,29 @@ class TokenStore:
             found = self._shard(number).metadata.get(name)
             texts += [None] * stored.rows if found is None else json.loads(found)
         return texts
+
+
+def load_tokens(path: str | os.PathLike[str]) -> Tokens:
+    """Tokens from a file of `Tokens.save`, or all tokens of a token store folder.
+
+    Raises:
+        FileNotFoundError: If nothing is there.
+        ValueError: If it is not a whole token file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return TokenStore(path).tokens()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no token file or store here")
+    try:
+        with safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get(TOKENS_KEY)
+            if header is None:
+                raise ValueError(f"{path}: a safetensors file, but not one of tokens")
+            names = file.keys()
+            lengths = file.get_tensor("lengths") if "lengths" in names else None
+            return Tokens.unpack(
+                file.get_tensor("packed"), TokenSpec(**json.loads(header)), lengths
+            )
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: not a whole token file ({error})") from None

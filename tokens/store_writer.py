@@ -1,4 +1,4 @@
-"""Writing a token store, batch by batch; the layout is described in `token_store.py`."""
+"""Writing a token store, batch by batch; the layout is described in `store.py`."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import atomic_folder, sha256_file
-from .token_store_format import HEADER, PROBE, StoredFile, StoreHeader
+from .store_format import HEADER, PROBE, StoredFile, StoreHeader
 from .tokens import Tokens, TokenSpec
 
 MAX_PROBES = 4
@@ -171,7 +171,7 @@ class TokenStoreWriter:
         rows: Tensor | Sequence[int],
         psnr: Tensor | Sequence[float],
     ) -> None:
-        """Keep originals, at most four in all, for `TokenStore.verify_probe`.
+        """Keep originals, at most four in all, for `verify_store_probe`.
 
         Args:
             images: What was encoded, (P, 3, H, W) uint8.

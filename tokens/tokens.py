@@ -12,11 +12,9 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils import _pytree
@@ -354,34 +352,6 @@ class Tokens:
             tensors["lengths"] = self.lengths.cpu()
         with atomic_file(path) as temporary:
             save_file(tensors, temporary, {TOKENS_KEY: json.dumps(self.spec.to_dict())})
-
-
-def load_tokens(path: str | os.PathLike[str]) -> Tokens:
-    """Tokens from a file of `Tokens.save`, or all tokens of a token store folder.
-
-    Raises:
-        FileNotFoundError: If nothing is there.
-        ValueError: If it is not a whole token file.
-    """
-    path = Path(path)
-    if path.is_dir():
-        from .token_store import TokenStore
-
-        return TokenStore(path).tokens()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no token file or store here")
-    try:
-        with safe_open(path, "pt") as file:
-            header = (file.metadata() or {}).get(TOKENS_KEY)
-            if header is None:
-                raise ValueError(f"{path}: a safetensors file, but not one of tokens")
-            names = file.keys()
-            lengths = file.get_tensor("lengths") if "lengths" in names else None
-            return Tokens.unpack(
-                file.get_tensor("packed"), TokenSpec(**json.loads(header)), lengths
-            )
-    except (SafetensorError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not a whole token file ({error})") from None
 
 
 def _flatten(tokens: Tokens) -> tuple[list[Any], TokenSpec]:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import STRICT
-from ..tokenizers.conv_autoencoder import channels_last
+from ..tokenizers.networks.conv_autoencoder import channels_last
 
 
 @dataclass(frozen=True, kw_only=True)

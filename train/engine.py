@@ -16,9 +16,9 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 
-from .. import __version__
+from .._version import __version__
+from ..collectives import num_processes, sum_over_processes
 from ..config import STRICT
-from ..tokenizers.distributed import num_processes, sum_over_processes
 from .schedules import LearningRateConfig, lr_at
 
 

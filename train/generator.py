@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 import tessella
 from tessella.checkpoints import find_folder, load_tokenizer, save_generator
+from tessella.codec.encode import encode_source
 from tessella.data.sources import ImageSource, open_source
-from tessella.sample.encode import encode_source
 from tessella.tokenizers.base import Tokenizer
-from tessella.tokenizers.probe import NoProbe, verify_probe
-from tessella.tokenizers.token_store import TokenStore
+from tessella.tokenizers.probe import NoProbe, check_store, verify_probe, verify_store_probe
+from tessella.tokens.store import TokenStore
 from tessella.train.command import (
     flat_config,
     format_numbers,
@@ -48,7 +48,7 @@ from tessella.train.generator_run import GeneratorRun
 from tessella.train.health import check_finite, loss_alarms, memorising_alarms, prediction_alarms
 from tessella.train.pictures import CURVES_HINT, draw_curves, draw_samples
 from tessella.train.run_folder import RunFolder
-from tessella.train.token_data import ImageReader, StoreReader, TokenReader, encode_split
+from tessella.train.token_batches import ImageReader, StoreReader, TokenReader, encode_split
 
 DEFAULT_CONFIG = Path(tessella.__file__).parent / "configs" / "generator" / "maskbit_emoji_64.yaml"
 
@@ -82,8 +82,8 @@ def open_store(path: Path, tokenizer: Tokenizer) -> TokenStore:
         StoreError: If it is not, with the reason.
     """
     store = TokenStore(path)
-    store.check_tokenizer(tokenizer)
-    store.verify_probe(tokenizer)
+    check_store(store, tokenizer)
+    verify_store_probe(store, tokenizer)
     return store
 
 

@@ -8,20 +8,20 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from ..collectives import num_processes, sum_over_processes
 from ..config import ConfigError
 from ..generators.build import build_generator
 from ..generators.noise import derive_seeds
 from ..kernels.backends import BackendUnavailable
+from ..sample.folder import class_name
 from ..sample.generate import generate
-from ..sample.sample_folder import class_name
 from ..tokenizers.base import Tokenizer
-from ..tokenizers.distributed import num_processes, sum_over_processes
 from .ema import EMA
 from .engine import LossWindow, MetricWindow, build_optimizer, descend, seed_step, set_lr
 from .generator_recipe import TrainGeneratorConfig
 from .health import check_finite
 from .run_folder import RunError, RunFolder, check_processes
-from .token_data import TokenBatch
+from .token_batches import TokenBatch
 
 MAX_CLASSES = 16
 """Classes shown in a grid of samples."""

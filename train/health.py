@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..sample.metrics.codes import CodeStatistics
+from ..metrics.codes import CodeStatistics
 from ..tokenizers.base import check_range
-from ..tokenizers.tokens import TokenSpec
+from ..tokens.tokens import TokenSpec
 
 SETTLING_STEPS = 200
 """Steps after the warm-up before the masked loss is judged."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 
-from ..tokenizers.distributed import mean_over_processes
+from ..collectives import mean_over_processes
 
 GANLoss = Literal["hinge", "non_saturating"]
 

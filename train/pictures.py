@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.images import image_grid, save_png
+from ..data.images import grid_of_pairs, image_grid, save_png
 from ..files import atomic_file
-from ..sample.encode import grid_of_pairs
 
 CURVES_HINT = "curves.png needs matplotlib: pip install 'tessella[report]'"
 

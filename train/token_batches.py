@@ -18,8 +18,8 @@ from ..data.step_sampler import StepSampler
 from ..data.transforms import AugmentConfig
 from ..generators.noise import derive_seeds
 from ..tokenizers.base import Tokenizer
-from ..tokenizers.token_store import TokenStore
-from ..tokenizers.tokens import Tokens
+from ..tokens.store import TokenStore
+from ..tokens.tokens import Tokens
 from .health import check_first_batch
 
 MEMORY_BYTES = 1 << 30

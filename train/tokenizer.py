@@ -22,11 +22,11 @@ from tessella.checkpoints import save_tokenizer
 from tessella.data.images import to_uint8
 from tessella.data.loader import ImageDataset, eval_batches, make_loader
 from tessella.data.sources import ImageSource, open_source
-from tessella.sample.metrics.image import ReconstructionMeter
-from tessella.sample.metrics.perceptual import PerceptualDistance
-from tessella.sample.metrics.protocol import as_floats
-from tessella.sample.verify import choose_probe
+from tessella.metrics.image import ReconstructionMeter
+from tessella.metrics.perceptual import PerceptualDistance
+from tessella.metrics.protocol import as_floats
 from tessella.tokenizers.base import Tokenizer
+from tessella.tokenizers.probe import choose_probe
 from tessella.train.command import (
     flat_config,
     format_numbers,
@@ -45,8 +45,8 @@ from tessella.train.engine import (
 )
 from tessella.train.health import check_finite, check_first_batch, code_alarms, loss_alarms
 from tessella.train.pictures import CURVES_HINT, draw_curves, draw_reconstructions
-from tessella.train.recipe import TrainTokenizerConfig, resolve
 from tessella.train.run_folder import RunFolder
+from tessella.train.tokenizer_recipe import TrainTokenizerConfig, resolve
 from tessella.train.tokenizer_run import TokenizerRun
 
 DEFAULT_CONFIG = Path(tessella.__file__).parent / "configs" / "tokenizer" / "bits_emoji_64.yaml"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..sample.metrics.perceptual import PerceptualDistance, build_perceptual
+from ..metrics.perceptual import PerceptualDistance, build_perceptual
 from ..tokenizers.base import TokenizerOutput
 from .losses import (
     LeCam,
@@ -12,8 +12,8 @@ from .losses import (
     generator_loss,
     reconstruction_loss,
 )
-from .recipe import TrainTokenizerConfig
 from .schedules import boost_at
+from .tokenizer_recipe import TrainTokenizerConfig
 
 
 class Objective:

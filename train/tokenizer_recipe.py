@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..config import STRICT, ConfigError
 from ..data.transforms import AugmentConfig
-from ..sample.metrics.features import available_features
+from ..metrics.networks.build import available_features
 from ..tokenizers.build import TokenizerConfig
 from .discriminator import DiscriminatorConfig
 from .engine import OptimizerConfig, RunConfig, native_precision

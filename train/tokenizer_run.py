@@ -14,9 +14,9 @@ from .discriminator import build_discriminator
 from .ema import EMA
 from .engine import LossWindow, build_optimizer, descend, memory_layout, seed_step, set_lr
 from .health import CodeWindow, check_finite
-from .objective import Objective
-from .recipe import TrainTokenizerConfig, check_weights
 from .run_folder import RunFolder, check_processes
+from .tokenizer_objective import Objective
+from .tokenizer_recipe import TrainTokenizerConfig, check_weights
 
 
 class TokenizerRun:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tessella.benchmarks.kernel_cases.case import Case
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator
-from tessella.generators.transformer import TransformerConfig
+from tessella.generators.networks.bert import TransformerConfig
 from tessella.sample.generate import generate
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 NUM_STEPS = 16
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .. import __version__
-from ..data.images import BrokenImage, read_image
-from ..files import atomic_folder, check_replaceable
+from ..._version import __version__
+from ...data.images import BrokenImage, read_image
+from ...files import atomic_folder, check_replaceable
+from ...metrics.protocol import Protocol, differing_fields
 from .charts import Point, require_charts, scatter_chart
-from .metrics.protocol import Protocol, differing_fields
 from .page import (
     ABSENT,
     DIRECTIONS,

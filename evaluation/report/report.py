@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.images import to_pil
+from ...data.images import to_pil
+from ...metrics.protocol import Protocol, ProtocolError
 from .charts import require_charts
-from .metrics.protocol import Protocol, ProtocolError
 from .page import DIRECTIONS
 from .report_page import report_page
 

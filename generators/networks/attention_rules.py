@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from ..config import STRICT, ConfigError, load_config
+from ...config import STRICT, ConfigError, load_config
 
 Way = Literal["plain", "sdpa", "cudnn", "flash", "efficient", "xformers", "low_bit"]
 """`plain`: two matrix products around a softmax. `sdpa`: torch's scaled_dot_product_attention in

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import STRICT
+from ...config import STRICT
 
 _NORM_EPS = 1e-6
 _TIME_CHANNELS = 256

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import STRICT
-from .transformer import Block, LayerNorm, Transformer, TransformerConfig
+from ...config import STRICT
+from .bert import Block, LayerNorm, Transformer, TransformerConfig
 
 _NORM_EPS = 1e-5
 _TIME_SCALE = 4000.0

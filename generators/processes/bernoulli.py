@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..config import STRICT
+from ...config import STRICT
 
 _STEEP = 3.75
 """End of the logistic curve of the sigmoid schedule, from the reference: 3 at temperature 0.8."""

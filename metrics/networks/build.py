@@ -13,7 +13,13 @@ from .inception_fid import InceptionFid
 from .lpips_trunks import AlexFeatures, VggFeatures
 from .random_features import RandomFeatures
 from .resnet50 import ResNet50
-from .weights import WeightsError, WeightsMissing, available_features, convert_weights, load_weights
+from .weights import (
+    WeightsError,
+    WeightsMissing,
+    available_features,
+    convert_weights,
+    load_weights,
+)
 
 __all__ = [
     "FEATURE_NAMES",

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from tessella.cli import data as cli_data
+from tessella.cli.main import main
 from tessella.data.prepare import RECIPES
 from tessella.files import sha256_file
-from tessella.sample import cli_data
-from tessella.sample.cli import main
-from tessella.sample.metrics import weight_providers
-from tessella.sample.metrics.weight_providers import PROVIDERS
-from tessella.sample.metrics.weights import cache_path
+from tessella.metrics.networks import weight_providers
+from tessella.metrics.networks.weight_providers import PROVIDERS
+from tessella.metrics.networks.weights import cache_path
 
 
 @pytest.fixture(autouse=True)

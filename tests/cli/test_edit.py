@@ -10,11 +10,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from tessella.checkpoints import load_generator
+from tessella.cli import edit as cli_edit
+from tessella.cli.main import main
 from tessella.data.images import read_image, to_tensor
 from tessella.data.transforms import resize_center_crop
-from tessella.sample import cli_edit
 from tessella.sample import edit as edit_module
-from tessella.sample.cli import main
 from tessella.sample.edit import enrich, variation_mask
 from tessella.sample.generate import generate
 

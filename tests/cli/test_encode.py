@@ -11,15 +11,15 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from tessella.checkpoints import load_tokenizer, save_tokenizer
+from tessella.cli.main import main
 from tessella.data.images import to_tensor
-from tessella.sample.cli import main
-from tessella.sample.token_statistics import readable_groups
+from tessella.metrics.token_statistics import readable_groups
 from tessella.tokenizers.build import build_tokenizer
-from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
-from tessella.tokenizers.token_store import TokenStore
-from tessella.tokenizers.tokens import TokenSpec
 from tessella.tokenizers.vqgan import VQGANConfig
+from tessella.tokens.store import TokenStore
+from tessella.tokens.tokens import TokenSpec
 
 
 @pytest.fixture(scope="module")

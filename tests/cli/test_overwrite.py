@@ -11,13 +11,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from tessella.checkpoints import load_tokenizer
+from tessella.cli.main import main
+from tessella.codec.encode import encode_source
 from tessella.data.images import is_own_png, save_png
 from tessella.data.path_source import local_places
 from tessella.data.sources import open_source
 from tessella.files import MARKER, atomic_folder, read_marker
-from tessella.sample.cli import main
-from tessella.sample.encode import encode_source
-from tessella.sample.metrics.weights import convert_weights
+from tessella.metrics.networks.weights import convert_weights
 
 Folders = tuple[Path, Path]
 Command = Callable[[Path], list[object]]

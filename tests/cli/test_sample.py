@@ -15,12 +15,12 @@ from click.testing import CliRunner, Result
 
 import tessella
 from tessella.checkpoints import load_generator, save_generator
+from tessella.cli.main import main
 from tessella.data.images import read_image, to_tensor
-from tessella.sample.cli import main
+from tessella.sample.folder import class_name, sample_to_folder
 from tessella.sample.generate import generate
-from tessella.sample.sample_folder import class_name, sample_to_folder
-from tessella.sample.sampling import SamplingConfig, format_table, sampling_table
-from tessella.tokenizers.tokens import load_tokens
+from tessella.sample.masked_steps import SamplingConfig, format_table, sampling_table
+from tessella.tokens.store import load_tokens
 
 Folders = tuple[Path, Path]
 FAST = ("--num-steps", 2)
@@ -255,7 +255,7 @@ def test_two_processes_write_what_one_writes(folders: Folders, tmp_path: Path) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tessella.sample.cli", *words]
+    command = [sys.executable, "-m", "tessella.cli.main", *words]
     path = [str(Path(tessella.__file__).parent.parent), *filter(None, sys.path)]
     shared = os.environ | {
         "PYTHONPATH": os.pathsep.join(path),

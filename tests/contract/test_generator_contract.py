@@ -14,24 +14,24 @@ from tessella.generators.base import Generator
 from tessella.generators.bayesian_flow_network import BayesianFlowNetworkConfig
 from tessella.generators.bigr import BigrConfig
 from tessella.generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
-from tessella.generators.binary_transcoder import BinaryTranscoderConfig
 from tessella.generators.build import GeneratorConfig, build_generator
-from tessella.generators.denoising_transformer import DenoisingTransformerConfig
-from tessella.generators.llama import LlamaConfig
 from tessella.generators.masked import MaskBitConfig, MaskGITConfig
-from tessella.generators.transformer import TransformerConfig
+from tessella.generators.networks.bert import TransformerConfig
+from tessella.generators.networks.binary_transcoder import BinaryTranscoderConfig
+from tessella.generators.networks.denoising_transformer import DenoisingTransformerConfig
+from tessella.generators.networks.llama import LlamaConfig
 from tessella.sample.generate import generate
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
-from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
 from tessella.tokenizers.quantizers.bsq import BSQConfig
 from tessella.tokenizers.quantizers.build import QuantizerConfig
 from tessella.tokenizers.quantizers.ema_vq import EMAVQConfig
 from tessella.tokenizers.quantizers.fsq import FSQConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.quantizers.vq import VQConfig
-from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
 from tessella.tokenizers.vqgan import VQGANConfig
+from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
 RESOLUTION, BATCH = 8, 4
 LLAMA = LlamaConfig(width=64, num_layers=2, num_heads=2, dropout=0.0)

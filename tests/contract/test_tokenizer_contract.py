@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
-from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
 from tessella.tokenizers.quantizers.bernoulli import BernoulliConfig
 from tessella.tokenizers.quantizers.bsq import BSQConfig
 from tessella.tokenizers.quantizers.build import QuantizerConfig
@@ -16,8 +16,8 @@ from tessella.tokenizers.quantizers.ema_vq import EMAVQConfig
 from tessella.tokenizers.quantizers.fsq import FSQConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.quantizers.vq import VQConfig
-from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
 from tessella.tokenizers.vqgan import VQGANConfig
+from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
 RESOLUTION = 16
 

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 import tessella
-from tessella.train.demo import choose_folder, main
+from tessella.demo.quickstart import choose_folder, main
 
-DEMO = Path(tessella.__file__).parent / "train" / "demo.py"
+DEMO = Path(tessella.__file__).parent / "demo" / "quickstart.py"
 TINY = ["tokenizer.autoencoder.base_channels=8", "tokenizer.autoencoder.norm_groups=4"]
 
 
@@ -71,4 +71,4 @@ def test_demo_refuses_a_folder_that_holds_something(tmp_path: Path) -> None:
 
 def test_make_demo_removes_nothing() -> None:
     recipe = (DEMO.parent.parent / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0]
-    assert "train/demo.py" in recipe and "rm " not in recipe
+    assert "demo/quickstart.py" in recipe and "rm " not in recipe

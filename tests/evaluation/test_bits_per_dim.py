@@ -14,25 +14,25 @@ from PIL import Image
 from torch import Tensor
 
 from tessella.checkpoints import load_tokenizer, save_generator
+from tessella.cli.main import main
 from tessella.data.image_source import DataError, ImageSource, Sample
 from tessella.data.images import BrokenImage
 from tessella.data.sources import open_source
+from tessella.evaluation.bits_per_dim import measure_bits, summarise
 from tessella.generators.autoregressive import AutoregressiveConfig
 from tessella.generators.base import Generator
 from tessella.generators.bayesian_flow_network import BayesianFlowNetworkConfig
-from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
 from tessella.generators.bigr import BigrConfig
 from tessella.generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
-from tessella.generators.binary_transcoder import BinaryTranscoderConfig
 from tessella.generators.build import build_generator
-from tessella.generators.denoising_transformer import DenoisingTransformerConfig
-from tessella.generators.llama import LlamaConfig
 from tessella.generators.masked import MaskBitConfig
-from tessella.generators.transformer import TransformerConfig
-from tessella.sample.bits import measure_bits, summarise
-from tessella.sample.cli import main
+from tessella.generators.networks.bert import TransformerConfig
+from tessella.generators.networks.binary_transcoder import BinaryTranscoderConfig
+from tessella.generators.networks.denoising_transformer import DenoisingTransformerConfig
+from tessella.generators.networks.llama import LlamaConfig
+from tessella.generators.processes.bernoulli import BernoulliDiffusion
 from tessella.tokenizers.base import Tokenizer
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 SPEC = TokenSpec((2,), (2,) * 3)
 STRINGS = torch.tensor([[s >> k & 1 for k in range(6)] for s in range(64)])

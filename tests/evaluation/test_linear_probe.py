@@ -12,19 +12,19 @@ from PIL import Image
 from torch import Tensor
 
 from tessella.checkpoints import load_tokenizer, save_generator
+from tessella.cli.probe import probe as probe_command
 from tessella.data.image_source import ImageSource, Sample
-from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
-from tessella.generators.bigr import BiGR, BigrConfig
-from tessella.generators.binary_transcoder import BinaryTranscoderConfig
-from tessella.generators.llama import LlamaConfig
-from tessella.sample.cli_probe import probe as probe_command
-from tessella.sample.linear_probe import (
+from tessella.evaluation.linear_probe import (
     ProbeConfig,
     accuracy,
     extract_features,
     fit_probe,
     probe_layers,
 )
+from tessella.generators.bigr import BiGR, BigrConfig
+from tessella.generators.networks.binary_transcoder import BinaryTranscoderConfig
+from tessella.generators.networks.llama import LlamaConfig
+from tessella.generators.processes.bernoulli import BernoulliDiffusion
 
 QUICK = ProbeConfig(epochs=20)
 

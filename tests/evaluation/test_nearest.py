@@ -11,9 +11,9 @@ from torch import Tensor
 from tessella.data.image_source import ImageSource
 from tessella.data.images import save_png, to_float
 from tessella.data.sources import open_source
-from tessella.sample.metrics.features import available_features, build_features
-from tessella.sample.metrics.weights import PROVIDERS
-from tessella.sample.nearest import Neighbours, nearest_training_images
+from tessella.evaluation.nearest import Neighbours, nearest_training_images
+from tessella.metrics.networks.build import available_features, build_features
+from tessella.metrics.networks.weights import PROVIDERS
 
 SIDE = 24
 

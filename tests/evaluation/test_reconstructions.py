@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 import tessella
 from tessella.checkpoints import load_tokenizer
+from tessella.cli.main import main
 from tessella.data.images import save_png, to_float
 from tessella.data.sources import open_source
-from tessella.sample.cli import main
-from tessella.sample.evaluate_reconstructions import evaluate_tokenizer
-from tessella.sample.evaluation import EvaluationSettings
-from tessella.sample.image_table import ImageTable
-from tessella.sample.metrics.features import available_features
-from tessella.sample.metrics.presets import PRESETS
-from tessella.sample.metrics.weights import PROVIDERS
-from tessella.sample.reconstruct import reconstruct_source
-from tessella.tokenizers.tokens import Tokens
+from tessella.evaluation.image_table import ImageTable
+from tessella.evaluation.quick_look import reconstruct_source
+from tessella.evaluation.reconstructions import evaluate_tokenizer
+from tessella.evaluation.settings import EvaluationSettings
+from tessella.metrics.networks.build import available_features
+from tessella.metrics.networks.weights import PROVIDERS
+from tessella.metrics.presets import PRESETS
+from tessella.tokens.tokens import Tokens
 
 Folders = tuple[Path, Path]
 
@@ -224,7 +224,7 @@ def test_broken_images_are_left_out_on_any_process(folders: Folders, tmp_path: P
     words = ["--features", "random", "--protocol", "val-paired", "--data", tmp_path / "data"]
     start = ["evaluate", "--tokenizer", folders[1], *words, "--batch-size", 1]
     run(*start, "--out", tmp_path / "one")
-    launch_two("-m", "tessella.sample.cli", *start, "--out", tmp_path / "two")
+    launch_two("-m", "tessella.cli.main", *start, "--out", tmp_path / "two")
     one, two = (
         json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8"))
         for name in ("one", "two")
@@ -244,10 +244,9 @@ def test_a_fault_of_one_process_ends_all(folders: Folders, tmp_path: Path) -> No
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\n"
-        "from tessella.sample.metrics import presets\n"
-        "from tessella.sample.metrics.presets import PRESETS, Preset\n"
+        "from tessella.metrics.presets import PRESETS, Preset\n"
         f"PRESETS['val-paired'] = {resized!r}\n"
-        "from tessella.sample.cli import main\n"
+        "from tessella.cli.main import main\n"
         "main(sys.argv[1:])\n",
         encoding="utf-8",
     )

@@ -19,19 +19,20 @@ from torch import Tensor
 
 import tessella
 from tessella.checkpoints import load_generator
+from tessella.cli.main import main
 from tessella.data.images import save_png, to_float
 from tessella.data.npz_source import NpzSource
 from tessella.data.sources import open_source
-from tessella.sample import evaluate_samples
-from tessella.sample.cli import main
-from tessella.sample.image_set import ImageSet, Networks
-from tessella.sample.metrics.features import build_features
-from tessella.sample.metrics.frechet import FrechetStatistics, frechet_distance
-from tessella.sample.metrics.image_hash import ImageHash, content_keys
-from tessella.sample.metrics.presets import PRESETS, choose_labels
-from tessella.sample.metrics.protocol import Protocol, ProtocolError
-from tessella.sample.reference import _moments_of, _use_moments, cache_file, read_reference
-from tessella.tokenizers.tokens import Tokens
+from tessella.evaluation import samples as evaluate_samples
+from tessella.evaluation.image_set import ImageSet
+from tessella.evaluation.networks import Networks
+from tessella.evaluation.reference import _moments_of, _use_moments, cache_file, read_reference
+from tessella.metrics.frechet import FrechetStatistics, frechet_distance
+from tessella.metrics.image_hash import ImageHash, content_keys
+from tessella.metrics.networks.build import build_features
+from tessella.metrics.presets import PRESETS, choose_labels
+from tessella.metrics.protocol import Protocol, ProtocolError
+from tessella.tokens.tokens import Tokens
 
 Folders = tuple[Path, Path]
 CLASSES = ("grinning face", "cat", "ship")
@@ -150,7 +151,7 @@ def test_batches_and_processes_change_nothing(named: Path, data: Path, tmp_path:
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",  # as this process: other numbers of threads round otherwise
     }
-    command = [sys.executable, "-m", "tessella.sample.cli", *map(str, start)]
+    command = [sys.executable, "-m", "tessella.cli.main", *map(str, start)]
     command += ["--batch-size", "1", "--out", str(tmp_path / "two")]
     ranks = [
         subprocess.Popen(

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tessella.generators.autoregressive import AutoregressiveConfig, AutoregressiveGenerator
-from tessella.generators.llama import LlamaConfig
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.generators.networks.llama import LlamaConfig
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 GRID = TokenSpec((2, 3), (4, 4, 4))
 MIXED = TokenSpec((2, 3), (3, 5, 2))

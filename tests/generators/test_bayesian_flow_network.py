@@ -14,9 +14,9 @@ from tessella.generators.bayesian_flow_network import (
     BayesianFlowNetworkConfig,
 )
 from tessella.generators.build import GeneratorConfig, build_generator
-from tessella.generators.denoising_transformer import DenoisingTransformerConfig
+from tessella.generators.networks.denoising_transformer import DenoisingTransformerConfig
 from tessella.generators.noise import normal, uniform
-from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
+from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
 TRUNK = DenoisingTransformerConfig(width=16, num_layers=1, num_heads=2)
 BITS = TokenSpec((2, 3), (2,) * 4)

@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tessella.config import build_config, to_dict
-from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
 from tessella.generators.bigr import BiGR, BigrConfig
-from tessella.generators.binary_transcoder import (
+from tessella.generators.build import build_generator
+from tessella.generators.networks.binary_transcoder import (
     BinaryTranscoder,
     BinaryTranscoderConfig,
     time_sinusoid,
 )
-from tessella.generators.build import build_generator
-from tessella.generators.llama import LlamaConfig, LlamaTrunk, rotate, rotation_table
+from tessella.generators.networks.llama import LlamaConfig, LlamaTrunk, rotate, rotation_table
 from tessella.generators.noise import uniform
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.generators.processes.bernoulli import BernoulliDiffusion
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 GRID = TokenSpec((3, 4), (2,) * 6)
 TRUNK = LlamaConfig(width=16, num_layers=2, num_heads=2, mlp_width=24, dropout=0.0)

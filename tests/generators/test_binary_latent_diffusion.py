@@ -12,20 +12,20 @@ from torch.nn import functional as F
 
 from tessella.config import build_config
 from tessella.generators.base import GeneratorOutput
-from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
 from tessella.generators.binary_latent_diffusion import (
     BinaryLatentDiffusion,
     BinaryLatentDiffusionConfig,
 )
 from tessella.generators.build import GeneratorFileConfig, build_generator
-from tessella.generators.denoising_transformer import (
+from tessella.generators.networks.denoising_transformer import (
     DenoisingTransformer,
     DenoisingTransformerConfig,
     position_table,
     time_sinusoid,
 )
 from tessella.generators.noise import uniform
-from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
+from tessella.generators.processes.bernoulli import BernoulliDiffusion
+from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
 TRUNK = DenoisingTransformerConfig(width=16, num_layers=2, num_heads=2)
 GRID = TokenSpec((3, 4), (8, 4))

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from tessella.generators.build import build_generator
 from tessella.generators.masked import MaskBitConfig, MaskedConfig, MaskGITConfig, read_sizes
-from tessella.generators.transformer import TransformerConfig
+from tessella.generators.networks.bert import TransformerConfig
 from tessella.tokenizers.base import Tokenizer
-from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
+from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
 ATOL = 1e-5
 """Logits of size 1 after two matrix products of width 16 in float32."""

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 ATOL = 1e-5
 """Logits of size 1 after two matrix products of width 16 in float32."""

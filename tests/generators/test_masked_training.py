@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.generators.mask_schedules import MEAN_SHARE, MaskSchedule, masked_share
 from tessella.generators.masked import BUCKETS, bucket_name
 from tessella.generators.noise import uniform
-from tessella.tokenizers.tokens import TokenSpec
+from tessella.generators.processes.masking import MEAN_SHARE, MaskSchedule, masked_share
+from tessella.tokens.tokens import TokenSpec
 
 SCHEDULES: tuple[MaskSchedule, ...] = ("arccos", "cosine", "linear", "square")
 KINDS = ("maskbit", "maskgit")

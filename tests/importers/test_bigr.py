@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
 from tessella.generators.bigr import BiGR, BigrConfig
-from tessella.generators.binary_transcoder import BinaryTranscoderConfig
 from tessella.generators.build import build_generator
-from tessella.generators.llama import LlamaConfig
 from tessella.generators.masked import MaskGITConfig
-from tessella.generators.public_bigr import translate_bigr
-from tessella.tokenizers.public_checkpoints import LayoutError
-from tessella.tokenizers.tokens import TokenSpec
+from tessella.generators.networks.binary_transcoder import BinaryTranscoderConfig
+from tessella.generators.networks.llama import LlamaConfig
+from tessella.generators.processes.bernoulli import BernoulliDiffusion
+from tessella.importers.bigr import translate_bigr
+from tessella.importers.vqgan import LayoutError
+from tessella.tokens.tokens import TokenSpec
 
 State = dict[str, Tensor]
 BITS = TokenSpec((3, 3), (2,) * 5)

@@ -18,20 +18,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tessella.checkpoints import load_generator, load_tokenizer, save_tokenizer
+from tessella.cli.import_command import import_command
 from tessella.config import build_config, to_yaml
 from tessella.files import sha256_file
 from tessella.generators.bigr import BigrConfig
 from tessella.generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
 from tessella.generators.masked import MaskBitConfig, MaskGITConfig
-from tessella.generators.transformer import TransformerConfig
-from tessella.sample.cli_import import import_command
+from tessella.generators.networks.bert import TransformerConfig
+from tessella.importers.import_checkpoint import import_checkpoint, published_sampling
 from tessella.sample.generate import generate
-from tessella.sample.import_checkpoint import import_checkpoint, published_sampling
-from tessella.tests.generators import test_public_bigr as bigr
-from tessella.tests.generators import test_public_checkpoints as bld
+from tessella.tests.importers import test_bigr as bigr
+from tessella.tests.importers import test_maskbit as bld
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
-from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.vqgan import VQGANConfig
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
 from tessella.generators.binary_latent_diffusion import (
     BinaryLatentDiffusion,
     BinaryLatentDiffusionConfig,
 )
 from tessella.generators.build import build_generator
-from tessella.generators.denoising_transformer import DenoisingTransformerConfig
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator, MaskGITConfig
-from tessella.generators.public_checkpoints import translate_generator
-from tessella.generators.transformer import TransformerConfig
-from tessella.tokenizers.public_checkpoints import LayoutError
-from tessella.tokenizers.tokens import TokenSpec
+from tessella.generators.networks.bert import TransformerConfig
+from tessella.generators.networks.denoising_transformer import DenoisingTransformerConfig
+from tessella.generators.processes.bernoulli import BernoulliDiffusion
+from tessella.importers.maskbit import translate_generator
+from tessella.importers.vqgan import LayoutError
+from tessella.tokens.tokens import TokenSpec
 
 State = dict[str, Tensor]
 BITS = TokenSpec((2, 3), (2,) * 6)

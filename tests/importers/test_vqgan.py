@@ -12,9 +12,9 @@ from torch import Tensor
 
 import tessella
 from tessella.config import build_config, read_yaml
+from tessella.importers.vqgan import LayoutError, translate_tokenizer
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
-from tessella.tokenizers.public_checkpoints import LayoutError, translate_tokenizer
 from tessella.tokenizers.vqgan import VQGANConfig
 
 CONFIGS = Path(tessella.__file__).parent / "configs" / "tokenizer"

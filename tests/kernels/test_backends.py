@@ -120,10 +120,10 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import tessella
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator
-from tessella.generators.transformer import TransformerConfig
+from tessella.generators.networks.bert import TransformerConfig
 from tessella.kernels.bit_embedding.op import bit_embedding
 from tessella.kernels.codebook_sum.op import codebook_embedding_sum
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 codes = torch.zeros(1, 2, 1, dtype=torch.int64)
 assert bit_embedding(codes, torch.ones(3, 4), bits_per_group=3).shape == (1, 2, 4)

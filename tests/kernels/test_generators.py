@@ -10,8 +10,8 @@ from torch import Tensor
 from tessella.config import build_config, to_dict
 from tessella.generators.build import GeneratorConfig
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator, MaskGITConfig
-from tessella.generators.transformer import TransformerConfig
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.generators.networks.bert import TransformerConfig
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 LOGITS = 1e-6
 """Largest difference of logits."""

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tessella.kernels.packed_linear.encode import empty_weight, from_float, pack
-from tessella.kernels.packed_linear.files import from_tensors, part_name, to_tensors
 from tessella.kernels.packed_linear.formats import (
     NUM_CODES,
     SYMMETRIC_LEVELS,
@@ -24,6 +23,7 @@ from tessella.kernels.packed_linear.formats import (
     unpack_rows,
 )
 from tessella.kernels.packed_linear.prepack import prepack
+from tessella.low_bit.packed_files import from_tensors, part_name, to_tensors
 
 TAGS = pytest.mark.parametrize("tag", NUM_CODES)
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from tessella.kernels.backends import INTERPRETED
 from tessella.kernels.packed_linear.encode import from_float, pack
 from tessella.kernels.packed_linear.formats import NUM_CODES, PackedWeight
-from tessella.kernels.packed_linear.layers import PackedConv2d, PackedLinear
 from tessella.kernels.packed_linear.op import packed_linear, unpack_weight
 from tessella.kernels.packed_linear.prepack import PrepackedWeight, prepack
+from tessella.low_bit.packed_layers import PackedConv2d, PackedLinear
 from tessella.tests.kernels.contract import (
     CONTRACT,
     DEVICE,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessella.kernels.packed_linear.encode import empty_weight, from_float
-from tessella.kernels.packed_linear.files import from_tensors, to_tensors
 from tessella.kernels.packed_linear.formats import NUM_CODES
-from tessella.kernels.packed_linear.layers import PackedConv2d, PackedLinear
+from tessella.low_bit.packed_files import from_tensors, to_tensors
+from tessella.low_bit.packed_layers import PackedConv2d, PackedLinear
 
 TAGS = pytest.mark.parametrize("tag", NUM_CODES)
 

@@ -13,14 +13,14 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tessella.sample.metrics.bits import BitStatistics
-from tessella.sample.metrics.codes import CodeStatistics
-from tessella.sample.metrics.duplicates import DuplicateFinder
-from tessella.sample.metrics.feature_bank import FeatureBank
-from tessella.sample.metrics.frechet import FrechetStatistics, frechet_distance
-from tessella.sample.metrics.image import ReconstructionMeter
-from tessella.sample.metrics.kid import kernel_distance, kernel_distance_full
-from tessella.sample.metrics.manifold import manifold_metrics
+from tessella.metrics.bit_correlation import BitStatistics
+from tessella.metrics.codes import CodeStatistics
+from tessella.metrics.duplicates import DuplicateFinder
+from tessella.metrics.feature_bank import FeatureBank
+from tessella.metrics.frechet import FrechetStatistics, frechet_distance
+from tessella.metrics.image import ReconstructionMeter
+from tessella.metrics.kid import kernel_distance, kernel_distance_full
+from tessella.metrics.manifold import manifold_metrics
 
 IMAGES, FEATURES, BITS, BATCH = 61, 24, 6, 4
 """61 images: no share is a whole number of batches."""

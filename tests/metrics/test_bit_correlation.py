@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.sample.metrics.bits import BitStatistics
-from tessella.sample.metrics.codes import CodeStatistics
+from tessella.metrics.bit_correlation import BitStatistics
+from tessella.metrics.codes import CodeStatistics
 
 
 def draw(num_bits: int, batch: int = 4, num_tokens: int = 50, seed: int = 0) -> Tensor:

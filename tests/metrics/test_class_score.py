@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 
-from tessella.sample.metrics.class_score import ClassScore, class_score_name
-from tessella.sample.metrics.features import available_features, build_features
+from tessella.metrics.class_score import ClassScore, class_score_name
+from tessella.metrics.networks.build import available_features, build_features
 
 
 def draw(count: int, num_classes: int, seed: int = 0) -> Tensor:

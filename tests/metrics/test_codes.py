@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.sample.metrics.codes import CodeStatistics
+from tessella.metrics.codes import CodeStatistics
 
 
 def draw(sizes: tuple[int, ...], batch: int = 4, num_tokens: int = 16, seed: int = 0) -> Tensor:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.sample.metrics import duplicates
-from tessella.sample.metrics.duplicates import (
+from tessella.metrics import duplicates
+from tessella.metrics.duplicates import (
     DuplicateFinder,
     DuplicatePair,
     Duplicates,

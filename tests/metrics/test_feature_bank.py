@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.sample.metrics.feature_bank import FeatureBank
+from tessella.metrics.feature_bank import FeatureBank
 
 
 def vectors(count: int, seed: int = 0) -> Tensor:

@@ -7,12 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
 
-from tessella.sample.metrics.features import build_features
-from tessella.sample.metrics.frechet import (
-    FrechetStatistics,
-    frechet_distance,
-    metric_name,
-)
+from tessella.metrics.frechet import FrechetStatistics, frechet_distance, metric_name
+from tessella.metrics.networks.build import build_features
 
 
 def features(count: int, size: int, seed: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from tessella.sample.metrics.image import (
+from tessella.metrics.image import (
     MS_SSIM_FORMS,
     MsSsim,
     ReconstructionMeter,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from tessella.sample.metrics.kid import KernelDistance, kernel_distance, kernel_distance_full
+from tessella.metrics.kid import KernelDistance, kernel_distance, kernel_distance_full
 
 
 def vectors(count: int, size: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.sample.metrics.manifold import ManifoldResult, manifold_metrics
+from tessella.metrics.manifold import ManifoldResult, manifold_metrics
 
 
 def vectors(count: int, size: int, seed: int) -> Tensor:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from tessella.data.images import read_image, to_tensor
-from tessella.sample.metrics.features import FEATURE_NAMES, available_features, build_features
-from tessella.sample.metrics.perceptual import (
+from tessella.metrics.networks.build import FEATURE_NAMES, available_features, build_features
+from tessella.metrics.networks.weights import PROVIDERS
+from tessella.metrics.perceptual import (
     FeatureDistance,
     Lpips,
     PerceptualDistance,
     build_perceptual,
 )
-from tessella.sample.metrics.weights import PROVIDERS
 
 CONSTANT_TOLERANCE = 1e-3  # that of the reference implementation's own printed values
 LPIPS_CONSTANTS = [

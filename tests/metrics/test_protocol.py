@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from tessella.sample.metrics.catalogue import describe_metric, metric_values
-from tessella.sample.metrics.image_hash import ImageHash
-from tessella.sample.metrics.presets import PRESETS, balanced_labels, choose_labels, find_preset
-from tessella.sample.metrics.protocol import (
+from tessella.metrics.catalogue import describe_metric, metric_values
+from tessella.metrics.image_hash import ImageHash
+from tessella.metrics.presets import PRESETS, balanced_labels, choose_labels, find_preset
+from tessella.metrics.protocol import (
     Protocol,
     ProtocolError,
     ProtocolMismatch,

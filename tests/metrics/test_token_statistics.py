@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tessella.sample.token_statistics import TokenStatistics
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.metrics.token_statistics import TokenStatistics
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 BITS = TokenSpec(shape=(4, 4), codebook_sizes=(2,) * 4)
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessella.config import ConfigError
 from tessella.generators.autoregressive import AutoregressiveConfig, AutoregressiveGenerator
-from tessella.generators.llama import LlamaConfig
+from tessella.generators.networks.llama import LlamaConfig
 from tessella.generators.noise import gumbel
 from tessella.sample.autoregressive import (
     AutoregressiveSampling,
@@ -21,7 +21,7 @@ from tessella.sample.autoregressive import (
 from tessella.sample.generate import generate
 from tessella.sample.guidance import guide
 from tessella.sample.samplers import choose_sampling, with_steps
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 GRID = TokenSpec((3, 3), (6, 6))
 MIXED = TokenSpec((3, 3), (3, 6))

@@ -14,9 +14,9 @@ from tessella.generators.bayesian_flow_network import (
     BayesianFlowNetwork,
     BayesianFlowNetworkConfig,
 )
-from tessella.generators.denoising_transformer import DenoisingTransformerConfig
+from tessella.generators.networks.denoising_transformer import DenoisingTransformerConfig
 from tessella.sample.bayesian_flow import FlowSampling, sample_flow
-from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
+from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
 TRUNK = DenoisingTransformerConfig(width=16, num_layers=1, num_heads=2)
 GRID = TokenSpec((2, 3), (2,) * 4)

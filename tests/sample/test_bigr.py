@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessella.config import build_config, to_dict
-from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
 from tessella.generators.bigr import BiGR, BigrConfig
-from tessella.generators.binary_transcoder import BinaryTranscoderConfig
-from tessella.generators.llama import LlamaConfig
+from tessella.generators.networks.binary_transcoder import BinaryTranscoderConfig
+from tessella.generators.networks.llama import LlamaConfig
 from tessella.generators.noise import gumbel, uniform
+from tessella.generators.processes.bernoulli import BernoulliDiffusion
 from tessella.sample.bigr import BigrSampling, bigr_steps, bigr_table, sample_bigr
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 GRID = TokenSpec((4, 4), (2,) * 6)
 SEEDS = torch.tensor([3, 11, 4, 2**40])

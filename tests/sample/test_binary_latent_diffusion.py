@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
 from tessella.generators.binary_latent_diffusion import (
     BinaryLatentDiffusion,
     BinaryLatentDiffusionConfig,
 )
-from tessella.generators.denoising_transformer import DenoisingTransformerConfig
-from tessella.sample.bernoulli import BernoulliSampling, sample_bernoulli
-from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
+from tessella.generators.networks.denoising_transformer import DenoisingTransformerConfig
+from tessella.generators.processes.bernoulli import BernoulliDiffusion
+from tessella.sample.binary_latent_diffusion import BernoulliSampling, sample_bernoulli
+from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
 TRUNK = DenoisingTransformerConfig(width=16, num_layers=2, num_heads=2)
 SPEC = TokenSpec((2,), (2,) * 4)

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from tessella.generators.autoregressive import AutoregressiveConfig
 from tessella.generators.base import Generator
 from tessella.generators.bayesian_flow_network import BayesianFlowNetworkConfig
-from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
 from tessella.generators.bigr import BigrConfig
 from tessella.generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
-from tessella.generators.binary_transcoder import BinaryTranscoderConfig
 from tessella.generators.build import build_generator
-from tessella.generators.denoising_transformer import DenoisingTransformerConfig
-from tessella.generators.llama import LlamaConfig
 from tessella.generators.masked import MaskBitConfig, MaskGITConfig
-from tessella.generators.transformer import TransformerConfig
+from tessella.generators.networks.bert import TransformerConfig
+from tessella.generators.networks.binary_transcoder import BinaryTranscoderConfig
+from tessella.generators.networks.denoising_transformer import DenoisingTransformerConfig
+from tessella.generators.networks.llama import LlamaConfig
+from tessella.generators.processes.bernoulli import BernoulliDiffusion
 from tessella.sample import edit
 from tessella.sample.edit import (
     between,
@@ -34,7 +34,7 @@ from tessella.sample.edit import (
 from tessella.sample.generate import generate
 from tessella.sample.samplers import SAMPLERS
 from tessella.tokenizers.base import Tokenizer
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 SPEC = TokenSpec((8, 8), (2,) * 4)
 GRID = TokenSpec((4, 4), (2,) * 6)

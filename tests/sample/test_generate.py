@@ -10,9 +10,10 @@ from torch import Tensor
 from tessella.generators.base import Generator
 from tessella.generators.masked import MaskedGenerator
 from tessella.sample import generate as module
-from tessella.sample.generate import choose_sampling, generate, labels_of
-from tessella.sample.sampling import SamplingConfig
-from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec
+from tessella.sample.generate import choose_sampling, generate
+from tessella.sample.masked_steps import SamplingConfig
+from tessella.sample.request import labels_of
+from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
 SPEC = TokenSpec((4, 4), (2,) * 4)
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from tessella.generators.noise import uniform
 from tessella.sample.halton import halton_order
 from tessella.sample.masked import draw, first, sample_masked
-from tessella.sample.sampling import SamplingConfig, sampling_table
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.sample.masked_steps import SamplingConfig, sampling_table
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 SAMPLERS = ("confidence", "entropy", "halton")
 GRID = TokenSpec((4, 4), (2,) * 6)

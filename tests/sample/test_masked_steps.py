@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tessella.generators.mask_schedules import MaskSchedule
+from tessella.generators.processes.masking import MaskSchedule
 from tessella.sample.guidance import guidance_at, guide
 from tessella.sample.halton import halton_cell, halton_order
-from tessella.sample.sampling import (
+from tessella.sample.masked_steps import (
     SamplingConfig,
     SamplingStep,
     format_table,

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessella.sample.generate import generate
 from tessella.sample.masked import draw, sample_masked
-from tessella.sample.sampling import SamplingConfig
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.sample.masked_steps import SamplingConfig
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 SAMPLERS = ("confidence", "entropy", "halton")
 GRID = TokenSpec((4, 4), (2,) * 6)

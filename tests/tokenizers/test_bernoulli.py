@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tessella.sample.metrics.codes import CodeStatistics
+from tessella.metrics.codes import CodeStatistics
 from tessella.tokenizers.quantizers.bernoulli import Bernoulli, BernoulliConfig, draw
 
 

@@ -13,7 +13,7 @@ from tessella.config import build_config, read_yaml
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.binary_autoencoder import BinaryAutoencoder
 from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
-from tessella.tokenizers.conv_autoencoder import (
+from tessella.tokenizers.networks.conv_autoencoder import (
     ConvAutoencoderConfig,
     Decoder,
     Encoder,

@@ -12,11 +12,11 @@ from tessella.tokenizers.quantizers.entropy import (
     binary_entropy,
     categorical_entropies,
     distribution_entropy,
-    group_sizes,
     mean_distribution,
     outcome_table,
     sample_entropy,
 )
+from tessella.tokens.packing import group_sizes
 
 RELATIVE = 1e-6
 """float32 sums of a few thousand terms against float64."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tessella.tokenizers.quantizers.fsq import FSQ, FSQConfig
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 LEVELS = [(3,), (8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (4, 16)]
 AWAY_FROM_TIES = 1e-4

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tessella.tokenizers.quantizers.lfq import LFQ, LFQConfig
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 TEMPERATURE = 0.01
 

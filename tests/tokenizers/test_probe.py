@@ -9,14 +9,13 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from tessella.checkpoints import load_tokenizer, save_tokenizer
+from tessella.cli.main import main
 from tessella.data.sources import open_source
-from tessella.sample.cli import main
-from tessella.sample.metrics.image import psnr
-from tessella.sample.verify import choose_probe
+from tessella.metrics.image import psnr
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
-from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
-from tessella.tokenizers.probe import PROBE, NoProbe, ProbeError, verify_probe
+from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.probe import PROBE, NoProbe, ProbeError, choose_probe, verify_probe
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.vqgan import VQGANConfig
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
-from tessella.tokenizers.conv_autoencoder import (
+from tessella.tokenizers.networks.conv_autoencoder import (
     AdaptiveNorm,
     Attention,
     ConvAutoencoderConfig,

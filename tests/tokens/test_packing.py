@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessella.tokenizers.packing import join_bits, join_entries, split_bits
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.tokens.packing import join_bits, join_entries, split_bits
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 # shape, codebook sizes, bytes of the two images of `fixed_tokens`
 STORED = {

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from tessella.data.images import to_uint8
 from tessella.tokenizers.base import Tokenizer
-from tessella.tokenizers.token_store import StoreError, TokenStore, TokenStoreWriter
-from tessella.tokenizers.token_store_writer import MAX_PROBES
-from tessella.tokenizers.tokens import SpecMismatch, Tokens, TokenSpec, load_tokens
+from tessella.tokenizers.probe import check_store, verify_store_probe
+from tessella.tokens.store import StoreError, TokenStore, TokenStoreWriter, load_tokens
+from tessella.tokens.store_writer import MAX_PROBES
+from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
 SPEC = TokenSpec((2, 3), (2,) * 5)
 ORDERED = TokenSpec((4,), (1000,), ordered=True)
@@ -274,7 +275,7 @@ def test_overwrites_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_too_much_metadata_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tessella.tokenizers.token_store_writer.MAX_METADATA_BYTES", 100)
+    monkeypatch.setattr("tessella.tokens.store_writer.MAX_METADATA_BYTES", 100)
     with pytest.raises(ValueError, match="lower rows_per_shard"), writer(tmp_path / "s") as out:
         out.add(random_tokens(SPEC, 4), ["x" * 40] * 4)
     assert not list(tmp_path.iterdir())
@@ -325,14 +326,14 @@ def test_verify_can_be_turned_off(tmp_path: Path) -> None:
 def test_check_tokenizer_compares_spec_and_fingerprint(tmp_path: Path) -> None:
     make(tmp_path / "store")
     store = TokenStore(tmp_path / "store")
-    store.check_tokenizer(Painter())
+    check_store(store, Painter())
     with pytest.raises(StoreError, match=r"bundled:painter with fingerprint f00d; .* has beef"):
-        store.check_tokenizer(Painter("beef"))
+        check_store(store, Painter("beef"))
     with pytest.raises(StoreError, match="no fingerprint"):
-        store.check_tokenizer(Painter(None))
+        check_store(store, Painter(None))
     other = SimpleNamespace(spec=ORDERED, fingerprint="f00d")
     with pytest.raises(SpecMismatch, match="the tokenizer reads 4 tokens"):
-        store.check_tokenizer(other)
+        check_store(store, other)
 
 
 @pytest.fixture
@@ -350,17 +351,17 @@ def probed(tmp_path: Path) -> TokenStore:
 
 
 def test_probe_proves_the_tokenizer(probed: TokenStore) -> None:
-    pairs = probed.verify_probe(Painter())
+    pairs = verify_store_probe(probed, Painter())
     assert [stored for stored, _ in pairs] == pytest.approx([30.069, 100, 24.048], abs=1e-3)
     assert [now for _, now in pairs] == pytest.approx([stored for stored, _ in pairs], abs=1e-4)
 
 
 def test_probe_refuses_another_tokenizer(probed: TokenStore) -> None:
     with pytest.raises(StoreError, match=r"row 7 decodes at 3\d\.\d\d dB, 30\.07 dB when"):
-        probed.verify_probe(Painter(shift=2 / 127.5))
-    assert len(probed.verify_probe(Painter(shift=2 / 127.5), tolerance_db=math.inf)) == 3
+        verify_store_probe(probed, Painter(shift=2 / 127.5))
+    assert len(verify_store_probe(probed, Painter(shift=2 / 127.5), tolerance_db=math.inf)) == 3
     with pytest.raises(StoreError, match="row 7"):
-        probed.verify_probe(Painter(shift=-0.2))
+        verify_store_probe(probed, Painter(shift=-0.2))
 
 
 def test_probe_damage_and_absence(probed: TokenStore, tmp_path: Path) -> None:
@@ -369,4 +370,4 @@ def test_probe_damage_and_absence(probed: TokenStore, tmp_path: Path) -> None:
         TokenStore(probed.path)
     make(tmp_path / "bare")
     with pytest.raises(StoreError, match="no probe images"):
-        TokenStore(tmp_path / "bare").verify_probe(Painter())
+        verify_store_probe(TokenStore(tmp_path / "bare"), Painter())

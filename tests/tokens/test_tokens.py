@@ -13,14 +13,8 @@ from safetensors.torch import save_file
 from torch.utils import _pytree
 from torch.utils.data import DataLoader, Dataset
 
-from tessella.tokenizers.tokens import (
-    SpecMismatch,
-    Tokens,
-    TokenSpec,
-    join_entries,
-    load_tokens,
-    split_joint,
-)
+from tessella.tokens.store import load_tokens
+from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec, join_entries, split_joint
 
 BINARY = TokenSpec((2, 3), (2,) * 5)
 ORDERED = TokenSpec((4,), (10,), ordered=True)

@@ -23,11 +23,11 @@ from torch import Tensor
 import tessella.train.generator
 import tessella.train.tokenizer
 from tessella.checkpoints import load_tokenizer, save_tokenizer
+from tessella.codec.encode import encode_source
 from tessella.data.sources import open_source
 from tessella.data.transforms import AugmentConfig
-from tessella.sample.encode import encode_source
 from tessella.tokenizers.build import build_tokenizer
-from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.vqgan import VQGANConfig
 from tessella.train.run_folder import read_log

@@ -13,8 +13,8 @@ from click.testing import Result
 import tessella.train.tokenizer as script_module
 from tessella.config import ConfigError, load_config
 from tessella.files import SaveError
-from tessella.train.recipe import TrainTokenizerConfig
 from tessella.train.run_folder import RunFolder
+from tessella.train.tokenizer_recipe import TrainTokenizerConfig
 
 Command = Callable[..., Result]
 

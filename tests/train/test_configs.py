@@ -9,13 +9,13 @@ import tessella
 from tessella.checkpoints import find_folder, read_config
 from tessella.config import build_config, load_config, parse_yaml, to_yaml
 from tessella.generators.build import build_generator
-from tessella.sample.metrics.features import FEATURE_NAMES
+from tessella.metrics.networks.build import FEATURE_NAMES
 from tessella.sample.samplers import with_steps
 from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
-from tessella.tokenizers.tokens import TokenSpec
+from tessella.tokens.tokens import TokenSpec
 from tessella.train.discriminator import build_discriminator
 from tessella.train.generator_recipe import TrainGeneratorConfig, resolve_generator
-from tessella.train.recipe import TrainTokenizerConfig, check_weights
+from tessella.train.tokenizer_recipe import TrainTokenizerConfig, check_weights
 
 CONFIGS = Path(tessella.__file__).parent / "configs"
 FOLDER = CONFIGS / "tokenizer"

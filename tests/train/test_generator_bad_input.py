@@ -14,15 +14,14 @@ from tessella.checkpoints import load_generator, load_tokenizer, save_tokenizer
 from tessella.data.images import to_uint8
 from tessella.data.loader import eval_batches
 from tessella.data.sources import open_source
-from tessella.sample.metrics.image import psnr
-from tessella.sample.verify import choose_probe
+from tessella.metrics.image import psnr
 from tessella.tokenizers.build import build_tokenizer
-from tessella.tokenizers.conv_autoencoder import ConvAutoencoderConfig
-from tessella.tokenizers.probe import PROBE, store_probe
+from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
+from tessella.tokenizers.probe import PROBE, choose_probe, store_probe
 from tessella.tokenizers.quantizers.fsq import FSQConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
-from tessella.tokenizers.token_store import TokenStore, TokenStoreWriter
 from tessella.tokenizers.vqgan import VQGANConfig
+from tessella.tokens.store import TokenStore, TokenStoreWriter
 
 Command = Callable[..., Result]
 

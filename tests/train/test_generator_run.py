@@ -17,7 +17,7 @@ from tessella.checkpoints import load_generator
 from tessella.config import load_config
 from tessella.sample.generate import generate
 from tessella.tests.train.conftest import KINDS, quick_samples
-from tessella.tokenizers.token_store import TokenStore
+from tessella.tokens.store import TokenStore
 from tessella.train.generator_recipe import TrainGeneratorConfig
 
 

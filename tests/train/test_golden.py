@@ -61,8 +61,8 @@ def regenerate() -> None:
     import tessella.train.tokenizer
     from tessella.config import load_config
     from tessella.train.generator_recipe import TrainGeneratorConfig
-    from tessella.train.recipe import TrainTokenizerConfig
     from tessella.train.run_folder import read_log
+    from tessella.train.tokenizer_recipe import TrainTokenizerConfig
 
     scripts: list[tuple[str, Any, Any]] = [
         ("tokenizer", tessella.train.tokenizer.train, TrainTokenizerConfig),

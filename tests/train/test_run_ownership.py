@@ -12,8 +12,8 @@ from click.testing import Result
 
 from tessella.config import load_config
 from tessella.files import MARKER, atomic_folder, read_marker, write_marker
-from tessella.train.recipe import TrainTokenizerConfig
 from tessella.train.run_folder import RunError, RunFolder
+from tessella.train.tokenizer_recipe import TrainTokenizerConfig
 
 Command = Callable[..., Result]
 WEIGHTS = {"tokenizer": {"w": torch.zeros(2)}}

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from tessella.checkpoints import load_tokenizer
+from tessella.codec.encode import encode_source
 from tessella.data.image_source import DataError
 from tessella.data.loader import eval_batches
 from tessella.data.sources import open_source
 from tessella.data.step_sampler import StepSampler
 from tessella.data.transforms import AugmentConfig, augment
-from tessella.sample.encode import encode_source
-from tessella.tokenizers.token_store import TokenStore
-from tessella.tokenizers.tokens import Tokens
-from tessella.train.token_data import ImageReader, StoreReader, TokenBatch, encode_split
+from tessella.tokens.store import TokenStore
+from tessella.tokens.tokens import Tokens
+from tessella.train.token_batches import ImageReader, StoreReader, TokenBatch, encode_split
 
 AUGMENT = AugmentConfig(random_crop=0.5, flip=True)
 

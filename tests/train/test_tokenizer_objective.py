@@ -11,8 +11,8 @@ from torch import Tensor
 from tessella.config import load_config
 from tessella.train.ema import EMA
 from tessella.train.engine import LossWindow, build_accelerator
-from tessella.train.recipe import TrainTokenizerConfig
 from tessella.train.schedules import ema_decay_at
+from tessella.train.tokenizer_recipe import TrainTokenizerConfig
 from tessella.train.tokenizer_run import TokenizerRun
 
 START, LEAD, RAMP = 6, 2, 4  # of debug.yaml

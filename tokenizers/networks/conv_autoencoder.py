@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import STRICT
+from ...config import STRICT
 
 
 @dataclass(frozen=True, kw_only=True)

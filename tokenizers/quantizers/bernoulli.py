@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ...collectives import mean_over_processes
 from ...config import STRICT
 from ..base import Quantizer, QuantizerOutput
-from ..distributed import mean_over_processes
 from .entropy import binary_entropy
 
 

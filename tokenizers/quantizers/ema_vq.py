@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ...collectives import gather_rows, sum_over_processes
 from ...config import STRICT
 from ..base import Quantizer, QuantizerOutput
-from ..distributed import gather_rows, sum_over_processes
 from .vector import nearest_codes, rotation_trick, straight_through
 from .vq import check_codebook
 

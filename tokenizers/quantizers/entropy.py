@@ -13,7 +13,8 @@ halves' outcome tables, (M, 2**(g/2)) each.
 import torch
 from torch import Tensor
 
-from ..distributed import mean_over_processes
+from ...collectives import mean_over_processes
+from ...tokens.packing import group_sizes
 
 
 def binary_entropy(logits: Tensor) -> Tensor:
@@ -47,12 +48,6 @@ def mean_distribution(probabilities: Tensor) -> Tensor:
     half = probabilities.shape[1] // 2
     low, high = outcome_table(probabilities[:, :half]), outcome_table(probabilities[:, half:])
     return (high.T @ low).flatten() / len(probabilities)
-
-
-def group_sizes(num_bits: int, max_group_bits: int) -> list[int]:
-    """Bits per group: as few groups as possible, as even as possible."""
-    groups = -(-num_bits // max_group_bits)
-    return [num_bits // groups + (i < num_bits % groups) for i in range(groups)]
 
 
 def batch_entropy(logits: Tensor, *, max_group_bits: int) -> Tensor:

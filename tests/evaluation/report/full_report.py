@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tessella.sample.metrics.presets import PRESETS
-from tessella.sample.metrics.protocol import Protocol
+from tessella.metrics.presets import PRESETS
+from tessella.metrics.protocol import Protocol
 
 
 def protocol_of(num_samples: int) -> Protocol:

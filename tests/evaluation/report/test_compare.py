@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tessella.sample.charts import Point, scatter_chart
-from tessella.sample.cli_compare import compare
-from tessella.sample.compare import choose_metric, compare_reports, distinct_names, marks
-from tessella.sample.report import ReportError, write_report
+from tessella.cli.compare import compare
+from tessella.evaluation.report.charts import Point, scatter_chart
+from tessella.evaluation.report.compare import (
+    choose_metric,
+    compare_reports,
+    distinct_names,
+    marks,
+)
+from tessella.evaluation.report.report import ReportError, write_report
 
 
 def beside(name: str) -> ModuleType:

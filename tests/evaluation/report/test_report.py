@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessella.sample.charts import Line, MissingCharts, line_chart, require_charts
-from tessella.sample.page import column_texts, fact_text, measured_text, number_text
-from tessella.sample.report import ReportError, read_report, write_report
+from tessella.evaluation.report.charts import Line, MissingCharts, line_chart, require_charts
+from tessella.evaluation.report.page import column_texts, fact_text, measured_text, number_text
+from tessella.evaluation.report.report import ReportError, read_report, write_report
 
 
 def beside(name: str) -> ModuleType:

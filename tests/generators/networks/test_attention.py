@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tessella.generators.attention import AttentionBackend, attention, check_backend
-from tessella.generators.transformer import Transformer, TransformerConfig
+from tessella.generators.networks.attention import AttentionBackend, attention, check_backend
+from tessella.generators.networks.bert import Transformer, TransformerConfig
 
 ATOL = 1e-6
 """Softmax sums of unit numbers in float32, added in another order."""

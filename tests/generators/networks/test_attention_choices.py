@@ -11,23 +11,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tessella.config import build_config, to_dict, to_yaml
-from tessella.generators.attention import attention, takes_low_bit
-from tessella.generators.attention_rules import (
+from tessella.generators.bayesian_flow_network import BayesianFlowNetworkConfig
+from tessella.generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
+from tessella.generators.build import GeneratorConfig, build_generator
+from tessella.generators.masked import MaskBitConfig, MaskedGenerator
+from tessella.generators.networks.attention import attention, takes_low_bit
+from tessella.generators.networks.attention_rules import (
     RULES_VARIABLE,
     AttentionRule,
     RuleFile,
     choose_way,
     measured_rules,
 )
-from tessella.generators.bayesian_flow_network import BayesianFlowNetworkConfig
-from tessella.generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
-from tessella.generators.build import GeneratorConfig, build_generator
-from tessella.generators.denoising_transformer import DenoisingTransformerConfig
-from tessella.generators.masked import MaskBitConfig, MaskedGenerator
-from tessella.generators.transformer import TransformerConfig
+from tessella.generators.networks.bert import TransformerConfig
+from tessella.generators.networks.denoising_transformer import DenoisingTransformerConfig
 from tessella.kernels.low_bit_attention.op import HEAD_DIMS
 from tessella.sample.generate import generate
-from tessella.tokenizers.tokens import Tokens, TokenSpec
+from tessella.tokens.tokens import Tokens, TokenSpec
 
 SPEC = TokenSpec((4, 4), (2,) * 8)
 

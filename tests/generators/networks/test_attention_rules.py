@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tessella.config import ConfigError, to_yaml
-from tessella.generators import attention_rules
-from tessella.generators.attention_rules import (
+from tessella.generators.networks import attention_rules
+from tessella.generators.networks.attention_rules import (
     HEADS,
     LENGTHS,
     RULES,

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessella.generators.transformer import (
+from tessella.generators.networks.bert import (
     NORM_EPS,
     Block,
     LayerNorm,

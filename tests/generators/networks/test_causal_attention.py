@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.generators.attention import AttentionBackend, attention, compute_attention
-from tessella.generators.attention_rules import Way
-from tessella.generators.llama import CausalTransformer, LlamaConfig
+from tessella.generators.networks.attention import (
+    AttentionBackend,
+    attention,
+    compute_attention,
+)
+from tessella.generators.networks.attention_rules import Way
+from tessella.generators.networks.llama import CausalTransformer, LlamaConfig
 
 ATOL = 1e-6
 """Softmax sums of unit numbers in float32, added in another order."""
@@ -73,7 +77,7 @@ def test_the_fastest_way_is_never_low_bit(monkeypatch: pytest.MonkeyPatch) -> No
         asked.append(lossy)
         return "sdpa"
 
-    monkeypatch.setattr("tessella.generators.attention.choose_way", choose)
+    monkeypatch.setattr("tessella.generators.networks.attention.choose_way", choose)
     q, k, v = (x.repeat(1, 1, 1, 8) for x in qkv())  # heads that low_bit takes
     attention(q, k, v, backend="fastest")
     attention(q, k, v, backend="fastest", causal=True)
@@ -90,7 +94,7 @@ def test_xformers_gets_its_own_triangle(monkeypatch: pytest.MonkeyPatch) -> None
     ops.LowerTriangularMask = Triangle  # type: ignore[attr-defined]
     ops.memory_efficient_attention = lambda q, *_, attn_bias, p: biases.append(attn_bias) or q  # type: ignore[attr-defined]
     package.ops = ops  # type: ignore[attr-defined]
-    monkeypatch.setattr("tessella.generators.attention.check_backend", lambda _: None)
+    monkeypatch.setattr("tessella.generators.networks.attention.check_backend", lambda _: None)
     monkeypatch.setitem(sys.modules, "xformers", package)
     monkeypatch.setitem(sys.modules, "xformers.ops", ops)
     q, k, v = qkv()

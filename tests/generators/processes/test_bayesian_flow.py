@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from tessella.generators.bayesian_flow import BayesianFlow, BitFlow, ClassFlow
 from tessella.generators.noise import normal
+from tessella.generators.processes.bayesian_flow import BayesianFlow, BitFlow, ClassFlow
 
 BITS, CLASSES = BitFlow(9.0), ClassFlow(3.0, codebook_size=5)
 FLOWS = {"bits": BITS, "classes": CLASSES}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tessella.generators.bernoulli_diffusion import BernoulliDiffusion
+from tessella.generators.processes.bernoulli import BernoulliDiffusion
 
 SCHEDULES = ("linear", "cos", "sigmoid")
 STATES = torch.tensor(list(itertools.product((0, 1), repeat=8)))

