@@ -15,7 +15,7 @@ from ..generators.base import Generator
 from ..generators.networks.attention import AttentionBackend
 from ..generators.processes.masking import MaskSchedule
 from ..kernels.backends import BackendUnavailable
-from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
+from ..kernels.low_bit_attention.op import LowBitPrecision
 from ..metrics.networks.weight_providers import WeightsError
 from ..sample.guidance import GuidanceSchedule
 from ..sample.samplers import Sampling, choose_sampling, sampler_of

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
+from ..kernels.low_bit_attention.op import LowBitPrecision
 from ..tokenizers.base import Tokenizer
 from ..tokens.tokens import Tokens, TokenSpec
 from .networks.attention import AttentionBackend

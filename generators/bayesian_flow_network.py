@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config import STRICT
-from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
+from ..kernels.low_bit_attention.op import LowBitPrecision
 from ..tokens.tokens import Tokens, TokenSpec
 from .base import Generator, GeneratorOutput
 from .binary_latent_diffusion import BUCKETS

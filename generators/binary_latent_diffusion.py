@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import STRICT
-from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
+from ..kernels.low_bit_attention.op import LowBitPrecision
 from ..tokens.tokens import Tokens, TokenSpec
 from .base import Generator, GeneratorOutput
 from .networks.attention import AttentionBackend

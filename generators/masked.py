@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from ..config import STRICT
 from ..kernels.bit_embedding.op import MAX_BITS, bit_embedding
 from ..kernels.codebook_sum.op import codebook_embedding_sum
-from ..kernels.low_bit_attention.op import Precision as LowBitPrecision
+from ..kernels.low_bit_attention.op import LowBitPrecision
 from ..tokens.packing import split_bits
 from ..tokens.tokens import Tokens, TokenSpec
 from .base import Generator, GeneratorOutput

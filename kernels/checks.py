@@ -25,7 +25,7 @@ def check_float(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: 
         )
 
 
-def check_labels(labels: Tensor, batch: int) -> None:
+def check_label_tensor(labels: Tensor, batch: int) -> None:
     """Refuse labels that are not (B,) integers.
 
     Raises:

@@ -101,7 +101,7 @@ def _describe(weight: PackedWeight) -> dict[str, Any]:
         "group": weight.group_size if weight.num_groups > 1 else None,
         "bits": BITS[weight.tag],
         "zero_point": weight.zero is not None,
-        "level_table": None if weight.levels is None else list(weight.levels),
+        "level_table": None if weight.level_table is None else list(weight.level_table),
     }
 
 
@@ -113,11 +113,11 @@ def _read(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     lacking = {"shape", "zero_point", "level_table"} - entry.keys()
     if lacking:
         raise ValueError(f"expected {min(lacking)} in its entry, found none")
-    shape, levels = entry["shape"], entry["level_table"]
+    shape, level_table = entry["shape"], entry["level_table"]
     if not isinstance(shape, list):
         raise ValueError(f"shape: expected a list, found {shape!r}")
-    if not (levels is None or isinstance(levels, list)):
-        raise ValueError(f"level_table: expected a list or null, found {levels!r}")
+    if not (level_table is None or isinstance(level_table, list)):
+        raise ValueError(f"level_table: expected a list or null, found {level_table!r}")
     parts = ["qdata", "scale", *(["zero"] if entry["zero_point"] else [])]
     wanted = {part: part_name(name, part) for part in parts}
     missing = [tensor for tensor in wanted.values() if tensor not in tensors]
@@ -133,7 +133,7 @@ def _read(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         tensors[wanted["qdata"]],
         tensors[wanted["scale"]],
         tensors[wanted["zero"]] if entry["zero_point"] else None,
-        None if levels is None else tuple(levels),
+        None if level_table is None else tuple(level_table),
     )
     described = _describe(weight)
     for key, found in described.items():

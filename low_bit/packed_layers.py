@@ -84,7 +84,7 @@ class PackedLayer(nn.Module):
         check_settings(weight, bias, activations, act_scale, route, backend)
         if cache and activations != "float":
             raise ValueError(f"cache: expected False with activations {activations!r}, found True")
-        self.tag, self.shape, self.levels = weight.tag, weight.shape, weight.levels
+        self.tag, self.shape, self.level_table = weight.tag, weight.shape, weight.level_table
         self.activations, self.cache, self.route = activations, cache, route
         self.backend = backend
         self.register_buffer("_weight_qdata", weight.qdata)
@@ -104,7 +104,7 @@ class PackedLayer(nn.Module):
             self._weight_qdata,
             self._weight_scale,
             self._weight_zero,
-            self.levels,
+            self.level_table,
         )
 
     def num_bytes(self) -> int:
@@ -179,7 +179,7 @@ class PackedLayer(nn.Module):
         if self.backend == "reference" or not (self.backend == "triton" or on_gpu):
             return False
         weight = self.weight
-        terms = (weight.tag, weight.scale, weight.zero, weight.levels, weight.num_columns)
+        terms = (weight.tag, weight.scale, weight.zero, weight.level_table, weight.num_columns)
         return kernel_refusal(*terms) is None
 
     def _has_dense(self, dtype: torch.dtype) -> bool:

@@ -13,7 +13,7 @@ import tessella
 from tessella.benchmarks.kernel_cases.case import Case
 from tessella.generators.masked import MaskedGenerator
 from tessella.kernels.binary_attention.op import Method, binary_attention
-from tessella.kernels.low_bit_attention.op import Precision, low_bit_attention
+from tessella.kernels.low_bit_attention.op import LowBitPrecision, low_bit_attention
 
 SHAPES = (
     (8, 257, 16, 64),
@@ -99,9 +99,9 @@ def trained_cases(device: torch.device) -> Iterator[Case]:
     found = trained_inputs(device)
     q = found[0][0]
     shape = "B{} N{} H{} d{}".format(*q.shape)
-    for precision in get_args(Precision):
+    for precision in get_args(LowBitPrecision):
 
-        def run(given: tuple[Tensor, ...], precision: Precision = precision) -> Tensor:
+        def run(given: tuple[Tensor, ...], precision: LowBitPrecision = precision) -> Tensor:
             with torch.no_grad():
                 return low_bit_attention(*given, precision=precision)
 
@@ -139,9 +139,9 @@ def attention_cases(device: torch.device) -> Iterator[Case]:
         shape = f"B{batch} N{tokens} H{heads} d{dim}"
         num_bytes = 4 * batch * tokens * heads * dim * dtype.itemsize
         num_flops = 4 * batch * heads * tokens**2 * dim
-        for precision in get_args(Precision):
+        for precision in get_args(LowBitPrecision):
 
-            def run(given: tuple[Tensor, ...], precision: Precision = precision) -> Tensor:
+            def run(given: tuple[Tensor, ...], precision: LowBitPrecision = precision) -> Tensor:
                 return low_bit_attention(*given, precision=precision)
 
             def check(given: Any, run: Callable[[Any], Tensor] = run) -> dict[str, float]:

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...kernels.backends import BackendUnavailable
-from ...kernels.low_bit_attention.op import Precision as LowBitPrecision
-from ...kernels.low_bit_attention.op import low_bit_attention
+from ...kernels.low_bit_attention.op import LowBitPrecision, low_bit_attention
 from .attention_rules import HEADS, LENGTHS, Way, choose_way, class_of, measured_rules
 
 AttentionBackend = Literal["auto", "fastest", "sdpa", "plain", "xformers", "low_bit"]

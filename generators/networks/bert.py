@@ -16,7 +16,7 @@ from ...config import STRICT
 from ...kernels.binary_attention.hashing import NUM_ANCHORS, KernelHash, hashed_attention
 from ...kernels.binary_attention.op import binary_attention
 from ...kernels.binary_attention.reference import binary_sign
-from ...kernels.low_bit_attention.op import Precision as LowBitPrecision
+from ...kernels.low_bit_attention.op import LowBitPrecision
 from ...tokens.tokens import TokenSpec
 from .attention import AttentionBackend, attention, check_backend, check_heads
 

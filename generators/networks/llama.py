@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...config import STRICT
-from ...kernels.low_bit_attention.op import Precision as LowBitPrecision
+from ...kernels.low_bit_attention.op import LowBitPrecision
 from .attention import AttentionBackend, attention, check_backend, check_causal, check_heads
 
 NORM_EPS = 1e-5

@@ -154,11 +154,11 @@ class KernelHash(nn.Module):
         num_steps: int = 100,
         lr: float = 5e-4,
         momentum: float = 0.9,
-        num_neighbours: int = 10,
+        num_neighbors: int = 10,
     ) -> HashFit:
         """Supervised hashing: codes of tokens that attend to each other agree.
 
-        The target is +1 for the `num_neighbours` keys of largest and -1 for those of smallest inner
+        The target is +1 for the `num_neighbors` keys of largest and -1 for those of smallest inner
         product with each query, 0 between. Bit by bit, in a fixed order, gradient descent improves
         drawn weights on what the bits before left of b times the target; a bit keeps its drawn
         weights unless the loss of its signs fell.
@@ -170,7 +170,7 @@ class KernelHash(nn.Module):
             num_steps: Steps of stochastic gradient descent per bit.
             lr: Their learning rate.
             momentum: Their Nesterov momentum.
-            num_neighbours: Keys of either sign per query.
+            num_neighbors: Keys of either sign per query.
 
         Returns:
             The loss of every bit, mean over samples and heads of -h^T S h / (N b), with the drawn
@@ -183,13 +183,13 @@ class KernelHash(nn.Module):
         """
         self._check(x)
         (heads, num_bits, num_anchors), tokens = self.weight.shape, x.shape[1]
-        needed = max(num_anchors, num_neighbours)
+        needed = max(num_anchors, num_neighbors)
         if tokens < needed:
             raise ValueError(f"x: expected at least {needed} tokens to fit, found {tokens}")
-        if num_steps < 0 or num_neighbours < 1:
+        if num_steps < 0 or num_neighbors < 1:
             raise ValueError(
-                "num_steps, num_neighbours: expected at least 0 and 1, "
-                f"found {num_steps} and {num_neighbours}"
+                "num_steps, num_neighbors: expected at least 0 and 1, "
+                f"found {num_steps} and {num_neighbors}"
             )
         with no_autocast(x.device):
             units = _unit(x)
@@ -199,7 +199,7 @@ class KernelHash(nn.Module):
             kernel = self._kernel(units, None)  # (B, H, N, m)
             self.kernel_mean.copy_(kernel.mean((0, 2)))
             kernel = kernel - self._wide(self.kernel_mean, x)[:, None]
-            left = _neighbours(units, num_neighbours) * num_bits  # (B, H, N, N)
+            left = _neighbors(units, num_neighbors) * num_bits  # (B, H, N, N)
             losses = []
             for bit in range(num_bits):
                 first = drawn[:, bit].to(kernel)
@@ -287,7 +287,7 @@ def _unit(x: Tensor) -> Tensor:
     return F.normalize(x.transpose(1, 2).to(wide), dim=-1)
 
 
-def _neighbours(units: Tensor, count: int) -> Tensor:
+def _neighbors(units: Tensor, count: int) -> Tensor:
     """+1 at the keys of largest, -1 at those of smallest inner product, (B, H, N, N)."""
     scores = units @ units.mT
     target = torch.zeros_like(scores)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, autocast_dtype, no_autocast, resolve_backend
-from ..checks import FLOATS, check_devices, check_float, check_labels, check_range
+from ..checks import FLOATS, check_devices, check_float, check_label_tensor, check_range
 from .reference import bit_embedding_backward_reference, bit_embedding_reference, hidden_groups
 
 Values = Literal["pm1", "01"]
@@ -155,7 +155,7 @@ def _check_terms(
     if class_table is not None and labels is not None:
         num_classes = max([1, *class_table.shape[:1]])
         check_float("class_table", class_table, (num_classes, width), weight)
-        check_labels(labels, batch)
+        check_label_tensor(labels, batch)
     if mask is not None:
         if mask.dtype != torch.bool or mask.shape not in (
             (batch, tokens, 1),

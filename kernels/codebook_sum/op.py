@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, no_autocast, resolve_backend
-from ..checks import FLOATS, check_devices, check_float, check_labels, check_range
+from ..checks import FLOATS, check_devices, check_float, check_label_tensor, check_range
 from .reference import (
     codebook_embedding_sum_backward_reference,
     codebook_embedding_sum_reference,
@@ -130,7 +130,7 @@ def _check(
     if class_table is not None and labels is not None:
         num_classes = max([1, *class_table.shape[:1]])
         check_float("class_table", class_table, (num_classes, width), first)
-        check_labels(labels, batch)
+        check_label_tensor(labels, batch)
     shapes = ((batch, tokens, 1), (batch, tokens, groups))
     if mask is not None and (mask.dtype != torch.bool or mask.shape not in shapes):
         raise ValueError(

@@ -16,7 +16,7 @@ from ..backends import Backend, autocast_dtype, no_autocast, resolve_backend
 from ..checks import FLOATS, HEAD_DIMS, check_valid
 from .reference import low_bit_attention_reference
 
-Precision = Literal["int8", "int8_fp8", "fp8"]
+LowBitPrecision = Literal["int8", "int8_fp8", "fp8"]
 
 
 def low_bit_attention(
@@ -25,7 +25,7 @@ def low_bit_attention(
     v: Tensor,
     *,
     valid: Tensor | None = None,
-    precision: Precision = "int8",
+    precision: LowBitPrecision = "int8",
     smooth_k: bool = True,
     straight_through: bool = False,
     backend: Backend = "auto",
@@ -72,8 +72,10 @@ def low_bit_attention(
     if dtype is not None:
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
     _check_inputs(q, k, v, valid)
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision: expected one of {get_args(Precision)}, found {precision!r}")
+    if precision not in get_args(LowBitPrecision):
+        raise ValueError(
+            f"precision: expected one of {get_args(LowBitPrecision)}, found {precision!r}"
+        )
     if not straight_through and torch.is_grad_enabled():
         for name, tensor in {"q": q, "k": k, "v": v}.items():
             if tensor.requires_grad:

@@ -31,7 +31,7 @@ def pack(
     scale: Tensor,
     *,
     zero: Tensor | None = None,
-    levels: tuple[float, ...] | None = None,
+    level_table: tuple[float, ...] | None = None,
     shape: tuple[int, ...] | None = None,
 ) -> PackedWeight:
     """A weight of given codes.
@@ -59,7 +59,7 @@ def pack(
     if (shape[0], matrix_columns(shape)) != codes.shape[-2:]:
         raise ValueError(f"shape: {shape} does not have the codes' {tuple(codes.shape[-2:])}")
     qdata = pack_rows(codes, tag)
-    return PackedWeight(tag, shape, qdata, scale, zero, levels).check_values()
+    return PackedWeight(tag, shape, qdata, scale, zero, level_table).check_values()
 
 
 def from_float(
@@ -112,13 +112,13 @@ def from_float(
     if group is None and not per_tensor:
         scale = scale.squeeze(-1)
     planes = (2,) if tag == "bin2" else ()
-    levels = SYMMETRIC_LEVELS if tag == "u2" and not asymmetric else None
+    level_table = SYMMETRIC_LEVELS if tag == "u2" and not asymmetric else None
     return pack(
         tag,
         codes.reshape(*planes, num_rows, num_columns),
         scale,
         zero=zero,
-        levels=levels,
+        level_table=level_table,
         shape=tuple(weight.shape),
     )
 
@@ -130,7 +130,7 @@ def empty_weight(
     *,
     per_tensor: bool = False,
     asymmetric: bool = False,
-    levels: tuple[float, ...] | None = None,
+    level_table: tuple[float, ...] | None = None,
     scale_dtype: torch.dtype = torch.float16,
     device: torch.device | str | None = None,
 ) -> PackedWeight:
@@ -156,15 +156,15 @@ def empty_weight(
     scales = (1,) if per_tensor else (*planes, shape[0], *groups)
     zeros = (shape[0], *(groups or (1,)))
     bytes_of_rows = (*planes, shape[0], row_bytes(tag, num_columns))
-    if tag == "u2" and not asymmetric and levels is None:
-        levels = SYMMETRIC_LEVELS
+    if tag == "u2" and not asymmetric and level_table is None:
+        level_table = SYMMETRIC_LEVELS
     return PackedWeight(
         tag,
         tuple(shape),
         torch.empty(bytes_of_rows, dtype=torch.uint8, device=device),
         torch.empty(scales, dtype=scale_dtype, device=device),
         torch.empty(zeros, dtype=torch.uint8, device=device) if asymmetric else None,
-        levels,
+        level_table,
     )
 
 

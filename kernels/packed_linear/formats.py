@@ -79,7 +79,7 @@ class PackedWeight:
     qdata: Tensor
     scale: Tensor
     zero: Tensor | None = None
-    levels: tuple[float, ...] | None = None
+    level_table: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_tag(self.tag)
@@ -91,7 +91,7 @@ class PackedWeight:
         self._check_qdata()
         self._check_scale()
         self._check_zero()
-        self._check_levels()
+        self._check_level_table()
 
     @property
     def num_rows(self) -> int:
@@ -123,7 +123,7 @@ class PackedWeight:
         With 16-bit scales that is exact, but for the sum of the two planes of `bin2`.
         """
         return dequantize_rows(
-            self.qdata, self.scale, self.zero, self.tag, self.num_columns, self.levels
+            self.qdata, self.scale, self.zero, self.tag, self.num_columns, self.level_table
         )
 
     def dense(self) -> Tensor:
@@ -212,19 +212,23 @@ class PackedWeight:
                     f"found {tuple(self.zero.shape)} {self.zero.dtype}"
                 )
 
-    def _check_levels(self) -> None:
+    def _check_level_table(self) -> None:
         if self.tag != "u2" or self.zero is not None:
-            if self.levels is not None:
-                raise ValueError(f"levels: expected None for {self.tag}, found {self.levels!r}")
+            if self.level_table is not None:
+                raise ValueError(
+                    f"level_table: expected None for {self.tag}, found {self.level_table!r}"
+                )
             return
         if (
-            not isinstance(self.levels, tuple)
-            or len(self.levels) != 4
-            or not all(isinstance(x, int | float) and abs(x) <= LARGEST_LEVEL for x in self.levels)
+            not isinstance(self.level_table, tuple)
+            or len(self.level_table) != 4
+            or not all(
+                isinstance(x, int | float) and abs(x) <= LARGEST_LEVEL for x in self.level_table
+            )
         ):
             raise ValueError(
-                f"levels: expected a tuple of 4 finite float32 numbers for u2, "
-                f"found {self.levels!r}"
+                f"level_table: expected a tuple of 4 finite float32 numbers for u2, "
+                f"found {self.level_table!r}"
             )
 
 
@@ -314,8 +318,8 @@ def code_table(tag: str, device: torch.device) -> Tensor:
     return unpack_rows(byte, tag, CODES_PER_BYTE[tag])
 
 
-def level_table(
-    tag: str, levels: tuple[float, ...] | None, asymmetric: bool, device: torch.device
+def byte_levels(
+    tag: str, level_table: tuple[float, ...] | None, asymmetric: bool, device: torch.device
 ) -> Tensor:
     """What the codes of every byte stand for in units of the scale, (256, codes per byte) float32.
 
@@ -326,19 +330,19 @@ def level_table(
         return codes.float() * 2 - 1
     if asymmetric:
         return codes.float()
-    if levels is not None:
-        return torch.tensor(levels, device=device, dtype=torch.float32)[codes.int()]
+    if level_table is not None:
+        return torch.tensor(level_table, device=device, dtype=torch.float32)[codes.int()]
     return codes.float() - (8 if tag == "u4" else 1)
 
 
-def integer_levels(levels: tuple[float, ...]) -> tuple[float, tuple[int, ...]] | None:
+def integer_levels(level_table: tuple[float, ...]) -> tuple[float, tuple[int, ...]] | None:
     """A power of two and the integers in [-127, 127] that make these levels, or None.
 
     The power is the largest that does, so that its product with a scale is exact.
     """
     for exponent in range(7, -8, -1):
         step = 2.0**exponent
-        multiples = [level / step for level in levels]
+        multiples = [level / step for level in level_table]
         if all(m == round(m) and abs(m) <= 127 for m in multiples):
             return step, tuple(round(m) for m in multiples)
     return None
@@ -349,10 +353,10 @@ def level_rows(
     zero: Tensor | None,
     tag: str,
     num_columns: int,
-    levels: tuple[float, ...] | None,
+    level_table: tuple[float, ...] | None,
 ) -> Tensor:
     """Rows of one plane in units of the scale, (rows, G, K / G) float32 (G = 1 without a zero)."""
-    table = level_table(tag, levels, zero is not None, qdata.device)
+    table = byte_levels(tag, level_table, zero is not None, qdata.device)
     rows = table.index_select(0, qdata.flatten().int()).view(qdata.shape[0], -1)[:, :num_columns]
     if zero is None:
         return rows[:, None]
@@ -365,13 +369,13 @@ def dequantize_rows(
     zero: Tensor | None,
     tag: str,
     num_columns: int,
-    levels: tuple[float, ...] | None,
+    level_table: tuple[float, ...] | None,
 ) -> Tensor:
     """`PackedWeight.dequantize` of some rows of its tensors (a scale per tensor stays whole)."""
     total: Tensor | None = None
     for plane in range(num_planes(tag)):
         rows, factor = (qdata[plane], scale[plane]) if tag == "bin2" else (qdata, scale)
-        values = level_rows(rows, zero, tag, num_columns, levels).flatten(1)
+        values = level_rows(rows, zero, tag, num_columns, level_table).flatten(1)
         groups = factor.shape[1] if factor.ndim == 2 else 1
         factor = factor.float().view(-1, groups, 1)
         values = (values.unflatten(1, (groups, -1)) * factor).flatten(1)

@@ -35,7 +35,7 @@ def packed_linear_fused(
     act_scale: Tensor | None,
     *,
     tag: str,
-    levels: tuple[float, ...] | None,
+    level_table: tuple[float, ...] | None,
     activations: str,
     route: str,
 ) -> Tensor:
@@ -51,7 +51,7 @@ def packed_linear_fused(
         activations: `float` or `int8`.
         route: `fused`, or `unpack` for a weight in the type of x and a plain product.
     """
-    settings: dict[str, Any] = {"tag": tag, "levels": levels}
+    settings: dict[str, Any] = {"tag": tag, "level_table": level_table}
     if route == "unpack":
         weight = unpack_fused(prepacked, num_columns=x.shape[1], dtype=x.dtype, **settings)
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
@@ -72,12 +72,14 @@ def unpack_fused(
     prepacked: list[Tensor],
     *,
     tag: str,
-    levels: tuple[float, ...] | None,
+    level_table: tuple[float, ...] | None,
     num_columns: int,
     dtype: torch.dtype,
 ) -> Tensor:
     """What a prepacked weight decodes to, (N, K) rounded to a type."""
-    launch = unpack_launch(prepacked, tag=tag, levels=levels, num_columns=num_columns, dtype=dtype)
+    launch = unpack_launch(
+        prepacked, tag=tag, level_table=level_table, num_columns=num_columns, dtype=dtype
+    )
     launch.run(prepacked[0].device)
     return launch.arguments["out"]
 
@@ -94,7 +96,7 @@ def linear_launches(
     act_scale: Tensor | None,
     *,
     tag: str,
-    levels: tuple[float, ...] | None,
+    level_table: tuple[float, ...] | None,
     num_columns: int,
     dtype: torch.dtype,
 ) -> list[Launch]:
@@ -104,7 +106,7 @@ def linear_launches(
     """
     (planes, num_outputs, width), num_rows = prepacked[0].shape, x.shape[0]
     num_blocks = width // DEPTH
-    weight = weight_arguments(prepacked, tag, levels, num_columns)
+    weight = weight_arguments(prepacked, tag, level_table, num_columns)
     per_byte = codes_per_byte(tag)
     chunk = math.gcd(weight["GROUP"] // DEPTH, per_byte)
     block_m, block_n, num_warps, num_stages = tiles(num_rows, planes, per_byte, per_byte // chunk)
@@ -168,11 +170,11 @@ def tiles(num_rows: int, planes: int, per_byte: int, scales: int) -> tuple[int, 
 
 
 def weight_arguments(
-    prepacked: list[Tensor], tag: str, levels: tuple[float, ...] | None, num_columns: int
+    prepacked: list[Tensor], tag: str, level_table: tuple[float, ...] | None, num_columns: int
 ) -> dict[str, Any]:
     """What the kernels must know of a prepacked weight."""
     packed, scale, *zeros = prepacked
-    affine = affine_levels(tag, levels, bool(zeros))
+    affine = affine_levels(tag, level_table, bool(zeros))
     assert affine is not None
     groups = scale.shape[1]
     return {
@@ -218,14 +220,14 @@ def unpack_launch(
     prepacked: list[Tensor],
     *,
     tag: str,
-    levels: tuple[float, ...] | None,
+    level_table: tuple[float, ...] | None,
     num_columns: int,
     dtype: torch.dtype,
 ) -> Launch:
     """The kernel that writes a weight (N, K) in a type; `out` is among its arguments."""
     packed = prepacked[0]
     arguments = {
-        **weight_arguments(prepacked, tag, levels, num_columns),
+        **weight_arguments(prepacked, tag, level_table, num_columns),
         "out": packed.new_empty(packed.shape[1], num_columns, dtype=dtype),
         "HALF": dtype == torch.float16,
         "BN": 64,

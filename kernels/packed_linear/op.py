@@ -90,7 +90,7 @@ def packed_linear(
         bias,
         act_scale,
         stored.tag,
-        list(stored.levels or ()),
+        list(stored.level_table or ()),
         activations,
         route,
         backend,
@@ -121,7 +121,7 @@ def unpack_weight(
         stored.zero,
         handle.tensors if handle is not None else [],
         stored.tag,
-        list(stored.levels or ()),
+        list(stored.level_table or ()),
         stored.num_columns,
         dtype,
         backend,
@@ -172,10 +172,10 @@ def check_settings(
     if activations == "int8":
         if route == "unpack":
             raise ValueError("route: int8 activations have no 'unpack', expected auto or fused")
-        if weight.levels is not None and integer_levels(weight.levels) is None:
+        if weight.level_table is not None and integer_levels(weight.level_table) is None:
             raise ValueError(
-                "levels: int8 activations need integers in [-127, 127] times a power of two, "
-                f"found {weight.levels}"
+                "level_table: int8 activations need integers in [-127, 127] times a power of two, "
+                f"found {weight.level_table}"
             )
     if act_scale is not None and (
         activations != "int8"
@@ -199,12 +199,12 @@ def _packed_linear(
     bias: Tensor | None,
     act_scale: Tensor | None,
     tag: str,
-    levels: Sequence[float],
+    level_table: Sequence[float],
     activations: str,
     route: str,
     backend: str,
 ) -> Tensor:
-    table = tuple(levels) or None
+    table = tuple(level_table) or None
     rows = x.reshape(-1, x.shape[-1])
     if route == "auto":
         whole = x.dtype == torch.float32 or rows.shape[0] >= UNPACK_ROWS
@@ -225,7 +225,7 @@ def _packed_linear(
                 bias,
                 act_scale,
                 tag=tag,
-                levels=table,
+                level_table=table,
                 activations=activations,
             )
         from .launches import packed_linear_fused
@@ -236,7 +236,7 @@ def _packed_linear(
             bias,
             None if act_scale is None else act_scale.float(),
             tag=tag,
-            levels=table,
+            level_table=table,
             activations=activations,
             route=route,
         )
@@ -253,7 +253,7 @@ def _(
     bias: Tensor | None,
     act_scale: Tensor | None,
     tag: str,
-    levels: Sequence[float],
+    level_table: Sequence[float],
     activations: str,
     route: str,
     backend: str,
@@ -268,22 +268,22 @@ def _unpack_weight(
     zero: Tensor | None,
     prepacked: Sequence[Tensor],
     tag: str,
-    levels: Sequence[float],
+    level_table: Sequence[float],
     num_columns: int,
     dtype: torch.dtype,
     backend: str,
 ) -> Tensor:
-    table = tuple(levels) or None
+    table = tuple(level_table) or None
     refusal = kernel_refusal(tag, scale, zero, table, num_columns)
     device = qdata.device
     if resolve_backend(backend, "unpack_weight", device, dtype, refusal=refusal) == "reference":
         return unpack_weight_reference(
-            qdata, scale, zero, tag=tag, num_columns=num_columns, levels=table, dtype=dtype
+            qdata, scale, zero, tag=tag, num_columns=num_columns, level_table=table, dtype=dtype
         )
     from .launches import unpack_fused
 
     tensors = list(prepacked) or prepack_tensors(qdata, scale, zero, tag, num_columns, table)
-    return unpack_fused(tensors, tag=tag, levels=table, num_columns=num_columns, dtype=dtype)
+    return unpack_fused(tensors, tag=tag, level_table=table, num_columns=num_columns, dtype=dtype)
 
 
 @_unpack_weight.register_fake
@@ -293,7 +293,7 @@ def _(
     zero: Tensor | None,
     prepacked: Sequence[Tensor],
     tag: str,
-    levels: Sequence[float],
+    level_table: Sequence[float],
     num_columns: int,
     dtype: torch.dtype,
     backend: str,

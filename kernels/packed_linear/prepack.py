@@ -65,14 +65,14 @@ def kernel_tag(tag: str) -> str:
 
 
 def affine_levels(
-    tag: str, levels: tuple[float, ...] | None, asymmetric: bool
+    tag: str, level_table: tuple[float, ...] | None, asymmetric: bool
 ) -> tuple[float, int, int] | None:
     """Step, factor and offset with level = step * (factor * code + offset), or None."""
     if asymmetric:
         return 1.0, 1, 0
-    if levels is None:
+    if level_table is None:
         return 1.0, *FACTOR_AND_OFFSET[tag]
-    grid = integer_levels(levels)
+    grid = integer_levels(level_table)
     if grid is None:
         return None
     step, (first, second, *rest) = grid
@@ -83,14 +83,18 @@ def affine_levels(
 
 
 def kernel_refusal(
-    tag: str, scale: Tensor, zero: Tensor | None, levels: tuple[float, ...] | None, columns: int
+    tag: str,
+    scale: Tensor,
+    zero: Tensor | None,
+    level_table: tuple[float, ...] | None,
+    columns: int,
 ) -> str | None:
     """Why the kernels cannot take a weight, or None if they can."""
     groups = scale_groups(tag, scale)
     if groups > 1 and (columns // groups) % DEPTH:
         return f"groups of {columns // groups} columns are no multiple of {DEPTH}"
-    if affine_levels(tag, levels, zero is not None) is None:
-        return f"levels {levels} are not equally spaced small integers times a power of two"
+    if affine_levels(tag, level_table, zero is not None) is None:
+        return f"levels {level_table} are not equally spaced small integers times a power of two"
     return None
 
 
@@ -101,12 +105,12 @@ def prepack(weight: PackedWeight) -> PrepackedWeight:
         ValueError: If the kernels cannot take it, with the reason.
     """
     reason = kernel_refusal(
-        weight.tag, weight.scale, weight.zero, weight.levels, weight.num_columns
+        weight.tag, weight.scale, weight.zero, weight.level_table, weight.num_columns
     )
     if reason is not None:
         raise ValueError(f"prepack: {reason}")
     tensors = prepack_tensors(
-        weight.qdata, weight.scale, weight.zero, weight.tag, weight.num_columns, weight.levels
+        weight.qdata, weight.scale, weight.zero, weight.tag, weight.num_columns, weight.level_table
     )
     qdata, factors, *zeros = tensors
     return PrepackedWeight(weight, qdata, factors, zeros[0] if zeros else None)
@@ -118,7 +122,7 @@ def prepack_tensors(
     zero: Tensor | None,
     tag: str,
     num_columns: int,
-    levels: tuple[float, ...] | None,
+    level_table: tuple[float, ...] | None,
 ) -> list[Tensor]:
     """Codes, scales and, if there are any, zero points as in `PrepackedWeight`."""
     planes, num_rows, groups = num_planes(tag), qdata.shape[-2], scale_groups(tag, scale)
@@ -128,7 +132,7 @@ def prepack_tensors(
     blocks = F.pad(codes, (0, room)).view(planes, num_rows, -1, per_byte, DEPTH)
     # Byte j takes codes j, DEPTH + j, ...: with them as neighbours it is the stored rule.
     packed = packed_rows(blocks.transpose(-1, -2).flatten(2), kernel_tag(tag))
-    affine = affine_levels(tag, levels, zero is not None)
+    affine = affine_levels(tag, level_table, zero is not None)
     assert affine is not None
     factors = (scale.float() * affine[0]).view(planes, -1, groups).expand(planes, num_rows, groups)
     tensors = [packed, factors.transpose(1, 2).contiguous()]

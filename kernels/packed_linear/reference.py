@@ -79,7 +79,7 @@ def packed_linear_reference(
     act_scale: Tensor | None = None,
     *,
     tag: str,
-    levels: tuple[float, ...] | None = None,
+    level_table: tuple[float, ...] | None = None,
     activations: str = "float",
 ) -> Tensor:
     """The formulas above; see `op.packed_linear` for the arguments, and `PackedWeight`.
@@ -99,10 +99,10 @@ def packed_linear_reference(
         weight = block_of(part, qdata, scale, zero, tag)
         term = None if bias is None else bias[part].to(wide)
         if factor is None:
-            block = dequantize_rows(*weight, tag, num_columns, levels).to(wide)
+            block = dequantize_rows(*weight, tag, num_columns, level_table).to(wide)
             out[:, part] = F.linear(codes, block, term)
         else:
-            total = _integer_product(codes, *weight, tag, levels) * factor[:, None]
+            total = _integer_product(codes, *weight, tag, level_table) * factor[:, None]
             out[:, part] = total if term is None else total + term
     return out.view(*x.shape[:-1], num_rows)
 
@@ -113,22 +113,22 @@ def _integer_product(
     scale: Tensor,
     zero: Tensor | None,
     tag: str,
-    levels: tuple[float, ...] | None,
+    level_table: tuple[float, ...] | None,
 ) -> Tensor:
     """sum_g s[n, g] (sum_k q[m, k] c[n, k]), (M, rows) float32, of integers q (M, K) in float64.
 
     Sums of integers are exact in float64, and rounded to float32 before they meet a scale.
     """
     step, num_columns = 1.0, codes.shape[1]
-    if levels is not None:
-        grid = integer_levels(levels)
+    if level_table is not None:
+        grid = integer_levels(level_table)
         assert grid is not None
-        step, levels = grid[0], tuple(float(level) for level in grid[1])
+        step, level_table = grid[0], tuple(float(level) for level in grid[1])
     groups = scale_groups(tag, scale)
     total = codes.new_zeros(codes.shape[0], qdata.shape[-2], dtype=torch.float32)
     for plane in range(num_planes(tag)):
         part, factor = (qdata[plane], scale[plane]) if tag == "bin2" else (qdata, scale)
-        grid_rows = level_rows(part, zero, tag, num_columns, levels).flatten(1)
+        grid_rows = level_rows(part, zero, tag, num_columns, level_table).flatten(1)
         factor = (factor.float() * step).view(-1, groups)
         size = num_columns // groups
         for group in range(groups):
@@ -145,12 +145,12 @@ def unpack_weight_reference(
     *,
     tag: str,
     num_columns: int,
-    levels: tuple[float, ...] | None,
+    level_table: tuple[float, ...] | None,
     dtype: torch.dtype,
 ) -> Tensor:
     """What a weight decodes to, (N, K) rounded to a type, made a block of rows at a time."""
     out = torch.empty(qdata.shape[-2], num_columns, dtype=dtype, device=qdata.device)
     for part in row_blocks(*out.shape):
         block = block_of(part, qdata, scale, zero, tag)
-        out[part] = dequantize_rows(*block, tag, num_columns, levels).to(dtype)
+        out[part] = dequantize_rows(*block, tag, num_columns, level_table).to(dtype)
     return out

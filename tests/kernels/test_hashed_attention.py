@@ -135,7 +135,7 @@ def fitted(lr: float = 5e-4, seed: int = 3, num_bits: int = 8) -> tuple[KernelHa
     x = rand(2, 40, 2, 6, dtype=torch.float32)
     hashing = KernelHash(2, 6, num_bits=num_bits, num_anchors=7)
     rng = torch.Generator().manual_seed(seed)
-    return hashing, hashing.fit(x, rng=rng, num_neighbours=5, lr=lr), x
+    return hashing, hashing.fit(x, rng=rng, num_neighbors=5, lr=lr), x
 
 
 def test_codes_are_signs_of_centred_kernels() -> None:
@@ -316,8 +316,8 @@ def test_wrong_vectors_and_settings_are_one_clear_error() -> None:
         hashing(x, torch.ones(2, 39, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"^x: expected at least 10 tokens to fit, found 9"):
         hashing.fit(x[:, :9], rng=rng)
-    with pytest.raises(ValueError, match=r"^num_steps, num_neighbours: expected at least 0 and 1"):
-        hashing.fit(x, rng=rng, num_neighbours=0)
+    with pytest.raises(ValueError, match=r"^num_steps, num_neighbors: expected at least 0 and 1"):
+        hashing.fit(x, rng=rng, num_neighbors=0)
 
 
 @pytest.mark.slow

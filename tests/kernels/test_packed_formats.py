@@ -115,7 +115,7 @@ def test_decodes_to_scale_times_level(tag: str, grouped: str) -> None:
     scale = scale.view(rows, groups) if grouped == "group" else scale
     zero = draw(high, rows, groups, seed=1).to(torch.uint8) if asymmetric else None
     levels = (-0.75, 0.3, 0.5, 7.0) if tag == "u2" and not asymmetric else None
-    weight = pack(tag, codes, scale, zero=zero, levels=levels)
+    weight = pack(tag, codes, scale, zero=zero, level_table=levels)
     table = scale.expand(rows) if grouped == "tensor" else scale
     for n, k in itertools.product(range(rows), range(columns)):
         group = k * groups // columns
@@ -177,7 +177,7 @@ def test_sizes_agree(tag: str) -> None:
             ours, theirs = getattr(weight, name), getattr(empty, name)
             assert (ours is None) == (theirs is None)
             assert ours is None or (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
-        assert weight.levels == empty.levels
+        assert weight.level_table == empty.level_table
 
 
 def some_weights() -> dict[str, PackedWeight]:
@@ -243,7 +243,7 @@ def changed(metadata: dict[str, str], **entry: Any) -> dict[str, str]:
         ({"orig_layout": "oihw"}, "a.weight: expected orig_layout 'oi'"),
         ({"zero_point": "removed"}, "a.weight: expected zero_point in its entry, found none"),
         ({"zero_point": True}, "a.weight: expected a._weight_zero in the file, found none"),
-        ({"level_table": [0, 1, 2]}, "a.weight: levels: expected None for u4, found"),
+        ({"level_table": [0, 1, 2]}, "a.weight: level_table: expected None for u4, found"),
         ({"level_table": "0123"}, "a.weight: level_table: expected a list or null, found '0123'"),
         ({"shape": 5}, "a.weight: shape: expected a list, found 5"),
         ({"shape": None}, "a.weight: shape: expected a list, found None"),
@@ -387,7 +387,7 @@ def test_levels_as_integers() -> None:
         ({"scale": torch.ones(4, 3)}, "scale: K = 16 columns cannot be divided into 3"),
         ({"scale": torch.ones(4, 2)}, r"zero: expected \(4, 2\) uint8, found \(4, 1\)"),
         ({"zero": torch.zeros(4, 1)}, r"zero: expected \(4, 1\) uint8, found .*float32"),
-        ({"levels": (0.0, 1.0, 2.0, 3.0)}, "levels: expected None for u4"),
+        ({"level_table": (0.0, 1.0, 2.0, 3.0)}, "level_table: expected None for u4"),
         ({"scale": torch.full((4,), torch.nan)}, "scale: expected finite values"),
         ({"zero": torch.full((4, 1), 16, dtype=torch.uint8)}, "zero: expected 0 to 15, found 16"),
     ],
@@ -404,9 +404,9 @@ def test_other_parts_that_do_not_fit() -> None:
             from_float(normal(4, 16), "bin1"), zero=torch.zeros(4, 1, dtype=torch.uint8)
         )
     with pytest.raises(
-        ValueError, match=r"levels: expected a tuple of 4 finite .* for u2, found None"
+        ValueError, match=r"level_table: expected a tuple of 4 finite .* for u2, found None"
     ):
-        dataclasses.replace(from_float(normal(4, 16), "u2"), levels=None)
+        dataclasses.replace(from_float(normal(4, 16), "u2"), level_table=None)
     with pytest.raises(ValueError, match=r"scale: expected \(2, 4\) or \(2, 4, 'G'\) float16"):
         dataclasses.replace(from_float(normal(4, 16), "bin2"), scale=torch.ones(1))
 
@@ -456,8 +456,10 @@ def test_weights_that_cannot_be_encoded_are_refused(given: dict[str, Any], messa
 )
 def test_levels_must_be_finite_numbers(levels: Any) -> None:
     weight = from_float(normal(4, 16), "u2")
-    with pytest.raises(ValueError, match=r"levels: expected a tuple of 4 finite float32 numbers"):
-        dataclasses.replace(weight, levels=levels)
+    with pytest.raises(
+        ValueError, match=r"level_table: expected a tuple of 4 finite float32 numbers"
+    ):
+        dataclasses.replace(weight, level_table=levels)
 
 
 def test_weights_are_equal_to_themselves_alone() -> None:

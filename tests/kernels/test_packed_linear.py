@@ -103,13 +103,13 @@ def test_integers_in_integers_out(kind: str) -> None:
 
 def test_levels_of_fractions_have_exact_sums() -> None:
     codes = torch.randint(4, (9, 64), generator=torch.Generator().manual_seed(0))
-    weight = pack("u2", codes, torch.ones(9), levels=(-0.75, -0.25, 0.25, 0.75))
+    weight = pack("u2", codes, torch.ones(9), level_table=(-0.75, -0.25, 0.25, 0.75))
     x = torch.arange(128.0).view(2, 64) - 64
     found = packed_linear(x, weight, activations="int8", act_scale=torch.ones(1))
     assert torch.equal(found, F.linear(x, weight.dequantize()))
-    weight = dataclasses.replace(weight, levels=(-0.75, -0.3, 0.3, 0.75))
+    weight = dataclasses.replace(weight, level_table=(-0.75, -0.3, 0.3, 0.75))
     assert torch.equal(packed_linear(x, weight), F.linear(x, weight.dequantize()))
-    with pytest.raises(ValueError, match="levels: int8 activations need integers"):
+    with pytest.raises(ValueError, match="level_table: int8 activations need integers"):
         packed_linear(x, weight, activations="int8")
 
 
@@ -222,7 +222,7 @@ def test_workspace_does_not_grow_with_the_rows(
             weight.scale,
             weight.zero,
             tag=weight.tag,
-            levels=weight.levels,
+            level_table=weight.level_table,
             activations=activations,
         )
     allowed = max(bound, weight.qdata.numel())  # the packed weight is passed around whole
@@ -261,7 +261,7 @@ def test_prepacking_loses_nothing(kind: str, columns: int) -> None:
         field = field & (2 ** (8 // per_byte) - 1)
         expected = codes[:, :, column] if column < columns else 0
         assert torch.equal(field, torch.zeros_like(field) + expected)
-    affine = affine_levels(weight.tag, weight.levels, weight.zero is not None)
+    affine = affine_levels(weight.tag, weight.level_table, weight.zero is not None)
     assert affine is not None
     levels = affine[1] * codes.float() + affine[2]
     if handle.zero is not None:
@@ -351,7 +351,7 @@ def test_unpacking_to_integers_is_refused() -> None:
 def test_opcheck(kind: str, activations: str) -> None:
     weight = weight_of(kind)
     tensors = (weight.qdata, weight.scale, weight.zero)
-    levels = list(weight.levels or ())
+    levels = list(weight.level_table or ())
     step = torch.ones(1) if activations == "int8" else None
     auto = ("auto", "auto")
     torch.library.opcheck(

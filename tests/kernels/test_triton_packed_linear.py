@@ -109,7 +109,7 @@ def test_integer_sums_are_exact(tag: str) -> None:
     draw = Source(torch.float32)
     weight = from_float(draw.normal(40, 512).cpu(), tag).to(DEVICE)
     ones = torch.ones_like(weight.scale)
-    weight = PackedWeight(weight.tag, weight.shape, weight.qdata, ones, None, weight.levels)
+    weight = PackedWeight(weight.tag, weight.shape, weight.qdata, ones, None, weight.level_table)
     x = draw.integers(256, 20, 512) - 128
     step = torch.ones(1, device=DEVICE)
     found = packed_linear(x.float(), weight, activations="int8", act_scale=step, backend="triton")
@@ -183,7 +183,7 @@ def test_levels_of_fractions() -> None:
     codes = draw.integers(4, 20, 160)
     scale = draw.normal(20)
     for levels in [(-0.75, -0.25, 0.25, 0.75), (-1.0, 0.0, 1.0, 2.0)]:
-        weight = pack("u2", codes, scale, levels=levels)
+        weight = pack("u2", codes, scale, level_table=levels)
         assert both(draw.normal(5, 160), weight, None, route="fused") <= 1e-3
         assert both(draw.normal(5, 160), weight, None, activations="int8") <= 1e-3
 

@@ -127,15 +127,15 @@ def test_no_activation_before_the_last_convolution() -> None:
         )
 
 
-def test_the_decoder_normalises_its_latents() -> None:
+def test_the_decoder_normalizes_its_latents() -> None:
     """So the number of set bits does not show in their size."""
     torch.manual_seed(0)
     latents = random_images(1, 8, 8, 8)
-    normalised = Decoder(TINY, 8)
-    torch.testing.assert_close(normalised(latents), normalised(100 * latents), rtol=1e-4, atol=1e-4)
+    normalized = Decoder(TINY, 8)
+    torch.testing.assert_close(normalized(latents), normalized(100 * latents), rtol=1e-4, atol=1e-4)
     plain = Decoder(dataclasses.replace(TINY, latent_norm=False), 8)
     assert (plain(latents) - plain(100 * latents)).abs().max() > 0.1
-    found = normalised.latent_norm(latents)
+    found = normalized.latent_norm(latents)
     groups = latents.view(1, 4, -1)
     spread = groups.var(-1, correction=0, keepdim=True).add(1e-6).sqrt()
     expected = ((groups - groups.mean(-1, keepdim=True)) / spread).view(1, 8, 8, 8)

@@ -155,7 +155,7 @@ def launches() -> Iterator[tuple[str, "Launch"]]:
             unpack_launch(
                 prepacked(tag, WIDTH, WIDTH),
                 tag=tag,
-                levels=None,
+                level_table=None,
                 num_columns=WIDTH,
                 dtype=dtype,
             ),
@@ -191,7 +191,7 @@ def product_launches(case: str, num_rows: int, dtype: torch.dtype) -> list["Laun
         meta(num_outputs, dtype=torch.bfloat16 if integers else dtype),
         meta(num_rows) if integers else None,
         tag=tag,
-        levels=SYMMETRIC_LEVELS if tag == "u2" and not asymmetric else None,
+        level_table=SYMMETRIC_LEVELS if tag == "u2" and not asymmetric else None,
         num_columns=num_columns,
         dtype=torch.bfloat16 if integers else dtype,
     )
