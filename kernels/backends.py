@@ -1,7 +1,7 @@
-"""Which implementation of a kernel runs here, the plain reference or Triton, and why not.
+"""Choice of the implementation of a kernel: the plain reference, or Triton where it can run.
 
 An explicit `backend` argument wins, then the environment variable TESSELLA_KERNELS, then `auto`:
-Triton where it can run on CUDA tensors, the reference everywhere else. A backend asked for by name,
+Triton where it can run on CUDA tensors, the reference everywhere else. A backend requested by name,
 in either way, is never replaced by another one. With TRITON_INTERPRET=1 set before the process
 starts, `triton` runs on CPU tensors, slowly, in Triton's interpreter.
 """
@@ -16,10 +16,10 @@ from typing import Any, Literal, get_args
 import torch
 
 Backend = Literal["auto", "reference", "triton"]
-"""What a caller may ask for."""
+"""Backends that a caller can request."""
 
 VARIABLE = "TESSELLA_KERNELS"
-"""Environment variable read where a caller left `auto`."""
+"""Environment variable that decides when the `backend` argument is `auto`."""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """True if Triton kernels of this process run in the interpreter; fixed when it starts."""
@@ -32,11 +32,11 @@ _warned: set[tuple[str, str]] = set()
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was asked for by name and cannot run here; nothing falls back silently."""
+    """A backend was requested by name and cannot run here; there is no silent fallback."""
 
 
 def triton_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why Triton kernels cannot run on this device and float type, or None if they can."""
+    """Reason why Triton kernels cannot run on a device with a float type; None if they can."""
     if not _triton_installed():
         return "triton is not installed; pip install 'tessella[triton]'"
     if dtype not in TRITON_DTYPES:
@@ -44,7 +44,7 @@ def triton_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     if INTERPRETED:
         if device.type == "cpu":
             return None
-        return f"TRITON_INTERPRET=1 runs on CPU tensors; these are on {device}"
+        return f"TRITON_INTERPRET=1 runs on CPU tensors, but the tensors are on {device}"
     if device.type != "cuda" or torch.version.cuda is None:
         return (
             f"the tensors are on {device}, not on an NVIDIA GPU (TRITON_INTERPRET=1, set before "
@@ -64,21 +64,22 @@ def resolve_backend(
     *,
     refusal: str | None = None,
 ) -> Literal["reference", "triton"]:
-    """The implementation that a call runs.
+    """Choose the implementation that a call runs.
 
     Args:
-        backend: What the caller asked for, one of `Backend`.
+        backend: Requested backend, one of `Backend`.
         op: Name of the kernel, for messages.
-        device: Where the tensors are.
+        device: Device of the tensors.
         dtype: Float type that the kernel computes in.
-        refusal: Why this op's Triton code cannot take these inputs; None if it can.
+        refusal: Reason why the Triton code of this operation cannot take these inputs; None if it
+            can.
 
     Returns:
         `reference` or `triton`. `auto` warns once per reason if it takes the reference on CUDA.
 
     Raises:
-        ValueError: If the argument or TESSELLA_KERNELS names no backend.
-        BackendUnavailable: If Triton was asked for by name and cannot run, with the reason.
+        ValueError: If the argument or TESSELLA_KERNELS is not the name of a backend.
+        BackendUnavailable: If Triton was requested by name and cannot run, with the reason.
     """
     source, wanted = "backend", backend
     if backend == "auto" and VARIABLE in os.environ:
@@ -99,7 +100,7 @@ def resolve_backend(
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The type that autocast asks for on this device; None where it is off or does not exist.
+    """Float type of autocast on a device; None where autocast is off or does not exist.
 
     `torch.is_autocast_enabled` raises for device types without autocast, such as `meta`.
     """
@@ -111,7 +112,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off, where it exists: the ops choose their types themselves."""
+    """Turn autocast off, where it exists: the operations choose their types themselves."""
     if autocast_dtype(device) is None:
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
@@ -119,7 +120,7 @@ def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 @cache
 def _triton_installed() -> bool:
-    """True if `import triton` would find a package; it is not imported here."""
+    """Whether `import triton` would find a package; it is not imported here."""
     try:
         return importlib.util.find_spec("triton") is not None
     except (ImportError, ValueError):
@@ -127,5 +128,5 @@ def _triton_installed() -> bool:
 
 
 def _name(dtype: torch.dtype) -> str:
-    """`float32` of torch.float32."""
+    """Name of a type without its module, such as `float32`."""
     return str(dtype).removeprefix("torch.")

@@ -1,20 +1,26 @@
-"""Checks that the kernels' public functions share; each raises one ValueError."""
+"""Input checks that the public functions of the kernels share; each raises a ValueError."""
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Types that weights may have; float64 only in the references."""
+"""Float types of weights and activations; float64 only in the references."""
 
 HEAD_DIMS = range(32, 129, 8)
-"""Channels of a head that the attention kernels take, in tiles of 32, 64 or 128."""
+"""Numbers of channels of a head that the attention kernels take, in tiles of 32, 64 or 128."""
 
 
 def check_float(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tensor) -> None:
-    """Refuse a term that has not this shape and the weight's type and device.
+    """Check that an optional tensor has a shape and the type and device of another tensor.
+
+    Args:
+        name: Name of the argument, for the message.
+        tensor: Tensor to check; None is accepted.
+        shape: Expected shape.
+        like: Tensor with the expected type and device.
 
     Raises:
-        ValueError: With both shapes and types.
+        ValueError: If it does not; the message has both shapes, types and devices.
     """
     if tensor is None:
         return
@@ -26,10 +32,10 @@ def check_float(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: 
 
 
 def check_label_tensor(labels: Tensor, batch: int) -> None:
-    """Refuse labels that are not (B,) integers.
+    """Check that class labels are int32 or int64 of shape (B,); their values are not read.
 
     Raises:
-        ValueError: With the shape and type found.
+        ValueError: If they are not; the message has the shape and type found.
     """
     if labels.shape != (batch,) or labels.dtype not in (torch.int32, torch.int64):
         raise ValueError(
@@ -39,31 +45,39 @@ def check_label_tensor(labels: Tensor, batch: int) -> None:
 
 
 def check_range(name: str, found: Tensor, wrong: Tensor, expected: str) -> None:
-    """Refuse values marked as wrong, by the first of them (waits for the device).
+    """Check that no value is marked as wrong (waits for the device).
+
+    Args:
+        name: Name of the argument, for the message.
+        found: Values to check, any shape.
+        wrong: True at wrong values, bool in the shape of `found`.
+        expected: Description of the right values, for the message.
 
     Raises:
-        ValueError: With the value and what was expected.
+        ValueError: If a value is wrong; the message has the first one.
     """
     if wrong.any():
         raise ValueError(f"{name}: expected {expected}, found {found[wrong][0].item()}")
 
 
 def check_devices(codes: Tensor, **others: Tensor | None) -> None:
-    """Refuse tensors that are not where the codes are.
+    """Check that tensors, passed by name, are on the device of the codes.
 
     Raises:
-        ValueError: With both devices.
+        ValueError: If one is not; the message has both devices.
     """
     for name, tensor in others.items():
         if tensor is not None and tensor.device != codes.device:
-            raise ValueError(f"{name}: expected on {codes.device}, found on {tensor.device}")
+            raise ValueError(
+                f"{name}: expected a tensor on {codes.device}, found one on {tensor.device}"
+            )
 
 
 def check_valid(valid: Tensor | None, shape: tuple[int, int], device: torch.device) -> None:
-    """Refuse a mask of keys that is not (B, Nk) bool beside the others.
+    """Check that an optional mask of valid keys is bool, of shape (B, Nk), on the right device.
 
     Raises:
-        ValueError: With the shape, type and device found.
+        ValueError: If it is not; the message has the shape, type and device found.
     """
     if valid is None:
         return

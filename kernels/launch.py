@@ -1,4 +1,4 @@
-"""A kernel launch as data: what runs it on a GPU also compiles it on a machine without one."""
+"""Kernel launches as data, so that a machine without a GPU can compile what a GPU would run."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class Launch:
 
     Args:
         kernel: A `triton.jit` function.
-        grid: Programs along each axis.
-        arguments: Every argument by name: tensors, numbers, tuples, constants.
+        grid: Number of programs along each axis.
+        arguments: Arguments by name, all of them: tensors, numbers, tuples, constants.
         options: Compile options, `num_warps` and `num_stages`.
     """
 
@@ -28,29 +28,35 @@ class Launch:
     options: dict[str, int]
 
     def run(self, device: torch.device) -> None:
-        """Run it on the current stream of `device`."""
+        """Run the kernel on the current stream of a device."""
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             self.kernel[self.grid](**self.arguments, **self.options, enable_fp_fusion=True)
 
     def compile(self) -> Any:
-        """The compiled kernel for the active driver's target; tensors may be on `meta`."""
+        """Compile the kernel for the target of the active driver; tensors may be on `meta`."""
         return self.kernel.warmup(
             **self.arguments, **self.options, enable_fp_fusion=True, grid=self.grid
         )
 
+    def output(self, name: str = "out") -> Tensor:
+        """Tensor among the arguments that the kernel writes, by its name."""
+        tensor = self.arguments[name]
+        assert isinstance(tensor, Tensor)
+        return tensor
+
 
 def ceil_div(a: int, b: int) -> int:
-    """a / b rounded up."""
+    """Quotient a / b rounded up."""
     return -(-a // b)
 
 
 def power_of_two(n: int) -> int:
-    """The smallest power of two not below n >= 1."""
+    """Smallest power of two that is at least n, for n >= 1."""
     return 1 << (n - 1).bit_length()
 
 
 def num_rows_per_block(num_rows: int, num_column_blocks: int, choices: tuple[int, ...]) -> int:
-    """The largest of `choices` (ascending) that still gives two programs per SM, or the first."""
+    """Largest of `choices` (ascending) that still gives two programs per SM, or the first."""
     for rows in reversed(choices):
         if ceil_div(num_rows, rows) * num_column_blocks >= NUM_PROGRAMS:
             return rows
@@ -58,21 +64,21 @@ def num_rows_per_block(num_rows: int, num_column_blocks: int, choices: tuple[int
 
 
 CLASS_ROW = {"none": 0, "first": 1, "last": 2}
-"""How the kernels are told where the class row stands."""
+"""Numbers by which the kernels receive the position of the class row."""
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:
-    """The tensor as the kernels read most of theirs, or None."""
+    """Contiguous form of a tensor, as kernels without strides read it; None of None."""
     return None if tensor is None else tensor.contiguous()
 
 
 def strides(name: str, axes: str, tensor: Tensor) -> dict[str, int]:
-    """`NAME_stride_AXIS` of every axis."""
+    """Strides of a tensor as kernel arguments, `NAME_stride_AXIS` for every axis."""
     return {f"{name}_stride_{a}": s for a, s in zip(axes, tensor.stride(), strict=True)}
 
 
 def mask_arguments(mask: Tensor | None) -> dict[str, Any]:
-    """The mask as bytes; a (B, N, 1) mask stands for every group by a stride of 0."""
+    """Kernel arguments of a mask: bytes and strides; a (B, N, 1) mask has a group stride of 0."""
     if mask is None:
         return {"mask": None} | {f"mask_stride_{axis}": 0 for axis in "bng"}
     arguments = {"mask": mask.view(torch.uint8), **strides("mask", "bng", mask)}
@@ -82,7 +88,7 @@ def mask_arguments(mask: Tensor | None) -> dict[str, Any]:
 
 
 def valid_arguments(valid: Tensor | None) -> dict[str, Tensor | int | None]:
-    """The real tokens (B, N) as bytes, with strides."""
+    """Kernel arguments of the flags of valid tokens, (B, N): bytes and strides."""
     if valid is None:
         return {"valid": None, "valid_stride_b": 0, "valid_stride_n": 0}
     return {"valid": valid.view(torch.uint8), **strides("valid", "bn", valid)}
@@ -90,12 +96,12 @@ def valid_arguments(valid: Tensor | None) -> dict[str, Tensor | int | None]:
 
 @dataclass(frozen=True)
 class BatchBlocks:
-    """How a backward kernel that walks over the images divides (B, rows, D).
+    """Division of (B, rows, D) among the programs of a backward kernel that loops over images.
 
     Args:
-        grid: Blocks of positions, blocks of channels, splits of the batch.
-        block_d: Channels of a block.
-        images_per_split: Images that one program adds up.
+        grid: Number of blocks of positions, of blocks of channels, and of splits of the batch.
+        block_d: Number of channels of a block.
+        images_per_split: Number of images that one program adds up.
     """
 
     grid: tuple[int, int, int]
@@ -104,13 +110,13 @@ class BatchBlocks:
 
 
 BLOCK_N = 16
-"""Positions of a block: the least depth of a 16-bit tensor-core product."""
+"""Number of positions of a block: the least depth of a 16-bit tensor-core product."""
 
 
 def batch_blocks(batch: int, rows: int, width: int) -> BatchBlocks:
-    """Splits of the batch only where positions and channels alone make too few programs.
+    """Divide (B, rows, D), splitting the batch only where blocks alone make too few programs.
 
-    Their number depends on shapes only, and with it the order of the sums.
+    The number of splits, and with it the order of the sums, depends on shapes only.
     """
     block_d = min(128, max(16, power_of_two(width)))
     blocks, column_blocks = ceil_div(rows, BLOCK_N), ceil_div(width, block_d)

@@ -1,10 +1,10 @@
-"""Rows of hidden states: apart from the class row, and added up by an index."""
+"""Operations on rows of hidden states: separate the class row, add rows up by an index."""
 
 from torch import Tensor
 
 
 def split_class_row(grad: Tensor, class_position: str, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Class rows (B, D), or (0, D) without classes, and token rows (B, N, D) of a gradient."""
+    """Split a gradient into class rows (B, D), or (0, D) without classes, and tokens (B, N, D)."""
     if not num_classes:
         return grad.new_empty(0, grad.shape[-1]), grad
     if class_position == "first":
@@ -13,7 +13,7 @@ def split_class_row(grad: Tensor, class_position: str, num_classes: int) -> tupl
 
 
 def add_rows(rows: Tensor, index: Tensor | None, num_rows: int) -> Tensor:
-    """Rows (M, D) added up by their index (M,), in a fixed order: (num_rows, D).
+    """Add rows (M, D) up by their index (M,), in a fixed order, to (num_rows, D).
 
     `index_add_` is serial on a CPU and atomic on CUDA; accumulating `index_put_` sorts on CUDA.
     """

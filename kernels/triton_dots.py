@@ -1,9 +1,12 @@
 """Products and casts that the Triton kernels share; imports triton, so only they may import it.
 
 In the interpreter (`INTERPRET`) dot operands are cast to float32, because its bf16 dot is wrong,
-and casts are preceded by the right rounding, because its own truncate.
-Source: kernels.md 2.5 and 6.1.
+and casts are preceded by the right rounding, because its own truncate: docs/kernels.md, "Rules of
+the Triton code", which also has the accuracy of one, two and three bf16 terms.
 """
+
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# The arguments of `triton.jit` functions have Triton's types, which Python cannot name.
 
 import triton
 import triton.language as tl
@@ -11,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def dot_low(left, right, acc, INTERPRET: tl.constexpr):
-    """acc + left @ right, float32 sums of 16-bit or e4m3 operands."""
+    """Return acc + left @ right, float32 sums of 16-bit or e4m3 operands."""
     if INTERPRET:
         left = left.to(tl.float32)
         right = right.to(tl.float32)
@@ -20,7 +23,7 @@ def dot_low(left, right, acc, INTERPRET: tl.constexpr):
 
 @triton.jit
 def dot_exact(left, right, acc, INTERPRET: tl.constexpr):
-    """acc + left @ right; `left` is exact in 16 bits, a float32 `right` is split in three."""
+    """Return acc + left @ right; `left` is exact in 16 bits, float32 `right` split in three."""
     if right.dtype == tl.float32:
         high = right.to(tl.bfloat16)
         rest = right - high.to(tl.float32)
@@ -36,7 +39,7 @@ def dot_exact(left, right, acc, INTERPRET: tl.constexpr):
 
 @triton.jit
 def dot_float(left, right, acc, INTERPRET: tl.constexpr):
-    """acc + left @ right with float32 sums; float32 operands as three TF32 products."""
+    """Return acc + left @ right, float32 sums; float32 operands make three TF32 products."""
     if left.dtype == tl.float32:
         acc = tl.dot(left, right, acc, input_precision="tf32x3", out_dtype=tl.float32)
     else:
@@ -46,7 +49,7 @@ def dot_float(left, right, acc, INTERPRET: tl.constexpr):
 
 @triton.jit
 def narrow(x, dtype: tl.constexpr, INTERPRET: tl.constexpr):
-    """float32 to a narrower float, to the nearest even; the interpreter's casts truncate."""
+    """Round float32 to a narrower float, to nearest even; the interpreter's casts truncate."""
     if INTERPRET:
         bits = x.to(tl.int32, bitcast=True)
         if dtype == tl.bfloat16:

@@ -1,9 +1,9 @@
-"""Low-bit weights as entries of a safetensors file: tensors by name, meaning as JSON in the header.
+"""Low-bit weights in a safetensors file: tensors by name, their formats as JSON in the header.
 
 The parameter `a.b.weight` is stored as `a.b._weight_qdata`, `a.b._weight_scale` and, if it is
-asymmetric, `a.b._weight_zero`; the header's `lowbit.layers` says by parameter name what they are.
-
-Source: packed_storage.md 3 (names as torchao flattens them).
+asymmetric, `a.b._weight_zero`, which are the names that torchao gives the parts of its quantized
+tensors. `lowbit.layers` in the header describes each weight by the name of its parameter. Codes are
+plain uint8, as safetensors cannot save the narrower integer types of torch.
 """
 
 import json
@@ -16,17 +16,17 @@ from torch import Tensor
 from ..kernels.packed_linear.formats import PackedWeight, check_tag
 
 VERSION = "1"
-"""Of the layout; another one is refused."""
+"""Version of the layout; files of any other version are refused."""
 VERSION_KEY, LAYERS_KEY = "lowbit.version", "lowbit.layers"
 BITS = {"bin1": 1, "bin2": 2, "tern2": 2, "tern3": 1.6, "u2": 2, "u4": 4}
-"""Declared bits of a code, without scales."""
+"""Nominal bits of a code by format, without scales."""
 REMARKS = ("source",)
-"""Keys of an entry that do not change what it means."""
+"""Keys of an entry that do not change its meaning."""
 _LAYOUTS = {2: "oi", 4: "oihw"}
 
 
 def part_name(name: str, part: str) -> str:
-    """`a.b._weight_scale` of the parameter `a.b.weight` and the part `scale`."""
+    """Name of the tensor of a part, `a.b._weight_scale` for `a.b.weight` and the part `scale`."""
     folder, _, parameter = name.rpartition(".")
     return f"{folder}{'.' if folder else ''}_{parameter}_{part}"
 
@@ -35,11 +35,11 @@ def to_tensors(weights: Mapping[str, PackedWeight]) -> tuple[dict[str, Tensor], 
     """Tensors and header entries of low-bit weights.
 
     Args:
-        weights: By the name of the parameter that each stands for, `a.b.weight`.
+        weights: Packed weights by the name of the parameter that each replaces, `a.b.weight`.
 
     Returns:
-        Contiguous copies of the tensors by name, as a file holds no memory twice, and strings for
-        its metadata.
+        Contiguous copies of the tensors by name (a file cannot hold shared memory), and strings for
+        the metadata of the file.
     """
     tensors: dict[str, Tensor] = {}
     layers: dict[str, Any] = {}
@@ -56,18 +56,19 @@ def to_tensors(weights: Mapping[str, PackedWeight]) -> tuple[dict[str, Tensor], 
 def from_tensors(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
 ) -> dict[str, PackedWeight]:
-    """Low-bit weights of a file, by the names of their parameters.
+    """Read the low-bit weights of a file, by the names of their parameters.
 
     Args:
-        tensors: The file's tensors; others than of low-bit weights are left alone.
-        metadata: The file's header strings; a file without `lowbit.layers` has none.
+        tensors: Tensors of the file by name; those of other parameters are ignored.
+        metadata: Header strings of the file, or None; without `lowbit.layers` there are no low-bit
+            weights.
 
     Returns:
-        The weights, their values checked.
+        The weights, with checked values.
 
     Raises:
         ValueError: If the header cannot be read, the version, a tag, a part or a key is unknown, a
-            tensor is missing, or a tensor or value does not fit; with the weight's name.
+            tensor is missing, or a tensor or value does not fit; the message has the weight's name.
     """
     metadata = metadata or {}
     if LAYERS_KEY not in metadata:
@@ -79,7 +80,7 @@ def from_tensors(
     try:
         layers = json.loads(metadata[LAYERS_KEY])
     except json.JSONDecodeError as error:
-        raise ValueError(f"{LAYERS_KEY}: expected JSON, found {error}") from None
+        raise ValueError(f"{LAYERS_KEY}: expected JSON, found an error: {error}") from None
     if not isinstance(layers, dict):
         raise ValueError(f"{LAYERS_KEY}: expected an object, found {layers!r}")
     weights = {}
@@ -92,7 +93,7 @@ def from_tensors(
 
 
 def _describe(weight: PackedWeight) -> dict[str, Any]:
-    """The JSON entry of a weight; `shape` is in the order of `orig_layout`."""
+    """JSON entry of a weight; `shape` is in the order of `orig_layout`."""
     return {
         "tag": weight.tag,
         "shape": list(weight.shape),
@@ -106,7 +107,7 @@ def _describe(weight: PackedWeight) -> dict[str, Any]:
 
 
 def _read(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PackedWeight:
-    """One weight; every key that changes what codes mean must be understood."""
+    """Read one weight; every key that changes the meaning of codes must be known."""
     if not isinstance(entry, dict):
         raise ValueError(f"expected an object, found {entry!r}")
     check_tag(entry.get("tag"))

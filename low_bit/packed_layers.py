@@ -1,10 +1,9 @@
 """Linear and convolution layers that hold their weight packed, for inference.
 
-Buffers are named as on disk: the layer `a.b` holds `a.b._weight_qdata`, `a.b._weight_scale` and
-`a.b._weight_zero`, so its state is what `files.to_tensors` gives for `a.b.weight`. What the codes
-mean (tag, shape, levels) belongs to the constructor. Scales keep their type when a module is cast.
-
-Source: packed_storage.md 3, 5.4 and 6.
+Buffers have the names of the file format: the layer `a.b` holds `a.b._weight_qdata`,
+`a.b._weight_scale` and `a.b._weight_zero`, the tensors that `packed_files.to_tensors` gives for
+`a.b.weight`. The meaning of the codes (tag, shape, level table) belongs to the constructor. Scales
+keep their type when a module is cast.
 """
 
 import operator
@@ -34,33 +33,33 @@ PART_DTYPES = {
     "_weight_zero": (torch.uint8,),
     "_act_step": FLOATS,
 }
-"""Types that a buffer may have; a state is never converted to another one."""
+"""Types that each buffer may have; a loaded state is never converted to another type."""
 
 
 class PackedLayer(nn.Module):
-    """A packed weight, its bias, and what is made of them when it is needed.
+    """A packed weight and its bias, with copies of the weight in faster layouts.
 
-    The kernels' copy of the weight (on CUDA only) and the dense copy of `cache` are made by
-    `prepare` or the first call, and forgotten when the module moves, is cast or loads a state;
-    they are in no state dict. Buffers must not be written to in other ways.
+    The kernels' copy (on CUDA only) and the dense copy of `cache` are made by `prepare` or the
+    first call, and dropped when the module moves, is cast or loads a state; they are not part of a
+    state dict. Buffers must not be written to in other ways.
 
-    The kernels' copy takes K rounded up to 256 columns for `bin1` and `bin2`, to 128 for `tern2`,
-    `tern3` and `u2` and to 64 for `u4`, trits two bits each, scales in float32: about as much as
-    the packed weight where K is large, several times that where it is small.
+    In the kernels' copy K is rounded up to 256 columns for `bin1` and `bin2`, to 128 for `tern2`,
+    `tern3` and `u2` and to 64 for `u4`; trits take two bits each and scales are float32. It is
+    about as large as the packed weight where K is large, and several times that where K is small.
 
     Args:
-        weight: The weight.
-        bias: One number per output channel, or None.
-        activations: As in `packed_linear`.
-        act_scale: As in `packed_linear`, kept as the buffer `_act_step`.
-        cache: Keep the weight unpacked after the first call, in the type of its input: the speed
-            and the memory of a float layer.
-        route: As in `packed_linear`.
-        backend: As in `packed_linear`.
+        weight: Packed weight.
+        bias: Bias, one number per output channel; None: no bias.
+        activations: Treatment of the input, `float` or `int8`; see `packed_linear`.
+        act_scale: Common scale of int8 activations, see `packed_linear`; the buffer `_act_step`.
+        cache: Keep the weight unpacked after the first call, in the type of the input; this has
+            the speed and takes the memory of a float layer.
+        route: Way of the product on a GPU, `auto`, `fused` or `unpack`; see `packed_linear`.
+        backend: Implementation, `reference`, `triton` or `auto`; see `kernels/backends.py`.
 
     Raises:
-        ValueError: If a setting does not fit the weight or another one, as in `packed_linear`, or
-            `cache` is wanted with int8 activations.
+        ValueError: If a setting does not fit the weight or another setting, see `packed_linear`,
+            or `cache` is set with int8 activations.
     """
 
     _weight_qdata: Tensor
@@ -97,7 +96,7 @@ class PackedLayer(nn.Module):
 
     @property
     def weight(self) -> PackedWeight:
-        """The weight in its buffers."""
+        """Packed weight made of the buffers."""
         return PackedWeight(
             self.tag,
             self.shape,
@@ -108,7 +107,7 @@ class PackedLayer(nn.Module):
         )
 
     def num_bytes(self) -> int:
-        """Bytes of the state: codes, scales, zero points, bias and activation step."""
+        """Size of the state in bytes: codes, scales, zero points, bias and activation step."""
         parts = (self.bias, self._act_step)
         rest = sum(part.numel() * part.element_size() for part in parts if part is not None)
         return self.weight.num_bytes() + rest
@@ -117,17 +116,17 @@ class PackedLayer(nn.Module):
         """Drop the copies made of the weight; the next call makes them again."""
         self._prepacked = self._dense = None
 
-    @torch.compiler.disable(
+    @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]  # torch's
         reason="call `prepare` on every packed layer before torch.compile(fullgraph=True)"
     )
     def prepare(self, dtype: torch.dtype | None = None) -> Self:
-        """Make the copies of the weight that calls will use, on the device where it is.
+        """Make the copies of the weight that calls will use, on the device of the weight.
 
-        The first call does it, but not inside a graph: call this before the layer is compiled with
-        `fullgraph=True` or captured in a CUDA graph.
+        The first call makes them, but cannot do so inside a graph: call this before the layer is
+        compiled with `fullgraph=True` or captured in a CUDA graph.
 
         Args:
-            dtype: With `cache`, the type of the inputs to come, for the dense copy.
+            dtype: Type of the dense copy with `cache`, that of later inputs; None: no dense copy.
 
         Raises:
             RuntimeError: If a CUDA graph is being captured.
@@ -142,7 +141,7 @@ class PackedLayer(nn.Module):
         return self
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight unpacked and rounded to a type, of its own shape; kept with `cache`."""
+        """Unpack the weight, rounded to a type, in its own shape; `cache` keeps the result."""
         if not self.cache:
             return self._unpacked(dtype)
         if not self._has_dense(dtype):
@@ -151,12 +150,12 @@ class PackedLayer(nn.Module):
         return self._dense
 
     def extra_repr(self) -> str:
-        """Shape, format and bits."""
+        """Description of the layer by shape, format and bits."""
         bits = self.weight.bits_per_weight()
         return f"{'x'.join(map(str, self.shape))}, {self.tag}, {bits:.3f} bits per weight"
 
     def _multiply(self, x: Tensor) -> Tensor:
-        """x W^T + bias of rows (..., K)."""
+        """Compute x W^T + bias for rows (..., K)."""
         return packed_linear(
             x,
             self._operand(),
@@ -168,13 +167,13 @@ class PackedLayer(nn.Module):
         )
 
     def _operand(self) -> PackedWeight | PrepackedWeight:
-        """The weight, in the kernels' layout where they may run."""
+        """Weight that calls use: in the kernels' layout where the kernels may run."""
         if self._prepacked is None and self._kernels_may_run():
             self.prepare()
         return self.weight if self._prepacked is None else self._prepacked
 
     def _kernels_may_run(self) -> bool:
-        """True where calls take the weight in the kernels' layout."""
+        """Whether calls take the weight in the kernels' layout."""
         on_gpu = self._weight_qdata.device.type == "cuda"
         if self.backend == "reference" or not (self.backend == "triton" or on_gpu):
             return False
@@ -183,17 +182,17 @@ class PackedLayer(nn.Module):
         return kernel_refusal(*terms) is None
 
     def _has_dense(self, dtype: torch.dtype) -> bool:
-        """True if the dense copy is there in this type."""
+        """Whether there is a dense copy in a type."""
         return self._dense is not None and self._dense.dtype == dtype
 
     def _unpacked(self, dtype: torch.dtype) -> Tensor:
-        """The weight unpacked and rounded to a type, of its own shape."""
+        """Unpack the weight, rounded to a type, in its own shape."""
         matrix = unpack_weight(self._operand(), dtype, backend=self.backend)
         return from_matrix(matrix, self.shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = {name: getattr(self, name) for name in ("_weight_scale", "_act_step")}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it
         for name, before in kept.items():
             now = getattr(self, name)
             if before is not None and now.dtype != before.dtype:
@@ -226,7 +225,7 @@ class PackedLayer(nn.Module):
 
 
 class PackedLinear(PackedLayer):
-    """`nn.Linear` with a packed weight (N, K); see `PackedLayer` and `packed_linear`."""
+    """Linear layer, as `nn.Linear`, with a packed weight (N, K); see `PackedLayer`."""
 
     def __init__(self, weight: PackedWeight, bias: Tensor | None = None, **settings: Any) -> None:
         super().__init__(weight, bias, **settings)
@@ -243,37 +242,37 @@ class PackedLinear(PackedLayer):
         asymmetric: bool = False,
         **settings: Any,
     ) -> Self:
-        """A float layer in a low-bit format by `from_float`; settings as of the constructor."""
+        """Encode a float layer by `from_float`; settings are those of the constructor."""
         weight = from_float(linear.weight, tag, group, asymmetric=asymmetric)
         return cls(weight, linear.bias, **settings)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., K) to (..., N)."""
+        """Apply the layer to (..., K); returns (..., N)."""
         if self.cache:
             return F.linear(x, self.dense(x.dtype), _as(self.bias, x))
         return self._multiply(x)
 
 
 class PackedConv2d(PackedLayer):
-    """`nn.Conv2d` with a packed weight and zero padding.
+    """Convolution, as `nn.Conv2d`, with a packed weight and zero padding.
 
-    A 1x1 kernel, and one as large as its stride without padding, is a linear layer of pixels or
-    patches. Any other unpacks its weight once per call, in the type of x, and convolves: the
-    workspace is one dense weight, C_out C_in / groups kh kw elements.
+    A 1x1 kernel, or one as large as its stride without padding, is computed as a linear layer of
+    pixels or patches. Any other layer unpacks its weight once per call, in the type of x, and
+    convolves: the workspace is one dense weight, C_out C_in / groups kh kw elements.
 
     Args:
-        weight: Of shape (C_out, C_in / groups, kh, kw).
-        bias: As in `PackedLayer`.
-        stride: Pixels (down, right), or one number for both.
-        padding: Pixels (down, right), or one number for both, or `same` (with a stride of 1) or
-            `valid`.
-        dilation: Pixels (down, right), or one number for both.
-        groups: Of channels.
-        settings: As in `PackedLayer`.
+        weight: Packed weight of shape (C_out, C_in / groups, kh, kw).
+        bias: Bias, one number per output channel; None: no bias.
+        stride: Stride in pixels (down, right), or one number for both.
+        padding: Padding in pixels (down, right), or one number for both, or `same` (with a stride
+            of 1) or `valid`.
+        dilation: Dilation in pixels (down, right), or one number for both.
+        groups: Number of groups of channels.
+        settings: Further settings, those of `PackedLayer`.
 
     Raises:
-        ValueError: If the weight has no four axes, a number does not fit, the groups do not divide
-            its channels, or int8 activations meet a convolution that is no linear layer.
+        ValueError: If the weight does not have four axes, a number does not fit, the groups do not
+            divide its channels, or activations are int8 and the convolution is not a linear layer.
     """
 
     def __init__(
@@ -291,7 +290,9 @@ class PackedConv2d(PackedLayer):
         if len(weight.shape) != 4:
             raise ValueError(f"weight: expected 4 axes, found {weight.shape}")
         if groups < 1 or weight.shape[0] % groups:
-            raise ValueError(f"groups: {groups} do not divide {weight.shape[0]} output channels")
+            raise ValueError(
+                f"groups: expected a divisor of {weight.shape[0]} output channels, found {groups}"
+            )
         self.stride, self.dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
         if isinstance(padding, str):
             if padding not in ("same", "valid") or (padding == "same" and self.stride != (1, 1)):
@@ -322,10 +323,10 @@ class PackedConv2d(PackedLayer):
         asymmetric: bool = False,
         **settings: Any,
     ) -> Self:
-        """A float layer in a low-bit format by `from_float`; settings as of the constructor.
+        """Encode a float layer by `from_float`; settings are those of the constructor.
 
         Raises:
-            ValueError: If it pads with anything but zeros.
+            ValueError: If the layer pads with anything but zeros.
         """
         if conv.padding_mode != "zeros":
             raise ValueError(f"padding_mode: expected 'zeros', found {conv.padding_mode!r}")
@@ -340,7 +341,7 @@ class PackedConv2d(PackedLayer):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) to (B, C_out, H', W'), or both without B."""
+        """Apply the layer to (B, C_in, H, W); returns (B, C_out, H', W'). B may be missing."""
         if self.is_linear and not self.cache:
             if x.ndim == 3:
                 return self._patches_times_weight(x[None])[0]
@@ -356,7 +357,7 @@ class PackedConv2d(PackedLayer):
         )
 
     def _patches_times_weight(self, x: Tensor) -> Tensor:
-        """The linear layer of each patch; in the memory format of x."""
+        """Apply the linear layer to each patch; the result has the memory format of x."""
         height, width = self.shape[2:]
         if x.ndim != 4 or x.shape[2] < height or x.shape[3] < width:
             raise ValueError(
@@ -368,7 +369,8 @@ class PackedConv2d(PackedLayer):
         else:
             down, right = x.shape[2] // height, x.shape[3] // width
             x_whole = x[:, :, : down * height, : right * width]
-            tiles = x_whole.unflatten(3, (right, width)).unflatten(2, (down, height))
+            columns = torch.unflatten(x_whole, 3, (right, width))
+            tiles = torch.unflatten(columns, 2, (down, height))
             patches = tiles.permute(0, 2, 4, 3, 5, 1).flatten(3)  # (B, H', W', kh kw C_in)
         out = self._multiply(patches).permute(0, 3, 1, 2)
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
@@ -376,7 +378,7 @@ class PackedConv2d(PackedLayer):
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    """Pixels (down, right) of two numbers, or of one for both, after a check."""
+    """Check a number of pixels, one for both directions or two, and return (down, right)."""
     found = tuple(value) if isinstance(value, Sequence) else (value, value)
     try:
         down, right = (operator.index(number) for number in found)
@@ -390,5 +392,5 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
 
 
 def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:
-    """The bias in the type of x."""
+    """Cast a bias to the type of x."""
     return None if bias is None else bias.to(x.dtype)

@@ -1,4 +1,4 @@
-"""The base classes `Quantizer` and `Tokenizer`, and what their training steps return."""
+"""Base classes `Quantizer` and `Tokenizer`, and the results of their training steps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,13 @@ from ..tokens.tokens import Tokens, TokenSpec
 
 @dataclass(frozen=True, eq=False)
 class QuantizerOutput:
-    """One training step of a quantizer.
+    """Result of a training step of a quantizer.
 
     Args:
-        quantized: What the decoder reads, (B, N, D), with the gradient path of the method.
+        quantized: Quantized latents, the decoder's input, (B, N, D), with the gradient path of the
+            method.
         indices: Codes, (B, N, G) int64.
-        losses: Scalars by name, unweighted, the names being `Quantizer.loss_names`.
+        losses: Unweighted scalar losses by name; the names are `Quantizer.loss_names`.
     """
 
     quantized: Tensor
@@ -30,9 +31,9 @@ class Quantizer(nn.Module):
     Attributes:
         dim: Width D of the latents read and of the quantized latents returned.
         codebook_sizes: Sizes of the G entries of a position.
-        loss_names: Names that `forward` emits, fixed at construction.
+        loss_names: Names of the losses of `forward`, fixed at construction.
 
-    Quantization maths is float32 outside autocast, whatever the dtype of the latents.
+    Quantization is computed in float32 outside autocast for any dtype of the latents.
     """
 
     dim: int
@@ -40,11 +41,11 @@ class Quantizer(nn.Module):
     loss_names: tuple[str, ...] = ()
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
-        """The training step: quantized latents with gradient, codes, losses."""
+        """Training step: quantized latents with gradient, codes, losses."""
         raise NotImplementedError
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Codes (B, N, G) int64 of latents (B, N, D): no gradient, no state changed."""
+        """Codes (B, N, G) int64 of latents (B, N, D), without gradient or change of state."""
         raise NotImplementedError
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -54,12 +55,12 @@ class Quantizer(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class TokenizerOutput:
-    """One training step of a tokenizer.
+    """Result of a training step of a tokenizer.
 
     Args:
         images: Reconstructions, (B, 3, H, W) float32, not clamped.
-        tokens: The codes behind them.
-        losses: Quantizer losses by name, unweighted.
+        tokens: Tokens from which they were decoded.
+        losses: Unweighted quantizer losses by name.
     """
 
     images: Tensor
@@ -70,15 +71,15 @@ class TokenizerOutput:
 class Tokenizer(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to `Tokens` and back.
 
-    `forward` is the training step, always: only it synchronises gradients between processes.
+    `forward` is always the training step: no other method synchronizes gradients between processes.
 
     Attributes:
-        spec: What it emits.
+        spec: Description of its tokens.
         resolution: Height and width of its images, in pixels.
-        loss_names: Names of the losses that `forward` emits.
-        config: The dataclass it was built from.
-        fingerprint: Hash of config and weights, once loaded from a folder.
-        card: What the folder says of the model, once loaded.
+        loss_names: Names of the losses of `forward`.
+        config: Config dataclass from which it was built.
+        fingerprint: Hash of config and weights; None until it is loaded from a folder.
+        card: Model card of the folder; None until it is loaded from a folder.
     """
 
     config: Any
@@ -89,29 +90,34 @@ class Tokenizer(nn.Module):
     loss_names: tuple[str, ...] = ()
 
     def forward(self, images: Tensor, *, rng: torch.Generator | None = None) -> TokenizerOutput:
-        """Encode, quantize and decode with gradients; `rng` drives stochastic quantizers."""
+        """Encode, quantize and decode with gradients.
+
+        Args:
+            images: Images, (B, 3, H, W) in [-1, 1].
+            rng: Generator of stochastic quantizers; None: the global generator.
+        """
         raise NotImplementedError
 
     def encode(self, images: Tensor, *, rng: torch.Generator | None = None) -> Tokens:
-        """Tokens of images (B, 3, H, W) in [-1, 1]."""
+        """Tokens of images (B, 3, H, W) in [-1, 1]; `rng` is for stochastic quantizers."""
         raise NotImplementedError
 
     def decode(self, tokens: Tokens, *, rng: torch.Generator | None = None) -> Tensor:
-        """Images (B, 3, H, W) float32, clamped to [-1, 1]."""
+        """Images (B, 3, H, W) float32 of tokens, clamped to [-1, 1]; `rng` for random decoders."""
         raise NotImplementedError
 
     @property
     def last_layer(self) -> Tensor:
-        """Weight of the last decoder layer, where the adaptive adversarial weight is measured."""
+        """Weight of the last decoder layer, which the adaptive adversarial weight depends on."""
         raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def num_parameters(self) -> dict[str, int]:
-        """Trainable and frozen parameters of each direct child, and the `total`."""
+        """Numbers of parameters, trainable and frozen, of each direct child, and the `total`."""
         counts = {
             name: sum(p.numel() for p in child.parameters())
             for name, child in self.named_children()
@@ -119,10 +125,10 @@ class Tokenizer(nn.Module):
         return counts | {"total": sum(p.numel() for p in self.parameters())}
 
     def check_images(self, images: Tensor) -> None:
-        """Refuse images that are not what `encode` reads.
+        """Check that images have the shape, type and range that `encode` reads.
 
         Raises:
-            ValueError: Saying what was found and what was expected.
+            ValueError: If they do not; the message has what was found and what was expected.
         """
         size = (3, self.resolution, self.resolution)
         if images.ndim != 4 or tuple(images.shape[1:]) != size:
@@ -137,10 +143,10 @@ class Tokenizer(nn.Module):
 
 
 def check_range(low: float, high: float) -> None:
-    """Refuse pixel values outside [-1, 1] (a 1 % margin admits resampling overshoot).
+    """Check that pixel values are in [-1, 1], with a margin of 1 % for overshoot of resampling.
 
     Raises:
-        ValueError: With a hint for images in [0, 255]; also for NaN.
+        ValueError: If they are not, or are NaN; for images in [0, 255] with a hint.
     """
     if not (low >= -1.01 and high <= 1.01):
         hint = "; divide by 127.5 and subtract 1" if low >= 0 and high > 2 else ""

@@ -1,7 +1,7 @@
-"""Entries, joint indices and bits, one into the other; least significant first everywhere.
+"""Conversions between entries, joint indices and bits; least significant first everywhere.
 
-A joint index is sum of entry times the product of the sizes before it; bit i of an entry weighs
-2**i. Bytes, on disk and in kernels, are those of `kernels/bit_packing`.
+A joint index is the sum of each entry times the product of the sizes before it; bit i of an entry
+has the weight 2**i. Bytes, on disk and in kernels, are those of `kernels/bit_packing`.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MAX_JOINT = 2**62
-"""Largest index: they are int64, and sums of two must not overflow."""
+"""Largest number of joint values: indices are int64, and sums of two must not overflow."""
 
 
 def join_entries(indices: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
@@ -30,7 +30,7 @@ def join_entries(indices: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
 
 
 def split_joint(joint: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
-    """Inverse of `join_entries`, (...) -> (..., G)."""
+    """Entries of joint indices, (...) -> (..., G); inverse of `join_entries`."""
     entries = []
     for size in codebook_sizes:
         entries.append(joint % size)
@@ -39,7 +39,7 @@ def split_joint(joint: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
 
 
 def split_bits(fields: Tensor, widths: Sequence[int]) -> Tensor:
-    """Fields (..., F) of the given bit widths as one bit string (..., sum of widths)."""
+    """Bit strings (..., sum of widths) of fields (..., F) with the given widths in bits."""
     parts = []
     for f, width in enumerate(widths):
         shifts = torch.arange(width, device=fields.device)
@@ -48,7 +48,7 @@ def split_bits(fields: Tensor, widths: Sequence[int]) -> Tensor:
 
 
 def join_bits(bits: Tensor, widths: Sequence[int]) -> Tensor:
-    """Bits (..., sum of widths) as fields (..., F) int64; inverse of `split_bits`."""
+    """Fields (..., F) int64 of bit strings (..., sum of widths); inverse of `split_bits`."""
     parts, start = [], 0
     for width in widths:
         shifts = torch.arange(width, device=bits.device)
@@ -58,6 +58,6 @@ def join_bits(bits: Tensor, widths: Sequence[int]) -> Tensor:
 
 
 def group_sizes(num_bits: int, max_group_bits: int) -> list[int]:
-    """Bits per group: as few groups as possible, as even as possible."""
+    """Numbers of bits per group, for groups as few as possible and as even as possible."""
     groups = -(-num_bits // max_group_bits)
     return [num_bits // groups + (i < num_bits % groups) for i in range(groups)]

@@ -1,11 +1,11 @@
 """Token stores: a data set as packed tokens on disk, checksummed, memory-mapped, random access.
 
-A store is a folder: `store.json` (what the tokens are, which tokenizer made them, the list of
-shards), `shard-00000.safetensors` and so on, and `probe.safetensors` (a few originals with the
-PSNR measured when the store was written, so that a reader can prove that its tokenizer fits). A
-shard holds `packed` (rows, `spec.packed_bytes`) uint8, `labels` and `augmentation` int64,
-`lengths` int64 for ordered specs, `psnr` float32 where measured, and image ids and captions as
-JSON in its metadata. A folder appears whole or not at all.
+A store is a folder: `store.json` (the spec of the tokens, their tokenizer, the list of shards),
+`shard-00000.safetensors` and so on, and `probe.safetensors` (a few original images with the PSNR
+measured when the store was written, by which a reader can verify that its tokenizer fits). A shard
+holds `packed` (rows, `spec.packed_bytes`) uint8, `labels` and `augmentation` int64, `lengths` int64
+for ordered specs, `psnr` float32 where measured, and image ids and captions as JSON in its
+metadata. A folder is written completely or not at all.
 """
 
 import functools
@@ -44,12 +44,12 @@ class TokenStore:
     Shards are mapped into memory, not read; a pickled store opens the same files again.
 
     Args:
-        path: The folder.
-        verify: Check the SHA-256 of every file, once, here.
+        path: Folder of the store.
+        verify: Check the SHA-256 of every file when the store is opened.
 
     Attributes:
-        path: The folder, absolute.
-        header: Everything that `store.json` says.
+        path: Absolute path of the folder.
+        header: Content of `store.json`.
 
     Raises:
         StoreError: If a file is missing, truncated or changed, or the format is another version.
@@ -71,7 +71,7 @@ class TokenStore:
         return self.header.count
 
     def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Tokens:
-        """Tokens of a slice or of row numbers; an int would drop the batch and is refused."""
+        """Tokens of a slice or of row numbers; an int would drop the batch axis and is refused."""
         if isinstance(index, int):
             raise TypeError(f"store[{index}]: use a slice, store[{index}:{index + 1}]")
         if isinstance(index, slice):
@@ -79,11 +79,11 @@ class TokenStore:
         return self.rows(index)
 
     def rows(self, numbers: Tensor | Sequence[int]) -> Tokens:
-        """Tokens of the rows with these numbers, in this order; repeats are allowed.
+        """Tokens of the rows with given numbers, in that order; repetitions are allowed.
 
         Raises:
-            IndexError: If a number is outside the store; negative numbers are.
-            TypeError: If they are not integers (a mask, for instance).
+            IndexError: If a number is not a row of the store; negative numbers are not.
+            TypeError: If the numbers are not integers (a mask, for instance).
         """
         numbers = torch.as_tensor(numbers).cpu().reshape(-1)
         if len(numbers) and numbers.dtype not in (torch.int64, torch.int32):
@@ -100,7 +100,7 @@ class TokenStore:
         columns = {"packed": torch.empty(shape, dtype=torch.uint8)}
         if self.spec.ordered:
             columns["lengths"] = torch.empty(len(numbers), dtype=torch.int64)
-        for number in which.unique().tolist():
+        for number in torch.unique(which).tolist():
             here = which == number
             start = self._ends[number] - self.header.shards[number].rows
             for name in names:
@@ -109,7 +109,7 @@ class TokenStore:
         return Tokens.unpack(columns["packed"], self.spec, columns.get("lengths"))
 
     def tokens(self) -> Tokens:
-        """All tokens."""
+        """All tokens of the store."""
         return self[:]
 
     @property
@@ -119,12 +119,12 @@ class TokenStore:
 
     @property
     def spec(self) -> TokenSpec:
-        """What the tokens are."""
+        """Description of the tokens."""
         return self.header.spec
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the tokenizer that made them."""
+        """Fingerprint of the tokenizer that made the tokens."""
         return self.header.fingerprint
 
     @property
@@ -134,7 +134,7 @@ class TokenStore:
 
     @property
     def labels(self) -> Tensor:
-        """Class of every row, (rows,) int64; -1 is none."""
+        """Class of every row, (rows,) int64; -1: no class."""
         return self._all("labels")
 
     @property
@@ -144,27 +144,27 @@ class TokenStore:
 
     @property
     def psnr(self) -> Tensor:
-        """PSNR of every row's reconstruction when it was written, (rows,) float32 in dB or NaN."""
+        """PSNR in dB of the reconstruction of every row at writing, (rows,) float32, or NaN."""
         return self._all("psnr")
 
     @property
     def lengths(self) -> Tensor | None:
-        """Valid positions of every row, (rows,) int64; None unless the spec is ordered."""
+        """Number of valid positions of every row, (rows,) int64; None for unordered specs."""
         return self._all("lengths") if self.spec.ordered else None
 
     @property
     def ids(self) -> list[str]:
-        """Name of every row's image in its source."""
+        """Name of the image of every row in its source."""
         return self._texts("ids")
 
     @property
     def captions(self) -> list[str | None]:
-        """Text of every row, None where there is none."""
+        """Caption of every row, None where there is none."""
         return self._texts("captions")
 
     @property
     def bits_per_image(self) -> float:
-        """Capacity really used by an image, in bits: the mean over rows for lengths."""
+        """Capacity used by an image in bits; the mean over rows if there are lengths."""
         if (lengths := self.lengths) is None:
             return self.spec.bits_per_image
         return lengths.double().mean().item() * self.spec.bits_per_token
@@ -184,7 +184,7 @@ class TokenStore:
         return self._open[number]
 
     def _all(self, name: str) -> Tensor:
-        """One column of every row, copied."""
+        """Copy of one column of all rows, by name."""
         columns = []
         for number, stored in enumerate(self.header.shards):
             column = self._shard(number).tensors.get(name)
@@ -200,11 +200,11 @@ class TokenStore:
 
 
 def load_tokens(path: str | os.PathLike[str]) -> Tokens:
-    """Tokens from a file of `Tokens.save`, or all tokens of a token store folder.
+    """Load tokens from a file of `Tokens.save`, or all tokens of a token store folder.
 
     Raises:
-        FileNotFoundError: If nothing is there.
-        ValueError: If it is not a whole token file.
+        FileNotFoundError: If the path does not exist.
+        ValueError: If the file is not a complete token file.
     """
     path = Path(path)
     if path.is_dir():

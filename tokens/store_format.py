@@ -1,4 +1,4 @@
-"""What a token store consists of: its header `store.json`, its errors, the checks of its files."""
+"""Format of a token store: its header `store.json`, its errors, the checks of its files."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ HEADER, PROBE = "store.json", "probe.safetensors"
 
 
 class StoreError(ValueError):
-    """A token store that is missing, incomplete, damaged, or another tokenizer's."""
+    """A token store is missing, incomplete, damaged, or made by another tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +20,10 @@ class StoredFile:
     """One file of a store, as `store.json` lists it.
 
     Args:
-        file: Name inside the folder.
-        rows: Images in it.
-        num_bytes: Its size.
-        sha256: Its checksum, hexadecimal.
+        file: Name of the file in the folder.
+        rows: Number of images in the file.
+        num_bytes: Size of the file in bytes.
+        sha256: Checksum of the file, hexadecimal.
     """
 
     file: str
@@ -38,15 +38,15 @@ class StoreHeader:
 
     Args:
         format: Version of the layout.
-        spec: What the tokens are.
-        fingerprint: Of the tokenizer that made them.
-        tokenizer: Its path or name, as it was given.
-        source: The data source that was encoded, as it was given.
+        spec: Description of the tokens.
+        fingerprint: Fingerprint of the tokenizer that made the tokens.
+        tokenizer: Path or name of the tokenizer, as the user gave it.
+        source: Data source that was encoded, as the user gave it.
         resolution: Height and width of the images, in pixels.
         classes: Class names by label; empty if there are none.
-        count: Images in the store.
-        shards: The token files, in row order.
-        probe: The file of originals, if any were kept.
+        count: Number of images in the store.
+        shards: Token files, in row order.
+        probe: File of original images, or None if none were kept.
     """
 
     format: int = FORMAT_VERSION
@@ -62,7 +62,7 @@ class StoreHeader:
 
 
 def read_header(folder: Path) -> StoreHeader:
-    """The header of a store.
+    """Read the header of a store.
 
     Raises:
         StoreError: If it is missing, damaged, or of another format version.
@@ -99,7 +99,12 @@ def read_header(folder: Path) -> StoreHeader:
 
 
 def check_file(path: Path, stored: StoredFile, *, verify: bool) -> None:
-    """Compare a file with what the header says of it: its size and, to verify, its checksum.
+    """Compare a file with its entry in the header.
+
+    Args:
+        path: Path of the file.
+        stored: Entry of the header.
+        verify: Compare the checksum as well as the size.
 
     Raises:
         StoreError: If it is missing, truncated or changed.

@@ -1,10 +1,10 @@
-"""Tokens: the one currency between tokenizers, generators, stores and kernels.
+"""Tokens: the common exchange format of tokenizers, generators, stores and kernels.
 
-A `TokenSpec` says what a tokenizer emits; `Tokens` are a batch of it. G entries per position cover
-every family: one codebook, n bits (n entries of size 2), several codebooks, FSQ levels, binary
-latents, adaptive length (`ordered` and `lengths`). Everything is little-endian: entry 0 of a
-position is the least significant, bit i of an entry weighs 2**i. Values are always decodable;
-masks of generators live beside the tokens, never in them.
+A `TokenSpec` describes the tokens of a tokenizer; `Tokens` are a batch of them. G entries per
+position cover every family: one codebook, n bits (n entries of size 2), several codebooks, FSQ
+levels, binary latents, adaptive length (`ordered` and `lengths`). Everything is little-endian:
+entry 0 of a position is the least significant, bit i of an entry has the weight 2**i. Values are
+always decodable; masks of generators are separate tensors, never values of tokens.
 """
 
 import json
@@ -26,20 +26,27 @@ from .token_file import TOKENS_KEY, is_token_file
 
 
 class SpecMismatch(ValueError):
-    """Tokens of one spec were given to something that reads another."""
+    """Tokens have another spec than their reader expects."""
 
 
 @dataclass(frozen=True)
 class TokenSpec:
-    """What a tokenizer emits. Equal specs are compatible.
+    """Description of the tokens of a tokenizer. Equal specs are compatible.
 
     Args:
         shape: Grid (H, W) or sequence (N,) of positions, row-major.
         codebook_sizes: Size of each of the G entries of a position, 2 to 2**62 each.
-        ordered: True if any prefix of the positions decodes (adaptive length).
+        ordered: Whether any prefix of the positions decodes (adaptive length).
 
     Raises:
         ValueError: If a dimension or size is out of range.
+
+    Example:
+        >>> spec = TokenSpec((8, 8), (2,) * 14)  # MaskBit: 8 x 8 positions of 14 bits
+        >>> spec.num_tokens, spec.bits_per_token, spec.packed_bytes
+        (64, 14.0, 112)
+        >>> print(spec)
+        8x8 tokens of (14x2)
     """
 
     shape: tuple[int, ...]
@@ -59,17 +66,17 @@ class TokenSpec:
 
     @property
     def num_tokens(self) -> int:
-        """Positions N of an image."""
+        """Number of positions N of an image."""
         return math.prod(self.shape)
 
     @property
     def num_codebooks(self) -> int:
-        """Entries G of a position."""
+        """Number of entries G of a position."""
         return len(self.codebook_sizes)
 
     @property
     def vocab_size(self) -> int:
-        """Joint values of one position, a Python int of any size."""
+        """Number of joint values of one position, a Python int of any size."""
         return math.prod(self.codebook_sizes)
 
     @property
@@ -84,15 +91,15 @@ class TokenSpec:
 
     @property
     def is_binary(self) -> bool:
-        """True if every size is a power of two, so that positions are strings of whole bits."""
+        """Whether every size is a power of two, so that positions are strings of whole bits."""
         return all(size & (size - 1) == 0 for size in self.codebook_sizes)
 
     @property
     def packed_widths(self) -> tuple[int, ...]:
-        """Bits that each packed field takes: one joint field, or one for each entry.
+        """Numbers of bits of the packed fields of a position: one joint field, or one per entry.
 
-        Entries of power-of-two sizes are fields of their own, which gives the bit string of their
-        joint index without computing it; so are entries whose joint index exceeds 62 bits.
+        Entries of power-of-two sizes are separate fields, which gives the bit string of their joint
+        index without computing it; so are entries whose joint index exceeds 62 bits.
         """
         if self.vocab_size <= MAX_JOINT and not self.is_binary:
             return ((self.vocab_size - 1).bit_length(),)
@@ -100,11 +107,11 @@ class TokenSpec:
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of one packed image; every image starts at a byte."""
+        """Size of one packed image in bytes; every image starts at a byte."""
         return (self.num_tokens * sum(self.packed_widths) + 7) // 8
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; `TokenSpec(**d)` turns it back."""
+        """Fields as JSON values; `TokenSpec(**d)` is the inverse."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -121,13 +128,22 @@ class Tokens:
 
     Args:
         indices: Codes, (B, N, G) int64, entry g in [0, codebook_sizes[g]); row-major positions.
-        spec: What they are.
-        lengths: Valid positions of each image, (B,) int64 in [1, N], or None for all N.
-            Only with an ordered spec; positions past the length hold 0.
+        spec: Description of the tokens.
+        lengths: Number of valid positions of each image, (B,) int64 in [1, N]; None: all N. Only
+            with an ordered spec; positions beyond the length hold 0.
 
     Raises:
         ValueError: If a shape or dtype does not fit the spec. Value ranges are checked by
             `validate`, not here, so that building tokens never waits for a GPU.
+
+    Example:
+        >>> spec = TokenSpec((2,), (4, 2))  # 2 positions, each with an entry of 4 and one of 2
+        >>> tokens = Tokens(torch.tensor([[[3, 0], [1, 1]]]), spec)
+        >>> tokens.bits()
+        tensor([[[1, 1, 0],
+                 [1, 0, 1]]])
+        >>> Tokens.unpack(tokens.pack(), spec).equal(tokens)
+        True
     """
 
     indices: Tensor
@@ -156,7 +172,7 @@ class Tokens:
         return self.indices.shape[0]
 
     def __getitem__(self, index: slice | Tensor | Sequence[int]) -> "Tokens":
-        """Some images of the batch; an int would drop the batch dimension and is refused."""
+        """Select images of the batch; an int would drop the batch dimension and is refused."""
         if isinstance(index, int):
             raise TypeError(f"tokens[{index}]: use a slice, tokens[{index}:{index + 1}]")
         lengths = None if self.lengths is None else self.lengths[index]
@@ -164,12 +180,12 @@ class Tokens:
 
     @property
     def device(self) -> torch.device:
-        """Where the indices are."""
+        """Device of the indices."""
         return self.indices.device
 
     @property
     def valid(self) -> Tensor:
-        """True at real positions, (B, N) bool."""
+        """Flags of the valid positions, (B, N) bool."""
         if self.lengths is None:
             return torch.ones(self.indices.shape[:2], dtype=torch.bool, device=self.device)
         positions = torch.arange(self.spec.num_tokens, device=self.device)
@@ -177,20 +193,20 @@ class Tokens:
 
     @property
     def bits_per_image(self) -> float:
-        """Capacity really used by an image, in bits: the mean over the batch for lengths."""
+        """Capacity used by an image in bits; the mean over the batch if there are lengths."""
         if self.lengths is None:
             return self.spec.bits_per_image
         return self.lengths.double().mean().item() * self.spec.bits_per_token
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Tokens":
-        """The same tokens on another device."""
+        """Copy of the tokens on another device."""
         lengths = self.lengths
         if lengths is not None:
             lengths = lengths.to(device, non_blocking=non_blocking)
         return Tokens(self.indices.to(device, non_blocking=non_blocking), self.spec, lengths)
 
     def validate(self) -> "Tokens":
-        """Self, after a check of every value (waits for the device).
+        """Check every value (waits for the device), and return the tokens.
 
         Raises:
             ValueError: If an index is outside its codebook, a length outside [1, N], or padding
@@ -214,17 +230,21 @@ class Tokens:
         return self
 
     def require(self, spec: TokenSpec, *, reader: str = "this tokenizer") -> "Tokens":
-        """Self, if the spec is the expected one.
+        """Check that the spec is the expected one, and return the tokens.
+
+        Args:
+            spec: Expected spec.
+            reader: Name of the reader, for the message.
 
         Raises:
-            SpecMismatch: Naming both specs.
+            SpecMismatch: If it is not; the message has both specs.
         """
         if self.spec != spec:
             raise SpecMismatch(f"{reader} reads {spec}; these tokens are {self.spec}")
         return self
 
     def bits(self) -> Tensor:
-        """Every position as little-endian bits, (B, N, n) int64 in {0, 1}, entry 0 first.
+        """Positions as little-endian bits, (B, N, n) int64 in {0, 1}, entry 0 first.
 
         Raises:
             ValueError: If a codebook size is not a power of two.
@@ -235,14 +255,19 @@ class Tokens:
         return split_bits(self.indices, widths)
 
     def regroup(self, codebook_sizes: Sequence[int]) -> "Tokens":
-        """The same codes read as entries of other sizes.
+        """Read the same codes as entries of other sizes.
 
-        The joint value of a position, sum of entry times the product of the sizes before it, stays
-        the same: 2**14 <-> two of 2**7 <-> fourteen of 2; (8, 5, 5, 5) <-> 1000.
+        The joint value of a position, the sum of each entry times the product of the sizes before
+        it, stays the same: 2**14 <-> two of 2**7 <-> fourteen of 2; (8, 5, 5, 5) <-> 1000.
 
         Raises:
             ValueError: If the joint vocabularies differ, or exceed 2**62 without every size being
                 a power of two (then no joint index exists).
+
+        Example:
+            >>> bits = Tokens(torch.tensor([[[1, 0, 1]]]), TokenSpec((1,), (2, 2, 2)))
+            >>> bits.regroup((8,)).indices.tolist()
+            [[[5]]]
         """
         spec = TokenSpec(self.spec.shape, tuple(codebook_sizes), self.spec.ordered)
         if spec == self.spec:
@@ -268,7 +293,7 @@ class Tokens:
         return Tokens(indices, spec, self.lengths)
 
     def truncate(self, num_tokens: int) -> "Tokens":
-        """The first `num_tokens` positions of every image as valid, the rest set to 0.
+        """Keep the first `num_tokens` positions of every image, and set all others to 0.
 
         Raises:
             ValueError: If the spec is not ordered or the count is outside [1, N].
@@ -283,7 +308,7 @@ class Tokens:
         return Tokens(self.indices.masked_fill(~shorter.valid[..., None], 0), self.spec, lengths)
 
     def pack(self) -> Tensor:
-        """Dense bits for disk and kernels: (B, `spec.packed_bytes`) uint8, lowest bit first.
+        """Pack to dense bits for disk and kernels: (B, `spec.packed_bytes`) uint8, low bit first.
 
         Raises:
             ValueError: If a value does not fit its bits; checked on a CPU only.
@@ -296,7 +321,12 @@ class Tokens:
 
     @classmethod
     def unpack(cls, packed: Tensor, spec: TokenSpec, lengths: Tensor | None = None) -> "Tokens":
-        """Tokens from `pack`.
+        """Unpack tokens; inverse of `pack`.
+
+        Args:
+            packed: Packed images, (B, `spec.packed_bytes`) uint8.
+            spec: Description of the tokens.
+            lengths: Number of valid positions of each image, (B,) int64; None: all.
 
         Raises:
             ValueError: If the row length does not fit the spec, or a value is out of range.
@@ -314,7 +344,7 @@ class Tokens:
         return cls(fields, spec, lengths).validate()
 
     def equal(self, other: "Tokens") -> bool:
-        """True if spec, indices and lengths are the same."""
+        """Whether spec, indices and lengths are the same."""
         if self.spec != other.spec or not torch.equal(self.indices, other.indices):
             return False
         if self.lengths is None or other.lengths is None:
@@ -323,10 +353,10 @@ class Tokens:
 
     @classmethod
     def cat(cls, batches: Sequence["Tokens"]) -> "Tokens":
-        """Several batches as one; also the collate function of data loaders.
+        """Concatenate batches; also the collate function of data loaders.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If there are no batches.
             SpecMismatch: If the specs differ.
         """
         if not batches:
@@ -340,12 +370,12 @@ class Tokens:
         return cls(torch.cat([batch.indices for batch in batches]), spec, lengths)
 
     def split(self) -> Iterator["Tokens"]:
-        """The images one by one, each a batch of 1."""
+        """Iterate over the images, each a batch of 1."""
         for i in range(len(self)):
             yield self[i : i + 1]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """One packed `.safetensors` file for `load_tokens`, whole; replaces only its own kind."""
+        """Write one packed `.safetensors` file for `load_tokens`, whole; replaces only its own kind."""
         check_file(path, "token file", overwrite=True, ours=is_token_file)
         tensors = {"packed": self.pack().cpu().contiguous()}
         if self.lengths is not None:

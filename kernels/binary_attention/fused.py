@@ -1,26 +1,28 @@
 """Binarized attention in Triton: the forward of the three methods in one kernel.
 
-A program owns a block of queries of one (batch, head) and walks over the keys. No scores are
-stored. What the METHOD changes:
+A program owns a block of queries of one (batch, head) and loops over the keys. No scores are
+stored. The METHOD changes:
 
-- `bibert`: signs of q and k in INT8, made as they are loaded, through tensor cores; the whole
-  numbers are compared with 0, and 0 / 1 in 16 bits multiplies the signs of v. No exponential, all
+- `bibert`: signs of q and k in INT8, made as they are loaded, multiplied on tensor cores; the
+  integers are compared with 0, and 0 / 1 in 16 bits multiplies the signs of v. No exponential, all
   exact.
-- `binary_qk`: the same product of signs, times one scale per (batch, head) that a reduction before
-  the launch found, then the softmax that FlashAttention does online.
-- `bivit`: two walks. The first finds the largest score of each query, the second computes the
-  scores again and keeps those not below it by more than ln 4: no sum of exponentials.
+- `binary_qk`: the same product of signs, times one scale per (batch, head) from a reduction before
+  the launch, then the online softmax of FlashAttention.
+- `bivit`: two loops. The first finds the largest score of each query, the second recomputes the
+  scores and keeps those not below it by more than ln 4: no sum of exponentials.
 
-Hopper has no one-bit product that Triton reaches and emulates the four-bit one: INT8 is the
-narrowest that is fast. It has no NaN, so `bibert` finds those of q as it reads them and those of k
-in a mean before the launch. 16-bit operands multiply as they are. Two float32 operands are three
-TF32 products (`tf32x3`, about 22 bits), never one; a float32 operand beside 0 / 1 is three bf16
-terms (24 bits). A channel or key beyond the end is 0 in the products, not a sign.
+INT8 is the narrowest fast product: Hopper emulates four-bit products, and Triton does not expose
+its one-bit product (docs/kernels.md, "Rules of the Triton code"). INT8 has no NaN, so `bibert`
+finds NaN of q while reading it and NaN of k in a mean before the launch. 16-bit operands are
+multiplied unchanged. A product of two float32 operands is three TF32 products (`tf32x3`, about 22
+bits), never one; a float32 operand with 0 / 1 is split into three bf16 terms (24 bits). Channels
+and keys beyond the end are 0 in the products, not a sign.
 
 In the interpreter (`INTERPRET`) dot operands are cast: see `triton_dots.py`.
-Source: kernels.md 4.4, 4.7, 5.3 and 6.1.
 """
 
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# The arguments of `triton.jit` functions have Triton's types, which Python cannot name.
 import math
 
 import torch
@@ -34,7 +36,7 @@ from ..triton_dots import dot_exact, dot_float
 from .reference import LOG_THRESHOLD, mean_magnitude
 
 METHODS = {"bibert": 0, "bivit": 1, "binary_qk": 2}
-"""How the kernel is told the method."""
+"""Numbers by which the kernel receives the method."""
 
 BIBERT = tl.constexpr(0)
 BIVIT = tl.constexpr(1)
@@ -43,32 +45,32 @@ BINARY_QK = tl.constexpr(2)
 
 @triton.jit
 def int8_signs(x, real):
-    """-1 or +1 (+1 of 0) in INT8, 0 where not real. Compared in float32 for the interpreter."""
+    """Signs -1 or +1 (+1 for 0) in INT8, 0 where not real; compared in float32 for INTERPRET."""
     return tl.where(real, tl.where(x.to(tl.float32) >= 0, 1, -1), 0).to(tl.int8)
 
 
 @triton.jit
 def float_signs(x, real):
-    """The same in float16, and NaN of NaN."""
+    """Signs like `int8_signs`, but in float16, with NaN for NaN."""
     x = x.to(tl.float32)
     return tl.where(x != x, float("nan"), int8_signs(x, real).to(tl.float32)).to(tl.float16)
 
 
 @triton.jit
 def is_nan(x):
-    """1 where float32 is NaN, 0 elsewhere, int32."""
+    """Flags of NaN in float32 numbers: 1 or 0, int32."""
     return (x != x).to(tl.int32)
 
 
 @triton.jit
 def rows_with_nan(x):
-    """1 where a row of (R, D) holds NaN, 0 elsewhere, (R,) int32."""
+    """Flags of rows of (R, D) that hold NaN: 1 or 0, (R,) int32."""
     return tl.max(is_nan(x.to(tl.float32)), 1)
 
 
 @triton.jit
 def dot_ones(ones, right, acc, INTERPRET: tl.constexpr):
-    """acc + ones @ right for 0 / 1 in float32, which 16 bits hold."""
+    """Return acc + ones @ right for 0 / 1 in float32, which 16 bits represent."""
     ones = ones.to(tl.bfloat16 if right.dtype == tl.float32 else right.dtype)
     return dot_exact(ones, right, acc, INTERPRET)
 
@@ -85,7 +87,7 @@ def load_keys(
     D: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """A block of keys or values (BN, D), 0 where there is none, and which keys are real (BN,)."""
+    """Load a block of keys or values (BN, D), 0 beyond the end, and flags of valid keys (BN,)."""
     n = start + tl.arange(0, BN)
     d = tl.arange(0, D)
     real = n < num_keys
@@ -131,6 +133,7 @@ def binary_attention_fwd_kernel(
     BN: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Attend from one block of queries of one head to all its keys."""
     LOG2_E: tl.constexpr = 1.4426950408889634
     blocks = tl.cdiv(num_queries, BM)
     block = tl.program_id(0) % blocks
@@ -212,7 +215,7 @@ def binary_attention_fwd_kernel(
             acc = dot_ones(weights, values, acc, INTERPRET)
 
     if METHOD == BIBERT:
-        queries = tl.load(q + where_q, mask=query_ok, other=0.0)  # again: to keep is to spill
+        queries = tl.load(q + where_q, mask=query_ok, other=0.0)  # again: keeping them would spill
         unknown = rows_with_nan(queries) | is_nan(tl.load(scale + pair))
         if valid is not None:
             unknown &= tl.max(any_key, 0)
@@ -233,10 +236,10 @@ def binary_attention_fused(
     method: str,
     row_norm: bool = False,
 ) -> Tensor:
-    """As `reference.binary_attention_reference`, in one kernel and, for the scale, reductions."""
+    """Compute `reference.binary_attention_reference` in one kernel and reductions for the scale."""
     launch = forward_launch(q, k, v, valid, bias, method=method, row_norm=row_norm)
     launch.run(q.device)
-    return launch.arguments["out"]
+    return launch.output()
 
 
 def forward_launch(
@@ -249,11 +252,11 @@ def forward_launch(
     method: str,
     row_norm: bool,
 ) -> Launch:
-    """The kernel with its arguments; `out` is among them."""
+    """Launch of the kernel; `out` is among its arguments."""
     q, k, v = (_aligned(x) for x in (q, k, v))
     (batch, num_queries, heads, width), num_keys = q.shape, k.shape[1]
     scale = None
-    if method == "bibert":  # NaN, which INT8 has not, if a valid key holds one
+    if method == "bibert":  # NaN, which INT8 does not have, if a valid key holds one
         scale = mean_magnitude(k, valid)
     elif method == "binary_qk":
         scale = mean_magnitude(q) * mean_magnitude(k, valid) * width**-0.5
@@ -291,14 +294,14 @@ def forward_launch(
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """(B, N, H, d) with adjacent channels and strides of multiples of 8, copied if need be."""
+    """Copy (B, N, H, d) if channels are not adjacent or strides are not multiples of 8."""
     if x.stride(3) == 1 and all(stride % 8 == 0 for stride in x.stride()[:3]):
         return x
     return x.clone(memory_format=torch.contiguous_format)
 
 
 def _blocks(q: Tensor, method: str, block_d: int, *, with_bias: bool) -> tuple[int, int, int]:
-    """Queries and keys of a block, and warps: as many as keep the kernel from spilling."""
+    """Numbers of queries and keys of a block, and of warps, with which no registers spill."""
     ragged = q.shape[3] != block_d  # masks of channels take registers
     if q.dtype == torch.float32:
         if block_d < 128:

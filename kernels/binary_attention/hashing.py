@@ -4,15 +4,15 @@ Queries and keys become codes h of b bits, -1 or +1 each (`KernelHash`), and att
 by h_i . h_j + b + 1, which is between 1 and 2 b + 1 and needs no softmax. The sums over keys do not
 depend on the query, so the cost is O(N b d) and plain torch is enough: there is no kernel here.
 
-Where we differ from the published code:
+Differences from the published code:
 
 - It adds (b + 1) times the query token's own value to the numerator, while its denominator holds
   b + 1 for every key. Expanding the weights gives (b + 1) times the sum of all values: that is
   `value_sum="all"`. `"own"` is the published one, for its checkpoints.
 - sign(0) is +1, not 0, in the codes as in the fitting.
 - A zero vector stays zero where it is normalized, instead of NaN.
-- Fitting happens in `fit`, on tokens that the caller hands over, not in the first forward pass;
-  weights are drawn there, from the caller's generator.
+- Fitting happens in `fit`, on tokens that the caller passes, not in the first forward pass; weights
+  are drawn there, from the caller's generator.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ from .reference import binary_sign, signs
 ValueSum = Literal["all", "own"]
 
 NUM_ANCHORS = 25
-"""Tokens that a published hash compares with, per head."""
+"""Number of anchors of a published hash, which are tokens that it compares with, per head."""
 
 
 class HashFit(NamedTuple):
-    """The loss of each bit on the tokens that a hash was fitted to, float32 or float64."""
+    """Loss of each bit on the tokens that a hash was fitted to, float32 or float64."""
 
     before: Tensor  # (b,) with the weights drawn
     after: Tensor  # (b,) with the weights kept
@@ -53,13 +53,14 @@ def hashed_attention(
         q_hash: Codes of the queries, (B, Nq, H, b) float in {-1, +1}; see `KernelHash`.
         k_hash: Codes of the keys, (B, Nk, H, b), of the same type.
         v: Values, (B, Nk, H, d), of the same type.
-        valid: Keys that are real, (B, Nk) bool; None: all. What other values hold changes nothing.
-        value_sum: What b + 1 multiplies in the numerator: `all`, the sum of all real values, or
-            `own`, the value at the query's own place, as in the published code; for Nq = Nk only.
+        valid: True at valid keys, (B, Nk) bool; None: all keys. Other values have no effect.
+        value_sum: Term that b + 1 multiplies in the numerator: `all`, the sum of all valid values,
+            or `own`, the value at the position of the query, as in the published code; `own` is for
+            Nq = Nk only.
 
     Returns:
-        (B, Nq, H, d), of the type of v; 0 for queries without valid keys. Summed in float32, or
-        float64 if given. Gradients are those of the formula.
+        Attended values, (B, Nq, H, d), of the type of v; 0 for queries without valid keys. Added up
+        in float32, or float64 for float64 inputs. Gradients are those of the formula.
 
     Raises:
         ValueError: If a type, shape or setting is wrong.
@@ -86,16 +87,16 @@ def hashed_attention(
 class KernelHash(nn.Module):
     """Binary codes of vectors by kernels to anchors: sign(A (kappa(x) - mean)), per head.
 
-    kappa(x) holds exp(-|x - anchor|^2 / (2 sigma)) for every anchor, with x of unit length and
-    sigma the mean squared distance between the tokens and the anchors of a (batch, head).
-    The gradient passes the sign where its input is in [-1, 1]. Everything learned is a buffer, made
-    by `fit`; the optimizer does not train it. Buffers stay float32 under `.to(torch.bfloat16)`.
+    kappa(x) holds exp(-|x - anchor|^2 / (2 sigma)) for every anchor, where x has unit length and
+    sigma is the mean squared distance between the tokens and the anchors of a (batch, head).
+    The gradient passes the sign where its input is in [-1, 1]. All learned values are buffers, made
+    by `fit`; the optimizer does not train them. They stay float32 under `.to(torch.bfloat16)`.
 
     Args:
-        num_heads: H.
-        head_dim: d of the vectors.
-        num_bits: b of the codes.
-        num_anchors: Tokens that the kernel compares with, per head.
+        num_heads: Number of heads H.
+        head_dim: Width d of the vectors.
+        num_bits: Number of bits b of the codes.
+        num_anchors: Number of anchors, tokens that the kernel compares with, per head.
 
     Published names and shapes of the buffers: `anchor` (1, H, m, d) is `anchors`, `A` (H, b, m) is
     `weight`, `mvec` (1, H, 1, m) is `kernel_mean`.
@@ -120,26 +121,28 @@ class KernelHash(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Codes in {-1, +1}.
+        """Compute codes in {-1, +1}.
 
         Args:
             x: Queries or keys, (B, N, H, d) float; scaled to unit length here.
-            valid: Tokens that are real and count in sigma, (B, N) bool; None: all. The codes of the
-                others are of no use.
+            valid: True at valid tokens, which sigma includes, (B, N) bool; None: all tokens. The
+                codes of other tokens are meaningless.
 
         Returns:
-            (B, N, H, b), of the type of x.
+            Codes, (B, N, H, b), of the type of x.
 
         Raises:
-            RuntimeError: Before `fit`, or before a fitted state was loaded. Reading the flag waits
-                for the device. Inside torch.compile, in the capture of a CUDA graph and on `meta`
-                it is not read: the caller answers for it.
+            RuntimeError: If `fit` was not called and no fitted state was loaded. Reading the flag
+                waits for the device. Inside torch.compile, in the capture of a CUDA graph and on
+                `meta` it is not read; there the caller is responsible.
             ValueError: If a type or shape is wrong.
         """
         self._check(x)
         check_valid(valid, (x.shape[0], x.shape[1]), x.device)
         if self._fitted_can_be_read() and not self.fitted:
-            raise RuntimeError("KernelHash: expected a fitted hash; call fit() or load one")
+            raise RuntimeError(
+                "KernelHash: expected a fitted hash; call fit() or load a fitted one"
+            )
         with no_autocast(x.device):
             kernel = self._kernel(_unit(x), valid) - self._wide(self.kernel_mean, x)[:, None]
             projected = kernel @ self._wide(self.weight, x).mT  # (B, H, N, b)
@@ -156,24 +159,24 @@ class KernelHash(nn.Module):
         momentum: float = 0.9,
         num_neighbors: int = 10,
     ) -> HashFit:
-        """Supervised hashing: codes of tokens that attend to each other agree.
+        """Fit the hash by supervised hashing: codes of tokens that attend to each other agree.
 
-        The target is +1 for the `num_neighbors` keys of largest and -1 for those of smallest inner
-        product with each query, 0 between. Bit by bit, in a fixed order, gradient descent improves
-        drawn weights on what the bits before left of b times the target; a bit keeps its drawn
-        weights unless the loss of its signs fell.
+        The target is +1 for the `num_neighbors` keys with the largest inner product with each
+        query, -1 for as many with the smallest, and 0 for all others. Bit by bit, in a fixed order,
+        gradient descent improves drawn weights on the residual of b times the target after the
+        previous bits; a bit keeps its drawn weights unless the loss of its signs fell.
 
         Args:
-            x: Queries that are also the keys, (B, N, H, d) float, all tokens real. The anchors are
+            x: Queries that are also the keys, (B, N, H, d) float, all tokens valid. The anchors are
                 tokens of the first sample.
-            rng: Draws anchors and weights; the same state gives the same hash.
-            num_steps: Steps of stochastic gradient descent per bit.
-            lr: Their learning rate.
-            momentum: Their Nesterov momentum.
-            num_neighbors: Keys of either sign per query.
+            rng: Generator of anchors and weights; the same state gives the same hash.
+            num_steps: Number of steps of stochastic gradient descent per bit.
+            lr: Learning rate of the steps.
+            momentum: Nesterov momentum of the steps.
+            num_neighbors: Number of keys of either sign per query.
 
         Returns:
-            The loss of every bit, mean over samples and heads of -h^T S h / (N b), with the drawn
+            Loss of every bit, the mean over samples and heads of -h^T S h / (N b), with the drawn
             and with the kept weights.
 
         Raises:
@@ -214,15 +217,15 @@ class KernelHash(nn.Module):
         return HashFit(*(torch.stack(column) for column in zip(*losses, strict=True)))
 
     def _fitted_can_be_read(self) -> bool:
-        """Whether Python may look at the flag here."""
+        """Whether Python may read the flag `fitted` here."""
         if torch.compiler.is_compiling() or self.fitted.is_meta:
             return False
         return not (self.fitted.is_cuda and torch.cuda.is_current_stream_capturing())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the buffers without another float type: rounded anchors flip codes."""
+        """Move the buffers but keep their float type: rounded anchors would change codes."""
         kept = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it
         for name, before in kept.items():
             now = self._buffers[name]
             if before is not None and now is not None and now.dtype != before.dtype:
@@ -230,7 +233,7 @@ class KernelHash(nn.Module):
         return self
 
     def _kernel(self, units: Tensor, valid: Tensor | None) -> Tensor:
-        """kappa of unit vectors (B, H, N, d): (B, H, N, m)."""
+        """Kernel values kappa, (B, H, N, m), of unit vectors (B, H, N, d)."""
         anchors = self._wide(self.anchors, units)
         lengths = units.square().sum(-1, keepdim=True) + anchors.square().sum(-1)[:, None]
         distance = (lengths - 2 * units @ anchors.mT).clamp(min=0)  # squared; (B, H, N, m)
@@ -243,34 +246,37 @@ class KernelHash(nn.Module):
         return torch.exp(-distance / (2 * sigma.clamp(min=torch.finfo(sigma.dtype).tiny)))
 
     def _check(self, x: Tensor) -> None:
-        """Refuse vectors that are not (B, N, H, d) of these heads and this width."""
-        (heads, _, width), expected = self.anchors.shape, "float, B and N not 0"
+        """Check that vectors are (B, N, H, d) with the heads and the width of the hash."""
+        heads, _, width = self.anchors.shape
         if x.ndim != 4 or x.dtype not in FLOATS or 0 in x.shape or x.shape[2:] != (heads, width):
             raise ValueError(
-                f"x: expected (B, N, {heads}, {width}) {expected}, found {tuple(x.shape)} {x.dtype}"
+                f"x: expected (B, N, {heads}, {width}) float without empty axes, "
+                f"found {tuple(x.shape)} {x.dtype}"
             )
         if x.device != self.anchors.device:
-            raise ValueError(f"x: expected on {self.anchors.device}, found on {x.device}")
+            raise ValueError(
+                f"x: expected a tensor on {self.anchors.device}, found one on {x.device}"
+            )
 
     @staticmethod
     def _wide(buffer: Tensor, like: Tensor) -> Tensor:
-        """The buffer in the type that is computed in."""
+        """Cast a buffer to the type of the computation: that of `like`, at least float32."""
         return buffer.to(torch.promote_types(like.dtype, torch.float32))
 
 
 def _check_attention(
     q_hash: Tensor, k_hash: Tensor, v: Tensor, valid: Tensor | None, value_sum: str
 ) -> None:
-    """Refuse settings, types and shapes that do not fit."""
+    """Check that settings, types and shapes fit each other."""
     if value_sum not in get_args(ValueSum):
         raise ValueError(f"value_sum: expected one of {get_args(ValueSum)}, found {value_sum!r}")
     if q_hash.dtype not in FLOATS or q_hash.ndim != 4 or 0 in q_hash.shape:
         raise ValueError(
-            "q_hash: expected (B, Nq, H, b) float, none of them 0, "
+            "q_hash: expected (B, Nq, H, b) float without empty axes, "
             f"found {tuple(q_hash.shape)} {q_hash.dtype}"
         )
     if v.ndim != 4 or 0 in v.shape:
-        raise ValueError(f"v: expected (B, Nk, H, d), none of them 0, found {tuple(v.shape)}")
+        raise ValueError(f"v: expected (B, Nk, H, d) without empty axes, found {tuple(v.shape)}")
     (batch, num_queries, heads, num_bits), (num_keys, width) = q_hash.shape, v.shape[1::2]
     check_float("k_hash", k_hash, (batch, num_keys, heads, num_bits), q_hash)
     check_float("v", v, (batch, num_keys, heads, width), q_hash)
@@ -282,13 +288,13 @@ def _check_attention(
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Vectors (B, N, H, d) as (B, H, N, d) of length 1, or 0, in float32 or float64."""
+    """Normalize vectors (B, N, H, d) to (B, H, N, d) of length 1, or 0, in float32 or float64."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return F.normalize(x.transpose(1, 2).to(wide), dim=-1)
 
 
 def _neighbors(units: Tensor, count: int) -> Tensor:
-    """+1 at the keys of largest, -1 at those of smallest inner product, (B, H, N, N)."""
+    """Targets: +1 at keys of largest, -1 at keys of smallest inner product, (B, H, N, N)."""
     scores = units @ units.mT
     target = torch.zeros_like(scores)
     target.scatter_(-1, scores.topk(count, -1).indices, 1)
@@ -296,12 +302,12 @@ def _neighbors(units: Tensor, count: int) -> Tensor:
 
 
 def _codes(kernel: Tensor, weight: Tensor) -> Tensor:
-    """One bit of every token, (B, H, N), by the weights (H, m) of the bit."""
+    """Values of one bit of every token, (B, H, N), by the weights (H, m) of the bit."""
     return signs((kernel @ weight[..., None])[..., 0])
 
 
 def _loss(codes: Tensor, target: Tensor, num_bits: int) -> Tensor:
-    """-h^T S h / (N b), mean over samples and heads, of codes or their smooth form (B, H, N)."""
+    """Loss -h^T S h / (N b), mean over samples and heads, of codes or smooth codes (B, H, N)."""
     agreement = ((codes[..., None, :] @ target)[..., 0, :] * codes).sum(-1)
     return -agreement.mean() / (codes.shape[-1] * num_bits)
 

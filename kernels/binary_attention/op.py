@@ -1,12 +1,12 @@
 """`binary_attention`: three published attentions whose scores or probabilities are binarized.
 
-`reference.py` says what is computed and what the methods need of a model, `fused.py` does the
+`reference.py` defines the results and has the requirements of the methods; `fused.py` computes the
 forward in one kernel that stores no scores. Both are behind the torch.library op
-`tessella::binary_attention`, which `torch.compile` does not look into. The backward is
+`tessella::binary_attention`, which `torch.compile` does not trace into. The backward is
 straight-through, `tessella::binary_attention_backward`: plain torch on any device, recomputed from
 q, k and v, with the score matrix in memory.
 
-These attentions are for models trained with them: see `reference.py` for what they do to others.
+These attentions are for models trained with them; `reference.py` has their effect on other models.
 """
 
 from typing import Any, Literal, get_args
@@ -19,6 +19,7 @@ from ..checks import FLOATS, HEAD_DIMS, check_float, check_valid
 from .reference import binary_attention_backward_reference, binary_attention_reference
 
 Method = Literal["bibert", "bivit", "binary_qk"]
+"""Names of the published methods; see `binary_attention`."""
 
 
 def binary_attention(
@@ -36,33 +37,33 @@ def binary_attention(
 
     Args:
         q: Queries, (B, Nq, H, d) float of any strides; the Triton code first copies tensors whose
-            channels are not adjacent or whose other strides are no multiples of 8.
-        k: Keys, (B, Nk, H, d), of the same type.
-        v: Values, (B, Nk, H, d), of the same type.
-        method: `bibert`: signs of q, k and v, no softmax, ones where the score is positive.
-            `bivit`: ones where the probability is at least a quarter of the row's largest; its
-            paper hands over signs of q, k and v. `binary_qk`: signs of q and k times their mean
-            magnitude per (batch, head), then softmax.
-        valid: Keys that are real, (B, Nk) bool; None: all. What the others hold, NaN too, changes
-            nothing and gets a gradient of 0. For `binary_qk` every query, real or not, counts in
-            the mean magnitude of the queries.
-        bias: Added to the scores, (H, Nq, Nk) of the same type, finite; for `binary_qk` only.
+            channels are not adjacent or whose other strides are not multiples of 8.
+        k: Keys, (B, Nk, H, d), of the type of q.
+        v: Values, (B, Nk, H, d), of the type of q.
+        method: Published method. `bibert`: signs of q, k and v, no softmax, ones where the score is
+            positive. `bivit`: ones where the probability is at least a quarter of the largest of
+            the row; its paper passes signs of q, k and v. `binary_qk`: signs of q and k times their
+            mean magnitude per (batch, head), then softmax.
+        valid: True at valid keys, (B, Nk) bool; None: all keys. Values of other keys, NaN included,
+            have no effect and a gradient of 0. For `binary_qk` the mean magnitude of the queries
+            includes every query, valid or not.
+        bias: Bias added to the scores, (H, Nq, Nk) of the type of q, finite; for `binary_qk` only.
         row_norm: Divide each row of ones by their number; for `bivit` only, and not in its paper.
-        backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`. The Triton code takes
-            d = 32, 40, ..., 128; the backward is plain torch in any case.
+        backend: Implementation, `reference`, `triton` or `auto`; see `kernels/backends.py`. The
+            Triton code takes d = 32, 40, ..., 128; the backward is always plain torch.
 
     Returns:
-        (B, Nq, H, d), of the type of q, under autocast too; 0 for queries without valid keys. Else
-        a NaN shows in the rows that read it: in q, its own row (for `binary_qk` all rows of the
-        head, as their mean magnitude is NaN); in a valid token of k, all rows of the head; of v,
-        its channel in all rows of the head.
+        Attended values, (B, Nq, H, d), of the type of q, also under autocast; 0 for queries without
+        valid keys. Otherwise a NaN appears wherever it is read: one in q in its own row (for
+        `binary_qk` in all rows of the head, as their mean magnitude is NaN); one in a valid token
+        of k in all rows of the head; one in v in its channel of all rows of the head.
         Sums are float32, products of signs and ones exact. The Triton code makes other products of
         float32 from three TF32 products (about 22 bits), and rounds probabilities to the type of a
         16-bit v.
 
     Raises:
         ValueError: If a type, shape or setting is wrong.
-        RuntimeError: If a backend asked for by name cannot run here, with the reason.
+        RuntimeError: If a backend requested by name cannot run here, with the reason.
 
     Source: arXiv:2203.06390, arXiv:2211.07091, arXiv:2603.09582; `reference.py` has the formulas.
 
@@ -73,7 +74,8 @@ def binary_attention(
         tensor([3., 5.])
     """
     _check(q, k, v, method, valid, bias, row_norm)
-    return _binary_attention(q, k, v, valid, bias, method, row_norm, backend)
+    out: Tensor = _binary_attention(q, k, v, valid, bias, method, row_norm, backend)
+    return out
 
 
 def _check(
@@ -85,15 +87,15 @@ def _check(
     bias: Tensor | None,
     row_norm: bool,
 ) -> None:
-    """Refuse settings, types and shapes that do not fit."""
+    """Check that settings, types and shapes fit each other."""
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {get_args(Method)}, found {method!r}")
     if q.dtype not in FLOATS or q.ndim != 4 or 0 in q.shape:
         raise ValueError(
-            f"q: expected (B, Nq, H, d) float, none of them 0, found {tuple(q.shape)} {q.dtype}"
+            f"q: expected (B, Nq, H, d) float without empty axes, found {tuple(q.shape)} {q.dtype}"
         )
     if k.ndim != 4 or 0 in k.shape:
-        raise ValueError(f"k: expected (B, Nk, H, d), none of them 0, found {tuple(k.shape)}")
+        raise ValueError(f"k: expected (B, Nk, H, d) without empty axes, found {tuple(k.shape)}")
     (batch, num_queries, heads, width), num_keys = q.shape, k.shape[1]
     check_float("k", k, (batch, num_keys, heads, width), q)
     check_float("v", v, (batch, num_keys, heads, width), q)
@@ -182,13 +184,13 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep the inputs: no scores."""
+    """Save the inputs for backward, and no scores."""
     q, k, v, valid, bias, ctx.method, ctx.row_norm, _ = inputs
     ctx.save_for_backward(q, k, v, valid, bias)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """Gradients of q, k, v and the bias; None of the rest."""
+    """Gradients of q, k, v and the bias; None for other inputs."""
     q, k, v, valid, bias = ctx.saved_tensors
     gradients = _binary_attention_backward(grad, q, k, v, valid, bias, ctx.method, ctx.row_norm)
     of_q, of_k, of_v, of_bias = gradients
@@ -199,7 +201,7 @@ _binary_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _refusal(q: Tensor, k: Tensor) -> str | None:
-    """Why the Triton code cannot take these shapes, or None."""
+    """Reason why the Triton code cannot take these shapes, or None if it can."""
     if q.shape[-1] not in HEAD_DIMS:
         return f"head dim {q.shape[-1]} is not one of 32, 40, ..., 128"
     if max(q.shape[1], k.shape[1]) > 2**30:

@@ -10,31 +10,31 @@ where p = softmax(S), and m(x) is the mean of |x| over the tokens and channels o
 A query without valid keys gives 0. Everything is float32 (float64 for float64 inputs) and rounded
 once; the full score matrix is stored.
 
-What a gradient passes through unchanged, and where: s where |x| <= 1; the bool of `bibert` where
-|S| < 1; the threshold of `bivit` everywhere, onto p. m is differentiated.
+Straight-through gradients pass unchanged: s where |x| <= 1; the bool of `bibert` where |S| < 1; the
+threshold of `bivit` everywhere, to p. m is differentiated.
 
-Decisions where papers, code and each other differ:
+Choices where the papers, their code or the methods differ:
 
-- `bibert` (arXiv:2203.06390). Its paper has bool(0) = 1, its code bool(0) = 0: as the code, because
-  for even d that is no rare event (a tenth of all scores at d = 64). Likewise the window |S| < 1 of
-  the code for bool. For sign the code has |x| < 1; here |x| <= 1 as in the paper, in all methods.
-- sign(0) is 0 in the code of `bibert` and `bivit`: a third level, which one bit cannot hold.
-- `bivit` (arXiv:2211.07091). Its module binarizes q, k and v before the scores: hand over
-  `binary_sign` of them. p >= max(p) / 4 is S >= max(S) - ln 4, which needs no sum of exponentials;
-  rows divided by their number of ones (`row_norm`) are not in its code. A score that close to the
-  threshold that rounding decides may fall on either side in another implementation. Rows that are
-  not divided add up as many values as they have ones, more than float16 holds where those are
-  large.
-- `binary_qk` (arXiv:2603.09582). Its bias is taken, its 8-bit p and v are left out. The mean over
-  keys counts valid ones; all queries count, those of padding too.
+- `bibert` (arXiv:2203.06390). The paper has bool(0) = 1, its code bool(0) = 0; here as in the code,
+  because for even d a score of 0 is not rare (a tenth of all scores at d = 64). The window |S| < 1
+  of bool is also that of the code. For sign the code has |x| < 1; here |x| <= 1 as in the paper, in
+  all methods.
+- sign(0) is 0 in the code of `bibert` and `bivit`: a third value, which one bit cannot hold.
+- `bivit` (arXiv:2211.07091). Its module binarizes q, k and v before the scores: pass `binary_sign`
+  of them. p >= max(p) / 4 is S >= max(S) - ln 4, which needs no sum of exponentials; rows divided
+  by their number of ones (`row_norm`) are not in its code. A score so close to the threshold that
+  rounding decides may fall on either side in another implementation. Rows that are not divided add
+  up as many values as they have ones, which float16 cannot hold where they are large.
+- `binary_qk` (arXiv:2603.09582). The bias is supported, 8-bit p and v are not. The mean over keys
+  includes valid ones only; that over queries includes all, also padding.
 
-What they need of a model: to be trained with it. Attention of a model trained without them, on
-random normal q, k, v (1024 tokens, 8 heads, d = 64), has a cosine to softmax attention of 0.73 with
-`binary_qk`, 0.63 with `bivit` and 0.48 with `bibert`
+The methods need a model trained with them. Without such training, on random normal q, k, v (1024
+tokens, 8 heads, d = 64), the cosine to softmax attention is 0.73 with `binary_qk`, 0.63 with
+`bivit` and 0.48 with `bibert`
 (`python -m pytest tests/kernels/test_binary_attention.py -k without_training`). `binary_qk` is
-published with training that distils from the full-precision model. `bivit` keeps the softmax in its
-backward and can start from a model that has one. `bibert` has none, so it suits training from
-scratch, and distils q q^T, k k^T and v v^T in place of attention maps.
+published with distillation from the full-precision model. `bivit` keeps the softmax in its backward
+and can start from a model that has one. `bibert` has no softmax, so it suits training from scratch,
+and distils q q^T, k k^T and v v^T instead of attention maps.
 """
 
 import math
@@ -44,11 +44,11 @@ import torch
 from torch import Tensor
 
 LOG_THRESHOLD = math.log(0.25)
-"""`bivit` keeps scores not below the row's largest plus this."""
+"""Logarithm of the threshold of `bivit`, which keeps scores >= the largest of the row plus this."""
 
 
 class BinaryAttentionGradients(NamedTuple):
-    """Gradients in float32 or float64, heads before tokens as the sums leave them."""
+    """Gradients in float32 or float64, with heads before tokens."""
 
     q: Tensor  # (B, H, Nq, d)
     k: Tensor  # (B, H, Nk, d)
@@ -57,7 +57,7 @@ class BinaryAttentionGradients(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What the two products of a method multiply, heads before tokens, float32 or float64."""
+    """Operands of the two products of a method, heads before tokens, float32 or float64."""
 
     query: Tensor  # (B, H, Nq, d)
     key: Tensor  # (B, H, Nk, d)
@@ -67,13 +67,13 @@ class Operands(NamedTuple):
 
 
 def signs(x: Tensor) -> Tensor:
-    """-1 or +1, +1 of 0, NaN of NaN, in the type of x."""
+    """Signs -1 or +1 in the type of x; +1 for 0, NaN for NaN."""
     one = torch.ones((), dtype=x.dtype, device=x.device)
     return torch.where(x >= 0, one, -one).masked_fill(x.isnan(), math.nan)
 
 
 def binary_sign(x: Tensor) -> Tensor:
-    """-1 or +1, +1 of 0, any shape; the gradient passes where |x| <= 1 and is 0 elsewhere."""
+    """Signs -1 or +1, +1 for 0; the gradient passes where |x| <= 1 and is 0 elsewhere."""
     clipped = x.clamp(-1, 1)
     return signs(x.detach()) + (clipped - clipped.detach())
 
@@ -82,11 +82,11 @@ def mean_magnitude(x: Tensor, valid: Tensor | None = None) -> Tensor:
     """Mean of |x| over tokens and channels, (B, H) float32 or float64.
 
     Args:
-        x: (B, N, H, d) float.
-        valid: Tokens that count, (B, N) bool; None: all. The mean of none is 0.
+        x: Vectors, (B, N, H, d) float.
+        valid: True at tokens to include, (B, N) bool; None: all tokens. The mean of none is 0.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    sums = torch.linalg.vector_norm(x, 1, -1, dtype=wide)  # (B, N, H)
+    sums: Tensor = torch.linalg.vector_norm(x, 1, -1, dtype=wide)  # (B, N, H)
     if valid is None:
         return sums.mean(1) / x.shape[-1]
     sums = sums.masked_fill(~valid[..., None], 0).sum(1)
@@ -103,10 +103,10 @@ def binary_attention_reference(
     method: str,
     row_norm: bool = False,
 ) -> Tensor:
-    """The formulas above; see `op.binary_attention` for the arguments.
+    """Compute the formulas above; see `op.binary_attention` for the arguments.
 
     Returns:
-        (B, Nq, H, d), of the type of q.
+        Attended values, (B, Nq, H, d), of the type of q.
     """
     operands = _operands(q, k, v, valid, method)
     scores = _scores(operands, bias)
@@ -128,17 +128,17 @@ def binary_attention_backward_reference(
     method: str,
     row_norm: bool,
 ) -> BinaryAttentionGradients:
-    """Every gradient, written out, from the inputs alone.
+    """Compute every gradient by explicit formulas, from the inputs of the forward alone.
 
     Args:
-        grad: dL/dy, (B, Nq, H, d).
-        q: As in the forward, and so are the others.
-        k: (B, Nk, H, d).
-        v: (B, Nk, H, d).
-        valid: (B, Nk) bool, or None.
-        bias: (H, Nq, Nk), or None.
-        method: Of the forward.
-        row_norm: Of the forward.
+        grad: Gradient dL/dy of the result, (B, Nq, H, d).
+        q: Queries, (B, Nq, H, d).
+        k: Keys, (B, Nk, H, d).
+        v: Values, (B, Nk, H, d).
+        valid: True at valid keys, (B, Nk) bool, or None.
+        bias: Bias of the scores, (H, Nq, Nk), or None.
+        method: Method of the forward.
+        row_norm: Whether the forward divided rows by their number of ones.
 
     Returns:
         Gradients of q, k, v and of S, whose sum over the batch is that of the bias.
@@ -194,18 +194,18 @@ def _operands(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, method: str
 
 
 def _scores(operands: Operands, bias: Tensor | None) -> Tensor:
-    """S, (B, H, Nq, Nk). The products of signs are whole numbers, scaled after their exact sum."""
+    """Scores S, (B, H, Nq, Nk); products of signs are integers, scaled after their exact sum."""
     scores = operands.query @ operands.key.mT * operands.scale
     return scores if bias is None else scores + bias.to(scores.dtype)
 
 
 def _softmax(scores: Tensor, keep: Tensor) -> Tensor:
-    """Softmax over the kept keys, 0 elsewhere and in rows without any."""
+    """Softmax over the kept keys; 0 at other keys and in rows without any kept key."""
     return scores.masked_fill(~keep, -math.inf).softmax(-1).masked_fill(~keep, 0)
 
 
 def _binary_weights(scores: Tensor, keep: Tensor, method: str, row_norm: bool) -> Tensor:
-    """A in {0, 1}, or its rows divided by their sums, in the type of the scores; NaN of NaN."""
+    """Weights A in {0, 1}, or rows divided by their sums, in the scores' type; NaN for NaN."""
     if method == "bibert":
         chosen = scores > 0
     else:
@@ -216,16 +216,16 @@ def _binary_weights(scores: Tensor, keep: Tensor, method: str, row_norm: bool) -
 
 
 def _window(x: Tensor) -> Tensor:
-    """Where the gradient passes the sign, (B, H, N, d) of (B, N, H, d)."""
+    """Flags where the gradient passes the sign, (B, H, N, d), for x of shape (B, N, H, d)."""
     return (x.abs() <= 1).transpose(1, 2)
 
 
 def _signs_or_zero(x: Tensor) -> Tensor:
-    """d|x|/dx with 0 at 0, heads first, float32 or float64; 0 also of NaN, which masks may hide."""
+    """Derivative of |x|, 0 at 0 and for (masked) NaN; heads first, float32 or float64."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return ((x > 0).to(wide) - (x < 0).to(wide)).transpose(1, 2)
 
 
 def _over_heads(x: Tensor) -> Tensor:
-    """(B, H) to (B, H, 1, 1)."""
+    """Append two axes of size 1: (B, H) to (B, H, 1, 1)."""
     return x[..., None, None]

@@ -1,18 +1,20 @@
 """Bit-token embedding in Triton: one kernel forward, one backward.
 
 Forward: a program owns a block of rows and of channels, builds the signs from the codes in
-registers and multiplies them with the weight on tensor cores. Signs are exact in 16 bits; a float32
-factor is split into three bf16 terms (24 bits), so the products are float32 products, never TF32.
+registers and multiplies them with the weight on tensor cores, one instruction per 16 bits (a loop
+over bits would take two or more per bit). Signs are exact in 16 bits; a float32 factor is split
+into three bf16 terms (24 bits), so the products are float32 products, never TF32.
 
-Backward: a program owns a block of positions and of channels and walks over the images, so dL/dy is
+Backward: a program owns a block of positions and of channels and loops over the images, so dL/dy is
 read once: its sum over images is the gradient of the positions, and signs^T times it that of the
 weight. Two more rows of the signs, "visible token" and "hidden token", give those of bias and mask
 token. Partial sums are added in a fixed order: no atomics, the same bits in every run.
 
 In the interpreter (`INTERPRET`) dot operands are cast: see `triton_dots.py`.
-Source: kernels.md 2.4 form B, 2.9 and 6.1.
 """
 
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# The arguments of `triton.jit` functions have Triton's types, which Python cannot name.
 import torch
 import triton
 import triton.language as tl
@@ -38,7 +40,7 @@ from .reference import BitEmbeddingGradients
 
 @triton.jit
 def bit_signs(bits, visible, PM1: tl.constexpr, HALF: tl.constexpr):
-    """0 / 1 integers to -1 / +1 or 0 / 1 by bit pattern, 0 where not visible; fp16 or bf16."""
+    """Bits 0 / 1 as -1 / +1 or 0 / 1 by bit pattern, 0 where not visible; fp16 or bf16."""
     ONE: tl.constexpr = 0x3C00 if HALF else 0x3F80
     pattern = (ONE | ((1 - bits) << 15)) if PM1 else ONE * bits
     pattern = tl.where(visible, pattern, 0).to(tl.int16)
@@ -79,6 +81,7 @@ def bit_embedding_fwd_kernel(
     BD: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Compute a block of rows and channels of the hidden states."""
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     d_ok = d < width
@@ -164,6 +167,7 @@ def bit_embedding_bwd_kernel(
     BD: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Add up the gradients of a block of positions and channels over a split of the images."""
     place = tl.program_id(0) * BN + tl.arange(0, BN)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     split = tl.program_id(2)
@@ -236,7 +240,7 @@ def bit_embedding_fused(
     class_position: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """As `reference.bit_embedding_reference`, in one kernel."""
+    """Compute `reference.bit_embedding_reference` in one kernel."""
     terms = (codes, weight, bias, position, class_table, labels, mask, mask_token)
     launch = forward_launch(
         *terms,
@@ -246,7 +250,7 @@ def bit_embedding_fused(
         dtype=dtype,
     )
     launch.run(codes.device)
-    return launch.arguments["out"]
+    return launch.output()
 
 
 def forward_launch(
@@ -264,7 +268,7 @@ def forward_launch(
     class_position: str,
     dtype: torch.dtype,
 ) -> Launch:
-    """The forward kernel with its arguments; `out` is among them."""
+    """Launch of the forward kernel; `out` is among its arguments."""
     (batch, num_tokens, _), (num_bits, width) = codes.shape, weight.shape
     place = "none" if class_table is None else class_position
     out = weight.new_empty(batch, num_tokens + (class_table is not None), width, dtype=dtype)
@@ -319,7 +323,7 @@ def bit_embedding_backward_fused(
     replace: bool,
     need_position: bool,
 ) -> BitEmbeddingGradients:
-    """As `reference.bit_embedding_backward_reference`; reads `grad` once."""
+    """Compute `reference.bit_embedding_backward_reference`; `grad` is read once."""
     launch = backward_launch(
         grad,
         codes,
@@ -355,7 +359,7 @@ def backward_launch(
     replace: bool,
     need_position: bool,
 ) -> Launch:
-    """The backward kernel with its arguments; `weight_sums`, `position_sums` are partial sums."""
+    """Launch of the backward kernel; `weight_sums` and `position_sums` are partial sums."""
     (batch, rows, width), num_tokens = grad.shape, codes.shape[1]
     num_bits = codes.shape[2] * bits_per_group
     blocks = batch_blocks(batch, rows, width)

@@ -1,9 +1,9 @@
 """`bit_embedding`: packed bit codes, masks, class and position terms to hidden states in one pass.
 
-`reference.py` says what is computed, `fused.py` does it in one kernel each way. Both are behind the
-torch.library ops `tessella::bit_embedding` and `tessella::bit_embedding_backward`, which
-`torch.compile` does not look into. Backward saves codes, mask and labels, no activations, and gives
-the same bits in every run.
+`reference.py` defines the result, `fused.py` computes it in one kernel each way. Both are behind
+the torch.library ops `tessella::bit_embedding` and `tessella::bit_embedding_backward`, which
+`torch.compile` does not trace into. Backward saves codes, mask and labels, no activations, and
+gives the same bits in every run.
 """
 
 from typing import Any, Literal, get_args
@@ -19,9 +19,9 @@ Values = Literal["pm1", "01"]
 ClassPosition = Literal["last", "first"]
 
 MAX_BITS = 62
-"""Most bits K of a position, as in a joint index."""
+"""Largest number of bits K of a position, which is that of a joint index."""
 MAX_GROUP_BITS = 30
-"""Most bits m of a group: codes and the in-band mask fit int32."""
+"""Largest number of bits m of a group: codes and the in-band mask fit int32."""
 
 
 def bit_embedding(
@@ -45,31 +45,34 @@ def bit_embedding(
     Args:
         codes: Codes of G groups of m bits, (B, N, G) int32 or int64 of any strides, or (B, N) for
             G = 1; bit i of group g is channel g * m + i. Values 0 to 2**m - 1, and 2**m = hidden.
-            Single bits are m = 1.
-        weight: One row per bit, (K, D) with K = G * m <= 62, of any strides: `linear.weight.t()`.
-        bias: Added to every token, (D,).
-        position: Added to every row, (N, D), or (N + 1, D) with a class row.
-        class_table: One row per class, (C, D); the row of an image's label becomes one more
+            Single bits have m = 1.
+        weight: Weight with one row per bit, (K, D) with K = G * m <= 62, of any strides, such as
+            `linear.weight.t()`.
+        bias: Bias added to every token, (D,); None: no bias.
+        position: Position embedding added to every row, (N, D), or (N + 1, D) with a class row.
+        class_table: Class embedding, (C, D); the row of an image's label becomes one more
             position, without bias.
-        labels: (B,) int32 or int64 in [0, C); with a class table only.
-        mask: True = hidden, (B, N) or (B, N, G) bool, besides the codes 2**m. None: those alone.
-        mask_token: What hidden positions hold in place of signs and bias, (D,); a position with
-            any hidden group is hidden whole. None: the bits of hidden groups are 0.
-        bits_per_group: m, 1 to 30.
-        values: A bit counts as -1 or +1 (`pm1`), or as 0 or 1 (`01`).
-        class_position: The class row is the `last` or the `first`.
-        validate: Check the values of codes and labels; on a GPU that waits for it. None: on a CPU
-            only. Unchecked codes out of range give unspecified numbers, labels out of range a
+        labels: Class labels, (B,) int32 or int64 in [0, C); with a class table only.
+        mask: True at hidden groups, (B, N) or (B, N, G) bool; groups with the code 2**m are hidden
+            as well. None: only these.
+        mask_token: Vector of hidden positions, (D,), which replaces signs and bias; a position with
+            any hidden group is hidden as a whole. None: the bits of hidden groups are 0.
+        bits_per_group: Number of bits m of a group, 1 to 30.
+        values: Numbers that bits stand for: -1 or +1 (`pm1`), or 0 or 1 (`01`).
+        class_position: Position of the class row, `last` or `first`.
+        validate: Check the values of codes and labels; on a GPU this waits for the device. None: on
+            a CPU only. Unchecked codes out of range give unspecified numbers, labels out of range a
             class row of 0.
-        backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`.
+        backend: Implementation, `reference`, `triton` or `auto`; see `kernels/backends.py`.
 
     Returns:
-        Hidden states, (B, N, D) or (B, N + 1, D), of the weight's type or, under autocast, of its
-        type. Added up in float32 and rounded once; float32 weights are never rounded to TF32.
+        Hidden states, (B, N, D) or (B, N + 1, D), of the type of the weight or, under autocast, of
+        the autocast type. Added up in float32 and rounded once; float32 weights are never rounded
+        to TF32.
 
     Raises:
         ValueError: If a type, shape, setting or checked value is wrong.
-        RuntimeError: If a backend asked for by name cannot run here, with the reason.
+        RuntimeError: If a backend requested by name cannot run here, with the reason.
 
     Source: arXiv:2409.16211, arXiv:2410.14672, arXiv:2304.04820; `reference.py` has the formulas.
 
@@ -90,7 +93,7 @@ def bit_embedding(
             f"weight: expected {codes.shape[-1]} groups x {bits_per_group} bits = "
             f"{codes.shape[-1] * bits_per_group} rows, found {weight.shape[0]}"
         )
-    return _bit_embedding(
+    hidden_states: Tensor = _bit_embedding(
         codes,
         weight,
         bias,
@@ -106,21 +109,23 @@ def bit_embedding(
         codes.device.type == "cpu" if validate is None else validate,
         backend,
     )
+    return hidden_states
 
 
 def _check_settings(codes: Tensor, bits_per_group: int, values: str, class_position: str) -> None:
-    """Refuse codes and settings that no input could make right."""
+    """Check the settings, and the type and the shape of the codes."""
     if codes.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"codes: expected int32 or int64, found {codes.dtype}")
     if codes.ndim != 3 or 0 in codes.shape:
         raise ValueError(
-            f"codes: expected (B, N, G) or (B, N), none of them 0, found {tuple(codes.shape)}"
+            f"codes: expected (B, N, G) or (B, N) without empty axes, found {tuple(codes.shape)}"
         )
     if not 1 <= bits_per_group <= MAX_GROUP_BITS:
         raise ValueError(f"bits_per_group: expected 1 to {MAX_GROUP_BITS}, found {bits_per_group}")
     if codes.shape[-1] * bits_per_group > MAX_BITS:
         raise ValueError(
-            f"codes: {codes.shape[-1]} groups x {bits_per_group} bits are more than {MAX_BITS}"
+            f"codes: expected at most {MAX_BITS} bits per position, "
+            f"found {codes.shape[-1]} groups x {bits_per_group} bits"
         )
     if values not in get_args(Values):
         raise ValueError(f"values: expected one of {get_args(Values)}, found {values!r}")
@@ -140,7 +145,7 @@ def _check_terms(
     mask: Tensor | None,
     mask_token: Tensor | None,
 ) -> None:
-    """Refuse terms whose type, device or shape does not fit codes and weight."""
+    """Check that types, devices and shapes of all terms fit codes and weight."""
     if weight.dtype not in FLOATS or weight.ndim != 2 or weight.shape[1] < 1:
         raise ValueError(
             f"weight: expected (K, D) float, found {tuple(weight.shape)} {weight.dtype}"
@@ -167,7 +172,7 @@ def _check_terms(
             )
         if mask_token is not None and mask.shape[-1] > 1:
             raise ValueError(
-                f"mask: with a mask_token positions are hidden whole, expected ({batch}, {tokens})"
+                f"mask: expected ({batch}, {tokens}) with a mask_token, which hides whole positions"
                 f", found {tuple(mask.shape)}"
             )
     check_devices(codes, weight=weight, labels=labels, mask=mask)
@@ -180,10 +185,10 @@ def check_values(
     num_classes: int,
     bits_per_group: int,
 ) -> None:
-    """Refuse visible codes outside [0, 2**m] and labels outside [0, C).
+    """Check that visible codes are in [0, 2**m] and labels in [0, C).
 
     Raises:
-        ValueError: With the first wrong value.
+        ValueError: If one is not; the message has the first wrong value.
     """
     wrong = (codes < 0) | (codes > 1 << bits_per_group)
     if mask is not None:
@@ -319,7 +324,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep what the backward reads: no activations."""
+    """Save the tensors and settings that backward reads, and no activations."""
     codes, weight, _, _, class_table, labels, mask, mask_token, *settings = inputs
     ctx.save_for_backward(codes, labels, mask)
     ctx.dtype = weight.dtype
@@ -329,7 +334,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """Gradients of weight, bias, position, class table and mask token; None of the rest."""
+    """Gradients of weight, bias, position, class table and mask token; None for other inputs."""
     codes, labels, mask = ctx.saved_tensors
     needs = ctx.needs_input_grad
     gradients = _bit_embedding_backward(
@@ -358,7 +363,7 @@ _bit_embedding.register_autograd(_backward, setup_context=_setup_context)
 def _resolve(
     backend: str, device: torch.device, weight: torch.dtype, dtype: torch.dtype, num_rows: int
 ) -> str:
-    """The implementation of a call; the Triton code counts rows in int32."""
+    """Choose the implementation of a call; the Triton code counts rows in int32."""
     refusal = f"{num_rows} rows are more than 2**30" if num_rows > 2**30 else None
     if weight == torch.float64:
         dtype = weight

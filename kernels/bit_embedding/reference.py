@@ -1,15 +1,17 @@
 """Bit-token embedding in plain torch: the specification of `bit_embedding`, forward and backward.
 
-With s[b, n, k] the sign (or bit) of channel k = g * m + i, bit i of group g, 0 where it is hidden:
+With the sign (or bit) s[b, n, k] of channel k = g * m + i, bit i of group g, 0 where it is hidden:
 
     y[b, n] = sum_k s[b, n, k] W[k] + bias + position[n]      for the N tokens
     y[b, c] = class_table[labels[b]] + position[c]            for the class row, if there is one
 
-with `mask_token` in place of the sum and the bias at hidden positions, if that is given. Everything
-is added up in float32 (float64 for float64 weights) and rounded once.
+where `mask_token`, if given, replaces the sum and the bias at hidden positions. Everything is added
+up in float32 (float64 for float64 weights) and rounded once. The forms with values {0, 1} and
+{-1, 1} are equivalent: sum_k b_k W_k = sum_k s_k W_k / 2 + sum_k W_k / 2.
 
 Source: LFQBert of arXiv:2409.16211 (groups, in-band masks, class row last), arXiv:2410.14672 (mask
-token, condition first), arXiv:2304.04820 (weights as a table, no bias); kernels.md 2.1 to 2.9.
+token, condition first), arXiv:2304.04820 (weights as a table, no bias). docs/kernels.md, "The
+embeddings", has the arguments of each.
 """
 
 from typing import NamedTuple
@@ -22,7 +24,7 @@ from ..rows import add_rows, split_class_row
 
 
 class BitEmbeddingGradients(NamedTuple):
-    """Gradients in float32 or float64, of no rows where nothing asked for them."""
+    """Gradients in float32 or float64; those that are not needed have no rows."""
 
     weight: Tensor  # (K, D)
     bias: Tensor  # (D,)
@@ -32,7 +34,7 @@ class BitEmbeddingGradients(NamedTuple):
 
 
 def hidden_groups(codes: Tensor, mask: Tensor | None, bits_per_group: int) -> Tensor:
-    """Groups hidden by the in-band code 2**m or by the mask, (B, N, G) bool."""
+    """Flags of the groups hidden by the in-band code 2**m or by the mask, (B, N, G) bool."""
     hidden = codes == 1 << bits_per_group
     if mask is None:
         return hidden
@@ -48,15 +50,15 @@ def bit_signs(
     whole_positions: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The left factor s, (B, N, K) in {-1, 0, 1} (`pm1`) or {0, 1} (`01`).
+    """Left factor s of the product, (B, N, K) in {-1, 0, 1} (`pm1`) or {0, 1} (`01`).
 
     Args:
         codes: Codes in [0, 2**m], (B, N, G) integers; 2**m is hidden.
-        mask: True = hidden, (B, N) or (B, N, G) bool, or None.
-        bits_per_group: m.
-        values: `pm1` or `01`.
-        whole_positions: Hide a position that has any hidden group whole.
-        dtype: Of the result.
+        mask: True at hidden groups, (B, N) or (B, N, G) bool, or None.
+        bits_per_group: Number of bits m of a group.
+        values: Numbers that bits stand for, `pm1` or `01`.
+        whole_positions: Hide all groups of a position that has a hidden one.
+        dtype: Type of the result.
     """
     shifts = torch.arange(bits_per_group, device=codes.device)
     bits = ((codes[..., None] >> shifts) & 1).to(dtype)  # (B, N, G, m)
@@ -82,14 +84,13 @@ def bit_embedding_reference(
     class_position: str = "last",
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The formula above; see `op.bit_embedding` for the arguments.
+    """Compute the formula above; see `op.bit_embedding` for the arguments.
 
-    Args:
-        dtype: Type of the result, to which the weight is rounded first; None: as the weight. The
-            other terms are added unrounded.
+    `dtype` is the type of the result, to which the weight is rounded first; None is the type of the
+    weight. The other terms are added unrounded.
 
     Returns:
-        (B, N, D), or (B, N + 1, D) with a class row.
+        Hidden states, (B, N, D), or (B, N + 1, D) with a class row.
     """
     dtype = dtype or weight.dtype
     wide = torch.promote_types(weight.dtype, torch.float32)
@@ -124,18 +125,18 @@ def bit_embedding_backward_reference(
     replace: bool,
     need_position: bool,
 ) -> BitEmbeddingGradients:
-    """Every gradient, written out.
+    """Compute every gradient by explicit formulas.
 
     Args:
-        grad: dL/dy, (B, N, D) or (B, N + 1, D).
-        codes: As in the forward, (B, N, G).
-        labels: (B,) or None.
-        mask: (B, N) or (B, N, G) bool, or None.
-        bits_per_group: m.
-        values: `pm1` or `01`.
-        class_position: Where the class row stands.
-        num_classes: Rows of the class table; 0: no class row.
-        replace: A mask token replaced the hidden positions.
+        grad: Gradient dL/dy of the result, (B, N, D) or (B, N + 1, D).
+        codes: Codes of the forward, (B, N, G).
+        labels: Class labels, (B,), or None.
+        mask: True at hidden groups, (B, N) or (B, N, G) bool, or None.
+        bits_per_group: Number of bits m of a group.
+        values: Numbers that bits stand for, `pm1` or `01`.
+        class_position: Position of the class row, `last` or `first`.
+        num_classes: Number of rows of the class table; 0: no class row.
+        replace: Whether a mask token replaced the hidden positions.
         need_position: Compute the gradient of the positions.
     """
     grad = grad.to(torch.promote_types(grad.dtype, torch.float32))

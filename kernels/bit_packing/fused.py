@@ -1,11 +1,13 @@
-"""Bit packing in Triton: a program owns a tile of bytes, or of the codes that come out of them.
+"""Bit packing in Triton: a program owns a tile of packed bytes, or of unpacked codes.
 
 Packing: each byte is the OR of its parts of all codes that overlap it, so no two programs write to
-one byte. Unpacking: each code is put together from the bytes that cover it. Every loop is unrolled:
+one byte. Unpacking: each code is assembled from the bytes that cover it. Every loop is unrolled:
 over groups, over the positions that overlap a byte, over the bytes that cover a code. Bits of an
 image are counted in int32, images and memory in int64; no arithmetic on floats.
 """
 
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# The arguments of `triton.jit` functions have Triton's types, which Python cannot name.
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ from ..launch import Launch, ceil_div, power_of_two, strides
 from .reference import num_packed_bytes
 
 TILE = 1024
-"""Bytes or codes of a program."""
+"""Number of bytes or codes of a program."""
 
 
 @triton.jit
@@ -49,6 +51,7 @@ def pack_codes_kernel(
     BB: tl.constexpr,
     BC: tl.constexpr,
 ):
+    """Write a tile of bytes, each the OR of the codes that overlap it."""
     image, j = tile_of(column_blocks, BB, BC)
     live = (image < num_images)[:, None] & (j < num_bytes)[None, :]
     where_image = (image * codes_stride_b)[:, None]
@@ -58,7 +61,7 @@ def pack_codes_kernel(
         position = bit // TOTAL + step
         where = where_image + (position.to(tl.int64) * codes_stride_n)[None, :]
         for group in tl.static_range(GROUPS):
-            first = position * TOTAL + STARTS[group] - bit  # of the field, from that of the byte
+            first = position * TOTAL + STARTS[group] - bit  # bit of the field in the byte
             meets = (first < 8) & (first + WIDTHS[group] > 0) & (position < num_positions)  # (BC,)
             code = tl.load(codes + where, mask=live & meets[None, :], other=0)
             where += codes_stride_g
@@ -87,6 +90,7 @@ def unpack_codes_kernel(
     BB: tl.constexpr,
     BC: tl.constexpr,
 ):
+    """Write a tile of codes, each from the bytes that cover it."""
     image, position = tile_of(column_blocks, BB, BC)
     live = (image < num_images)[:, None] & (position < num_positions)[None, :]
     where_image = (image * num_bytes)[:, None]
@@ -101,7 +105,7 @@ def unpack_codes_kernel(
             if i == 0:
                 code = byte >> (bit % 8)[None, :]
             else:
-                # A byte that would be shifted by more lies behind the field: it is 0.
+                # A byte that would be shifted by more lies beyond the field: it is 0.
                 code |= byte << tl.minimum(8 * i - bit % 8, 63 if WIDE else 31)[None, :]
         code &= (1 << WIDTHS[group]) - 1
         tl.store(codes + where_out * GROUPS + group, code.to(codes.dtype.element_ty), mask=live)
@@ -120,12 +124,13 @@ def pack_signs_kernel(
     BB: tl.constexpr,
     BC: tl.constexpr,
 ):
+    """Write a tile of bytes of eight signs each."""
     row, j = tile_of(column_blocks, BB, BC)
     i = tl.arange(0, 8)
     number = (j * 8)[:, None] + i[None, :]  # (BC, 8)
     live = (row < num_rows)[:, None, None] & (number < num_signs)[None, :, :]
     where = (row * x_stride_b)[:, None, None] + (number.to(tl.int64) * x_stride_n)[None, :, :]
-    # What lies behind a row counts as negative: the unused bits are 0.
+    # Numbers beyond the end of a row count as negative: the unused bits are 0.
     positive = tl.load(x + where, mask=live, other=-1.0).to(tl.float32) >= 0
     found = tl.sum(positive.to(tl.int32) << i[None, None, :], 2)  # (BB, BC)
     ok = (row < num_rows)[:, None] & (j < num_bytes)[None, :]
@@ -143,6 +148,7 @@ def unpack_signs_kernel(
     BB: tl.constexpr,
     BC: tl.constexpr,
 ):
+    """Write a tile of numbers -1 or +1."""
     row, n = tile_of(column_blocks, BB, BC)
     live = (row < num_rows)[:, None] & (n < num_signs)[None, :]
     where = row[:, None] * num_bytes + (n // 8)[None, :]
@@ -152,7 +158,7 @@ def unpack_signs_kernel(
 
 
 def pack_codes_fused(codes: Tensor, widths: Sequence[int]) -> Tensor:
-    """As `reference.pack_codes_reference`, in one kernel."""
+    """Compute `reference.pack_codes_reference` in one kernel."""
     launch = pack_codes_launch(codes, widths)
     return _run(launch, "packed", codes.device)
 
@@ -160,23 +166,23 @@ def pack_codes_fused(codes: Tensor, widths: Sequence[int]) -> Tensor:
 def unpack_codes_fused(
     packed: Tensor, num_codes: int, widths: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
-    """As `reference.unpack_codes_reference`, in one kernel."""
+    """Compute `reference.unpack_codes_reference` in one kernel."""
     launch = unpack_codes_launch(packed, num_codes, widths, dtype)
     return _run(launch, "codes", packed.device)
 
 
 def pack_signs_fused(x: Tensor) -> Tensor:
-    """As `reference.pack_signs_reference`, in one kernel."""
+    """Compute `reference.pack_signs_reference` in one kernel."""
     return _run(pack_signs_launch(x), "packed", x.device)
 
 
 def unpack_signs_fused(packed: Tensor, num_signs: int, dtype: torch.dtype) -> Tensor:
-    """As `reference.unpack_signs_reference`, in one kernel."""
+    """Compute `reference.unpack_signs_reference` in one kernel."""
     return _run(unpack_signs_launch(packed, num_signs, dtype), "signs", packed.device)
 
 
 def pack_codes_launch(codes: Tensor, widths: Sequence[int]) -> Launch:
-    """The kernel with its arguments; `packed` is among them."""
+    """Launch of the packing kernel; `packed` is among its arguments."""
     num_images, num_positions, _ = codes.shape
     num_bytes = num_packed_bytes(num_positions, widths)
     total = sum(widths)
@@ -199,7 +205,7 @@ def pack_codes_launch(codes: Tensor, widths: Sequence[int]) -> Launch:
 def unpack_codes_launch(
     packed: Tensor, num_codes: int, widths: Sequence[int], dtype: torch.dtype
 ) -> Launch:
-    """The kernel with its arguments; `codes` is among them."""
+    """Launch of the unpacking kernel; `codes` is among its arguments."""
     num_images, num_bytes = packed.shape
     fields = _fields(widths)
     first_bits = [n * fields["TOTAL"] + start for n in range(8) for start in fields["STARTS"]]
@@ -220,7 +226,7 @@ def unpack_codes_launch(
 
 
 def pack_signs_launch(x: Tensor) -> Launch:
-    """The kernel with its arguments; `packed` is among them."""
+    """Launch of the packing kernel; `packed` is among its arguments."""
     num_rows, num_signs = x.shape
     num_bytes = num_packed_bytes(num_signs, [1])
     arguments = {
@@ -235,7 +241,7 @@ def pack_signs_launch(x: Tensor) -> Launch:
 
 
 def unpack_signs_launch(packed: Tensor, num_signs: int, dtype: torch.dtype) -> Launch:
-    """The kernel with its arguments; `signs` is among them."""
+    """Launch of the unpacking kernel; `signs` is among its arguments."""
     num_rows, num_bytes = packed.shape
     arguments = {
         "packed": packed.contiguous(),
@@ -248,21 +254,21 @@ def unpack_signs_launch(packed: Tensor, num_signs: int, dtype: torch.dtype) -> L
 
 
 def _fields(widths: Sequence[int]) -> dict[str, Any]:
-    """Widths of the fields of a position, their first bits, and the bits of all."""
+    """Kernel arguments of the fields of a position: widths, first bits, and bits in total."""
     starts = tuple(sum(widths[:group]) for group in range(len(widths)))
     fields = {"WIDTHS": tuple(widths), "STARTS": starts}
     return fields | {"TOTAL": sum(widths), "GROUPS": len(widths)}
 
 
 def _tile(num_loads: int) -> int:
-    """Bytes or codes of a program: few where the unrolled loops of each take registers."""
+    """Number of bytes or codes of a program: few where unrolled loops take many registers."""
     return TILE if num_loads <= 4 else TILE // 4
 
 
 def _launch(
     kernel: Any, arguments: dict[str, Any], num_rows: int, num_columns: int, tile: int
 ) -> Launch:
-    """A launch over (rows, columns) in tiles that are wide where rows are long."""
+    """Launch over (rows, columns) in tiles that are wide where rows are long."""
     block_columns = min(tile // 4, power_of_two(num_columns))
     block_rows = tile // block_columns
     column_blocks = ceil_div(num_columns, block_columns)
@@ -272,7 +278,7 @@ def _launch(
 
 
 def _run(launch: Launch, name: str, device: torch.device) -> Tensor:
-    """The result of that name after the launch; of 0 images there is nothing to launch."""
+    """Run a launch and return its output of a name; 0 images need no launch."""
     if launch.grid[0]:
         launch.run(device)
-    return launch.arguments[name]
+    return launch.output(name)

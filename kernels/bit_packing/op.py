@@ -1,8 +1,8 @@
 """`pack_codes`, `pack_signs` and their inverses: the one bit layout of the project, disk and GPU.
 
-`reference.py` says what the layout is, `fused.py` does the same in one kernel each. Both are behind
-the torch.library ops `tessella::pack_codes`, `unpack_codes`, `pack_signs` and `unpack_signs`, which
-`torch.compile` does not look into. Bits have no gradients. Packings of 0 images exist.
+`reference.py` defines the layout, `fused.py` computes it in one kernel each. Both are behind the
+torch.library ops `tessella::pack_codes`, `unpack_codes`, `pack_signs` and `unpack_signs`, which
+`torch.compile` does not trace into. Bits have no gradients. A batch of 0 images is allowed.
 """
 
 import operator
@@ -23,11 +23,11 @@ from .reference import (
 )
 
 MAX_BITS = 62
-"""Most bits of a field: those of a joint index."""
+"""Largest number of bits of a field, which is that of a joint index."""
 MAX_IMAGE_BITS = 2**30
-"""Most bits of an image in the Triton code, which counts them in int32."""
+"""Largest number of bits of an image in the Triton code, which counts them in int32."""
 MAX_MIXED_GROUPS = 16
-"""Most groups of different widths in the Triton code, which is unrolled over them."""
+"""Largest number of groups of different widths in the Triton code, which is unrolled over them."""
 
 
 def pack_codes(
@@ -37,24 +37,25 @@ def pack_codes(
     validate: bool | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Codes of a few bits each as dense bytes, lowest bit first.
+    """Pack codes of a few bits each to dense bytes, lowest bit first.
 
     Args:
-        codes: int32 or int64 of any strides, N >= 1: (..., N) where `bits` is one width, or
+        codes: Codes, int32 or int64 of any strides, N >= 1: (..., N) where `bits` is one width, or
             (..., N, G) where it is G widths, one for each group of a position. Values 0 to
             2**width - 1.
         bits: Width of a code, or the widths of the G groups, 1 to 62 bits each; G groups of m bits
             are `(m,) * G`.
-        validate: Check the values; on a GPU that waits for it. None: on a CPU only. Of an unchecked
-            code out of range the lowest bits count.
-        backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`.
+        validate: Check the values; on a GPU this waits for the device. None: on a CPU only. The
+            lowest bits of an unchecked code out of range are packed.
+        backend: Implementation, `reference`, `triton` or `auto`; see `kernels/backends.py`.
 
     Returns:
-        (..., ceil(N * sum of widths / 8)) uint8; unused high bits of the last byte are 0.
+        Packed codes, (..., ceil(N * sum of widths / 8)) uint8; unused high bits of the last byte
+        are 0.
 
     Raises:
         ValueError: If a type, shape, width or checked value is wrong.
-        RuntimeError: If a backend asked for by name cannot run here, with the reason.
+        RuntimeError: If a backend requested by name cannot run here, with the reason.
 
     Example:
         >>> pack_codes(torch.tensor([1, 2, 3]), 4)
@@ -89,21 +90,22 @@ def unpack_codes(
     dtype: torch.dtype = torch.int64,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Inverse of `pack_codes`; the result feeds `bit_embedding` and tables as it is.
+    """Unpack codes; inverse of `pack_codes`. The result is valid input of `bit_embedding`.
 
     Args:
-        packed: (..., ceil(N * sum of widths / 8)) uint8 of any strides; unused bits are not read.
-        num_codes: Positions N >= 1 of an image.
-        bits: As in `pack_codes`.
-        dtype: int64, or int32 for widths up to 31.
-        backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`.
+        packed: Packed codes, (..., ceil(N * sum of widths / 8)) uint8 of any strides; unused bits
+            are not read.
+        num_codes: Number of positions N >= 1 of an image.
+        bits: Width of a code, or the widths of the G groups, 1 to 62 bits each.
+        dtype: Integer type of the codes: int64, or int32 for widths up to 31.
+        backend: Implementation, `reference`, `triton` or `auto`; see `kernels/backends.py`.
 
     Returns:
         Codes, (..., N) where `bits` is one width, (..., N, G) where it is G widths.
 
     Raises:
         ValueError: If a type, shape or width is wrong.
-        RuntimeError: If a backend asked for by name cannot run here, with the reason.
+        RuntimeError: If a backend requested by name cannot run here, with the reason.
     """
     widths = _widths(bits)
     _check_packed(packed, num_codes, widths)
@@ -125,22 +127,22 @@ def unpack_codes(
 
 
 def pack_signs(x: Tensor, *, validate: bool | None = None, backend: Backend = "auto") -> Tensor:
-    """Sign planes: one bit per number, 1 where x >= 0; the sign of 0 is +1.
+    """Pack signs, one bit per number: 1 where x >= 0; the sign of 0 is +1.
 
     The bits are those of `pack_codes` of x >= 0 with one bit each. There is no gradient.
 
     Args:
-        x: Float of any strides, (..., n) with n >= 1.
-        validate: Refuse NaN; on a GPU that waits for it. None: on a CPU only. An unchecked NaN
-            counts as negative.
-        backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`.
+        x: Numbers, (..., n) float of any strides with n >= 1.
+        validate: Refuse NaN; on a GPU this waits for the device. None: on a CPU only. An unchecked
+            NaN counts as negative.
+        backend: Implementation, `reference`, `triton` or `auto`; see `kernels/backends.py`.
 
     Returns:
-        (..., ceil(n / 8)) uint8; unused high bits of the last byte are 0.
+        Packed signs, (..., ceil(n / 8)) uint8; unused high bits of the last byte are 0.
 
     Raises:
         ValueError: If the type or shape is wrong, or a checked value is NaN.
-        RuntimeError: If a backend asked for by name cannot run here, with the reason.
+        RuntimeError: If a backend requested by name cannot run here, with the reason.
     """
     if x.dtype not in FLOATS or x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(
@@ -162,20 +164,20 @@ def unpack_signs(
     dtype: torch.dtype = torch.float32,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Inverse of `pack_signs`, as numbers.
+    """Unpack signs to numbers; inverse of `pack_signs`.
 
     Args:
-        packed: (..., ceil(n / 8)) uint8 of any strides; unused bits are not read.
-        num_signs: Numbers n >= 1 of the last axis.
+        packed: Packed signs, (..., ceil(n / 8)) uint8 of any strides; unused bits are not read.
+        num_signs: Size n >= 1 of the last axis of the result.
         dtype: Float type of the result.
-        backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`.
+        backend: Implementation, `reference`, `triton` or `auto`; see `kernels/backends.py`.
 
     Returns:
-        (..., n) in {-1, 1}.
+        Signs, (..., n) in {-1, 1}.
 
     Raises:
         ValueError: If a type or shape is wrong.
-        RuntimeError: If a backend asked for by name cannot run here, with the reason.
+        RuntimeError: If a backend requested by name cannot run here, with the reason.
     """
     _check_packed(packed, num_signs, [1])
     if dtype not in FLOATS:
@@ -187,18 +189,21 @@ def unpack_signs(
 
 
 def _through(op: Callable[..., Tensor], function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The op where torch.compile looks on, else its function: there are no gradients to record, and
-    the first call of an op loads the compiler, which takes longer than all the packing of a run."""
+    """Choose the torch.library op while `torch.compile` traces, and its plain function otherwise.
+
+    There are no gradients to record, and the first call of an op loads the compiler, which takes
+    longer than all the packing of a run.
+    """
     return op if torch.compiler.is_compiling() else function
 
 
 def _has_groups(bits: int | Sequence[int]) -> bool:
-    """True of a sequence of widths, False of a single one."""
+    """Whether `bits` is a sequence of widths instead of a single width."""
     return hasattr(bits, "__len__")
 
 
 def _widths(bits: int | Sequence[int]) -> list[int]:
-    """The widths of the groups, one or several, after a check."""
+    """Check the widths of the groups, one or several, and return them as a list."""
     given: Any = bits if _has_groups(bits) else [bits]
     try:
         widths = [operator.index(width) for width in given]
@@ -213,14 +218,14 @@ def _widths(bits: int | Sequence[int]) -> list[int]:
 
 
 def _fields(widths: list[int]) -> list[int]:
-    """Widths of the fields that repeat: groups of one width are as many codes in a row."""
+    """Widths of the repeated fields; groups of a common width are treated as more positions."""
     return widths[:1] if len(set(widths)) == 1 else widths
 
 
 def _check_packed(packed: Tensor, num_codes: int, widths: Sequence[int]) -> None:
-    """Refuse packed bytes of another type or number than the codes take."""
+    """Check that packed bytes have the type and the number that the codes take."""
     if num_codes < 1:
-        raise ValueError(f"packed: expected to hold at least 1 code per image, found {num_codes}")
+        raise ValueError(f"packed: expected at least 1 code per image, found {num_codes}")
     num_bytes = num_packed_bytes(num_codes, widths)
     if packed.dtype != torch.uint8 or packed.ndim < 1 or packed.shape[-1] != num_bytes:
         raise ValueError(
@@ -230,10 +235,10 @@ def _check_packed(packed: Tensor, num_codes: int, widths: Sequence[int]) -> None
 
 
 def check_codes(codes: Tensor, widths: Sequence[int]) -> None:
-    """Refuse codes (B, N, G) outside [0, 2**width) of their group.
+    """Check that codes (B, N, G) are in [0, 2**width) of their group.
 
     Raises:
-        ValueError: With the first wrong value of the first group that has one.
+        ValueError: If one is not; the message has the first wrong value of the first such group.
     """
     if len(widths) == 1:
         check_range("codes", codes, codes >> widths[0] != 0, f"0 to 2**{widths[0]} - 1")
@@ -324,7 +329,7 @@ def _resolve(
     widths: Sequence[int],
     dtype: torch.dtype = torch.float32,
 ) -> str:
-    """The implementation of a call; the float type matters to the signs only."""
+    """Choose the implementation of a call; the float type matters for signs only."""
     refusal = None
     if num_codes * sum(widths) > MAX_IMAGE_BITS:
         refusal = f"an image of {num_codes * sum(widths)} bits is larger than {MAX_IMAGE_BITS}"

@@ -1,12 +1,13 @@
 """Bit packing in plain torch: the specification of `pack_codes`, `unpack_codes` and the signs.
 
 An image is one dense string of bits: position after position, in a position field after field, each
-of its given width; bit i of a field weighs 2**i. Byte j holds bits 8j .. 8j + 7, bit 8j + i at
-2**i. Every image starts at a byte; the unused high bits of its last byte are 0.
+of its given width; bit i of a field has the weight 2**i. Byte j holds bits 8j .. 8j + 7, bit 8j + i
+with the weight 2**i. Every image starts at a byte; the unused high bits of its last byte are 0.
 
-Where fields and bytes meet repeats after P = 8 / gcd(W, 8) positions of W bits. So a field of one
-position in P overlaps bytes at one distance with one shift, and a few shifts of strided slices do
-all of them: no bit is ever a tensor element, and no temporary is larger than the codes.
+The overlaps of fields and bytes repeat after P = 8 / gcd(W, 8) positions of W bits. So a field of
+every P-th position overlaps bytes at a fixed distance with a fixed shift, and a few shifts of
+strided slices handle all of them: no bit is ever a tensor element, and no temporary tensor is
+larger than the codes.
 """
 
 import math
@@ -21,12 +22,12 @@ class Overlap(NamedTuple):
     """A field and a byte of a period that share bits.
 
     Args:
-        position: Of the field, 0 to P - 1.
-        group: Of the field.
-        byte: In the period.
-        shift: Weight of the byte's lowest bit in the field is 2**shift; negative: the field begins
-            inside the byte, at bit -shift.
-        mask: The bits of the byte that are not beyond the field.
+        position: Position of the field in the period, 0 to P - 1.
+        group: Group of the field.
+        byte: Number of the byte in the period.
+        shift: Exponent of the weight 2**shift of the byte's lowest bit in the field; negative if
+            the field begins inside the byte, at bit -shift.
+        mask: Mask of the bits of the byte that are not beyond the field.
     """
 
     position: int
@@ -37,19 +38,19 @@ class Overlap(NamedTuple):
 
 
 def num_packed_bytes(num_codes: int, widths: Sequence[int]) -> int:
-    """Bytes of an image of `num_codes` positions with fields of these widths."""
+    """Number of bytes of an image of `num_codes` positions with fields of these widths."""
     return (num_codes * sum(widths) + 7) // 8
 
 
 def period_of(widths: Sequence[int]) -> tuple[int, int]:
-    """Positions and bytes after which fields and bytes meet in the same way."""
+    """Numbers of positions and of bytes after which the overlaps of fields and bytes repeat."""
     total = sum(widths)
     shared = math.gcd(total, 8)
     return 8 // shared, total // shared
 
 
 def overlaps(widths: Sequence[int], num_codes: int) -> Iterator[Overlap]:
-    """Every overlap in the first period, of at most `num_codes` positions."""
+    """Iterate over the overlaps in the first period, of at most `num_codes` positions."""
     start = 0
     for position in range(min(num_codes, period_of(widths)[0])):
         for group, width in enumerate(widths):
@@ -61,11 +62,11 @@ def overlaps(widths: Sequence[int], num_codes: int) -> Iterator[Overlap]:
 
 
 def pack_codes_reference(codes: Tensor, widths: Sequence[int]) -> Tensor:
-    """Fields (B, N, G) of any integer type, modulo 2**width each, as (B, bytes) uint8.
+    """Pack fields (B, N, G) of any integer type, modulo 2**width each, to (B, bytes) uint8.
 
     Args:
-        codes: One field per position and group; N >= 1.
-        widths: Bits of each of the G fields.
+        codes: Codes, one field per position and group, (B, N, G); N >= 1.
+        widths: Number of bits of each of the G fields.
     """
     num_codes = codes.shape[1]
     num_bytes = num_packed_bytes(num_codes, widths)
@@ -81,13 +82,14 @@ def pack_codes_reference(codes: Tensor, widths: Sequence[int]) -> Tensor:
 def unpack_codes_reference(
     packed: Tensor, num_codes: int, widths: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
-    """Inverse of `pack_codes_reference`: (B, bytes) uint8 as (B, N, G) of an integer type.
+    """Unpack (B, bytes) uint8 to (B, N, G) of an integer type; inverse of `pack_codes_reference`.
 
     Args:
-        packed: Of `num_packed_bytes(num_codes, widths)` bytes each; unused bits are not read.
-        num_codes: Positions N.
-        widths: Bits of each of the G fields; they fit `dtype`.
-        dtype: Of the result.
+        packed: Packed images of `num_packed_bytes(num_codes, widths)` bytes each; unused bits are
+            not read.
+        num_codes: Number of positions N.
+        widths: Number of bits of each of the G fields; they fit `dtype`.
+        dtype: Integer type of the result.
     """
     codes = packed.new_zeros(packed.shape[0], num_codes, len(widths), dtype=dtype)
     positions, period = period_of(widths)
@@ -99,11 +101,11 @@ def unpack_codes_reference(
 
 
 def pack_signs_reference(x: Tensor) -> Tensor:
-    """Bits x >= 0 of (B, n), as (B, ceil(n / 8)) uint8; the sign of 0 and -0 is +1."""
+    """Pack bits x >= 0 of (B, n) to (B, ceil(n / 8)) uint8; the sign of 0 and -0 is +1."""
     return pack_codes_reference((x >= 0).view(torch.uint8)[..., None], (1,))
 
 
 def unpack_signs_reference(packed: Tensor, num_signs: int, dtype: torch.dtype) -> Tensor:
-    """Inverse of `pack_signs_reference`: (B, n) of a float type in {-1, 1}."""
+    """Unpack signs to (B, n) of a float type in {-1, 1}; inverse of `pack_signs_reference`."""
     bits = unpack_codes_reference(packed, num_signs, (1,), torch.uint8)[..., 0]
     return bits.to(dtype).mul_(2).sub_(1)

@@ -3,13 +3,14 @@
 Forward: a program owns a block of rows and of channels and gathers one table row per codebook.
 
 Backward: the last row of every table, which masked training makes by far the most frequent, is a
-dense reduction (flags^T times dL/dy on tensor cores), together with the sum over images that is the
-gradient of the positions. The rest is sorted by table row, stably, and a second kernel adds up the
-run of each row. No atomics: the same bits in every run.
-
-Source: kernels.md 2.10.
+dense reduction (flags^T times dL/dy on tensor cores; atomics would add up one by one on this row),
+together with the sum over images that is the gradient of the positions. The other codes are sorted
+by table row, stably, and a second kernel adds up the run of each row. No atomics: the same bits in
+every run.
 """
 
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# The arguments of `triton.jit` functions have Triton's types, which Python cannot name.
 import torch
 import triton
 import triton.language as tl
@@ -58,6 +59,7 @@ def codebook_sum_fwd_kernel(
     BR: tl.constexpr,
     BD: tl.constexpr,
 ):
+    """Compute a block of rows and channels of the hidden states."""
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     d_ok = d < width
@@ -121,6 +123,7 @@ def codebook_sum_bwd_dense_kernel(
     BD: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Add up gradients of positions and of the last table rows over a split of the images."""
     place = tl.program_id(0) * BN + tl.arange(0, BN)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     split = tl.program_id(2)
@@ -173,6 +176,7 @@ def codebook_sum_bwd_rows_kernel(
     BT: tl.constexpr,
     BD: tl.constexpr,
 ):
+    """Add up the gradient of one table row over the codes that are its number."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     d_ok = d < width
@@ -207,7 +211,7 @@ def codebook_embedding_sum_fused(
     *,
     class_position: str,
 ) -> Tensor:
-    """As `reference.codebook_embedding_sum_reference`, in one kernel."""
+    """Compute `reference.codebook_embedding_sum_reference` in one kernel."""
     launch = forward_launch(
         codes,
         tables,
@@ -219,7 +223,7 @@ def codebook_embedding_sum_fused(
         class_position=class_position,
     )
     launch.run(codes.device)
-    return launch.arguments["out"]
+    return launch.output()
 
 
 def forward_launch(
@@ -233,7 +237,7 @@ def forward_launch(
     *,
     class_position: str,
 ) -> Launch:
-    """The forward kernel with its arguments; `out` is among them."""
+    """Launch of the forward kernel; `out` is among its arguments."""
     (batch, num_tokens, groups), width = codes.shape, tables[0].shape[1]
     place = "none" if class_table is None else class_position
     out = tables[0].new_empty(batch, num_tokens + (class_table is not None), width)
@@ -277,7 +281,7 @@ def codebook_embedding_sum_backward_fused(
     num_classes: int,
     need_position: bool,
 ) -> CodebookSumGradients:
-    """As `reference.codebook_embedding_sum_backward_reference`."""
+    """Compute `reference.codebook_embedding_sum_backward_reference` in two kernels."""
     batch, num_tokens, groups = codes.shape
     place = class_position if num_classes else "none"
     grad = grad.contiguous()
@@ -295,8 +299,8 @@ def codebook_embedding_sum_backward_fused(
     starts = torch.searchsorted(ordered, bounds)
     sparse = rows_launch(grad, order, starts, num_tokens=num_tokens, class_position=place)
     sparse.run(grad.device)
-    tables = sparse.arguments["table_sums"]
-    last, end = dense.arguments["last_sums"].sum(0), 0  # (G, D)
+    tables = sparse.output("table_sums")
+    last, end = dense.output("last_sums").sum(0), 0  # (G, D)
     for g, size in enumerate(sizes):
         end += size
         tables[end - 1] = last[g]
@@ -312,7 +316,7 @@ def codebook_embedding_sum_backward_fused(
 def dense_launch(
     grad: Tensor, is_last: Tensor, *, class_position: str, need_position: bool
 ) -> Launch:
-    """The dense backward kernel; `last_sums` and `position_sums` are partial sums."""
+    """Launch of the dense backward kernel; `last_sums` and `position_sums` are partial sums."""
     (batch, rows, width), (_, num_tokens, groups) = grad.shape, is_last.shape
     blocks = batch_blocks(batch, rows, width)
     num_splits = blocks.grid[2]
@@ -344,7 +348,7 @@ def dense_launch(
 def rows_launch(
     grad: Tensor, order: Tensor, starts: Tensor, *, num_tokens: int, class_position: str
 ) -> Launch:
-    """The kernel that adds up the run of every table row; `table_sums` is written whole."""
+    """Launch of the kernel that adds up the run of every table row and writes `table_sums`."""
     batch, _, width = grad.shape
     block_d = min(512, max(16, power_of_two(width)))
     num_table_rows = starts.shape[0] - 1
@@ -366,9 +370,10 @@ def rows_launch(
 
 
 def _keys(rows: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """Row of all tables that each code adds to, sum(sizes) for none and for the last row of a
-    table, (G, M) int64; and whether it is that last row, (G, M) bool. Nothing is copied from the
-    host, so that a CUDA graph can hold it.
+    """Number of the row of all tables that each code adds to, and flags of last rows.
+
+    The number is sum(sizes) for no row and for the last row of a table, (G, M) int64; the flags of
+    last rows are (G, M) bool. Nothing is copied from the host, so a CUDA graph can hold it.
     """
     total, start = sum(sizes), 0
     keys, flags = [], []

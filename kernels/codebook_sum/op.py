@@ -1,10 +1,10 @@
-"""`codebook_embedding_sum`: codes of several codebooks, masks, class and position terms to hidden
-states in one pass.
+"""`codebook_embedding_sum`: codes of several codebooks to hidden states in one pass.
 
-`reference.py` says what is computed, `fused.py` does it in one kernel forward and two backward.
-Both are behind the torch.library ops `tessella::codebook_embedding_sum` and
-`tessella::codebook_embedding_sum_backward`, which `torch.compile` does not look into. Backward
-saves codes, mask and labels, no activations, and gives the same bits in every run.
+Masks, a class row and positions are part of it. `reference.py` defines the result, `fused.py`
+computes it in one kernel forward and two backward. Both are behind the torch.library ops
+`tessella::codebook_embedding_sum` and `tessella::codebook_embedding_sum_backward`, which
+`torch.compile` does not trace into. Backward saves codes, mask and labels, no activations, and
+gives the same bits in every run.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from .reference import (
 ClassPosition = Literal["last", "first"]
 
 MAX_FUSED_CODEBOOKS = 64
-"""The Triton code writes one gather per codebook into the kernel."""
+"""Largest number of codebooks of the Triton code, which is unrolled over them."""
 
 
 def codebook_embedding_sum(
@@ -43,27 +43,27 @@ def codebook_embedding_sum(
     """Embedding of multi-codebook tokens: one row of each table, plus class row and positions.
 
     Args:
-        codes: (B, N, G) int32 or int64 of any strides, or (B, N) for G = 1; entry g is a row of
-            table g. UniTok's (B, G, N) is `codes.transpose(1, 2)`.
-        tables: (G, V, D), or G tables (V_g, D) of their own sizes. With a mask the last row of
-            each stands for "hidden"; a code may also name it.
-        position: Added to every row, (N, D), or (N + 1, D) with a class row.
-        class_table: One row per class, (C, D); the row of an image's label becomes one more
+        codes: Codes, (B, N, G) int32 or int64 of any strides, or (B, N) for G = 1; entry g is a row
+            number of table g. UniTok's (B, G, N) is `codes.transpose(1, 2)`.
+        tables: Embedding tables, (G, V, D), or G tables (V_g, D) of different sizes. With a mask
+            the last row of each stands for "hidden"; a code may also be its number.
+        position: Position embedding added to every row, (N, D), or (N + 1, D) with a class row.
+        class_table: Class embedding, (C, D); the row of an image's label becomes one more
             position.
-        labels: (B,) int32 or int64 in [0, C); with a class table only.
-        mask: True = hidden, (B, N) or (B, N, G) bool; the code there is ignored.
-        class_position: The class row is the `last` or the `first`.
-        validate: Check the values of codes and labels; on a GPU that waits for it. None: on a CPU
-            only. Unchecked values out of range count as a row of 0 in the Triton code.
-        backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`.
+        labels: Class labels, (B,) int32 or int64 in [0, C); with a class table only.
+        mask: True at hidden codes, (B, N) or (B, N, G) bool; the code there is ignored.
+        class_position: Position of the class row, `last` or `first`.
+        validate: Check the values of codes and labels; on a GPU this waits for the device. None: on
+            a CPU only. Unchecked values out of range count as a row of 0 in the Triton code.
+        backend: Implementation, `reference`, `triton` or `auto`; see `kernels/backends.py`.
 
     Returns:
-        Hidden states, (B, N, D) or (B, N + 1, D), of the tables' type, under autocast too (as
-        `nn.Embedding`). Added up in float32 and rounded once.
+        Hidden states, (B, N, D) or (B, N + 1, D), of the type of the tables, also under autocast
+        (like `nn.Embedding`). Added up in float32 and rounded once.
 
     Raises:
         ValueError: If a type, shape, setting or checked value is wrong.
-        RuntimeError: If a backend asked for by name cannot run here, with the reason.
+        RuntimeError: If a backend requested by name cannot run here, with the reason.
 
     Source: arXiv:2409.16211, arXiv:2502.20321; `reference.py` has the formula.
 
@@ -81,7 +81,7 @@ def codebook_embedding_sum(
         raise ValueError(f"tables: expected (G, V, D), found {tuple(tables.shape)}")
     parts = list(tables)
     _check(codes, parts, position, class_table, labels, mask, class_position)
-    return _codebook_embedding_sum(
+    hidden_states: Tensor = _codebook_embedding_sum(
         codes,
         [tables.flatten(0, 1)] if isinstance(tables, Tensor) else parts,
         [part.shape[0] for part in parts],
@@ -93,6 +93,7 @@ def codebook_embedding_sum(
         codes.device.type == "cpu" if validate is None else validate,
         backend,
     )
+    return hidden_states
 
 
 def _check(
@@ -104,12 +105,12 @@ def _check(
     mask: Tensor | None,
     class_position: str,
 ) -> None:
-    """Refuse inputs whose type, device or shape do not fit each other."""
+    """Check that types, devices and shapes of all inputs fit each other."""
     if codes.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"codes: expected int32 or int64, found {codes.dtype}")
     if codes.ndim != 3 or 0 in codes.shape:
         raise ValueError(
-            f"codes: expected (B, N, G) or (B, N), none of them 0, found {tuple(codes.shape)}"
+            f"codes: expected (B, N, G) or (B, N) without empty axes, found {tuple(codes.shape)}"
         )
     if class_position not in get_args(ClassPosition):
         raise ValueError(
@@ -143,10 +144,10 @@ def _check(
 def check_values(
     codes: Tensor, mask: Tensor | None, sizes: list[int], labels: Tensor | None, num_classes: int
 ) -> None:
-    """Refuse visible codes that are no row of their table and labels outside [0, C).
+    """Check that visible codes are row numbers of their table and labels are in [0, C).
 
     Raises:
-        ValueError: With the first wrong value.
+        ValueError: If one is not; the message has the first wrong value.
     """
     for g, (size, rows) in enumerate(zip(sizes, table_rows(codes, mask, sizes), strict=True)):
         check_range(f"codes[..., {g}]", rows, (rows < 0) | (rows >= size), f"0 to {size - 1}")
@@ -257,7 +258,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep what the backward reads: no activations."""
+    """Save the tensors and settings that backward reads, and no activations."""
     codes, tables, ctx.sizes, _, class_table, labels, mask, ctx.class_position, _, ctx.backend = (
         inputs
     )
@@ -267,7 +268,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """Gradients of tables, position and class table; None of the rest."""
+    """Gradients of tables, position and class table; None for other inputs."""
     codes, labels, mask = ctx.saved_tensors
     needs = ctx.needs_input_grad
     flat, position, class_table = _codebook_embedding_sum_backward(
@@ -296,7 +297,7 @@ _codebook_embedding_sum.register_autograd(_backward, setup_context=_setup_contex
 
 
 def _resolve(backend: str, codes: Tensor, dtype: torch.dtype) -> str:
-    """The implementation of a call, by what the Triton code can count and unroll."""
+    """Choose the implementation of a call, by the limits of the Triton code."""
     batch, tokens, groups = codes.shape
     refusal = None
     if batch * (tokens + 1) * groups > 2**30:

@@ -7,7 +7,7 @@ where index is the code, or the last row of table g where the mask hides it. Add
 (float64 for float64 tables), codebook by codebook, and rounded once.
 
 Source: `Bert` of arXiv:2409.16211 with splits (last row = hidden), arXiv:2502.20321 (the codebooks
-before the tokens: pass a transposed view); kernels.md 2.10.
+before the tokens: pass a transposed view).
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from ..rows import add_rows, split_class_row
 
 
 class CodebookSumGradients(NamedTuple):
-    """Gradients in float32 or float64, of no rows where nothing asked for them."""
+    """Gradients in float32 or float64; those that are not needed have no rows."""
 
     tables: Tensor  # (sum of sizes, D), table after table
     position: Tensor  # (N, D), (N + 1, D) with a class row, or (0, D)
@@ -28,12 +28,12 @@ class CodebookSumGradients(NamedTuple):
 
 
 def split_tables(tables: list[Tensor], sizes: list[int]) -> list[Tensor]:
-    """One table per codebook, of as many tables or of all of them in one."""
-    return tables if len(tables) == len(sizes) else list(tables[0].split(sizes))
+    """List of one table per codebook, from such a list or from one table with all rows."""
+    return tables if len(tables) == len(sizes) else list(torch.split(tables[0], sizes))
 
 
 def table_rows(codes: Tensor, mask: Tensor | None, sizes: list[int]) -> list[Tensor]:
-    """Row of each table that a token reads, (B, N) int64 per codebook."""
+    """Row number of each table that a token reads, (B, N) int64 per codebook."""
     columns = list(codes.long().unbind(-1))
     if mask is None:
         return columns
@@ -54,14 +54,13 @@ def codebook_embedding_sum_reference(
     *,
     class_position: str = "last",
 ) -> Tensor:
-    """The formula above; see `op.codebook_embedding_sum` for the arguments.
+    """Compute the formula above; see `op.codebook_embedding_sum` for the arguments.
 
-    Args:
-        tables: One per codebook, or one with all rows, table after table.
-        sizes: Rows of each.
+    `tables` has one table per codebook, or one with all rows, table after table; `sizes` are the
+    numbers of rows of each.
 
     Returns:
-        (B, N, D), or (B, N + 1, D) with a class row.
+        Hidden states, (B, N, D), or (B, N + 1, D) with a class row.
     """
     dtype = tables[0].dtype
     wide = torch.promote_types(dtype, torch.float32)
@@ -90,7 +89,7 @@ def codebook_embedding_sum_backward_reference(
     num_classes: int,
     need_position: bool,
 ) -> CodebookSumGradients:
-    """Every gradient, written out; `grad` is dL/dy, (B, N, D) or (B, N + 1, D)."""
+    """Compute every gradient by explicit formulas; `grad` is dL/dy, (B, N, D) or (B, N + 1, D)."""
     grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
     rows, tokens = split_class_row(grad, class_position, num_classes)
     tokens = tokens.flatten(0, 1)

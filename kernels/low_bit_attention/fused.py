@@ -1,22 +1,19 @@
 """Low-bit attention in Triton: statistics, quantization, attention, at most three launches.
 
-Statistics: sums of K and, for e4m3 values, max |V| per channel, over parts of 512 tokens; whoever
-reads them adds the parts up. Quantization: one program per 64 tokens of Q, K or V writes codes and
-a scale, padded with zeros to whole blocks and to a power of two of channels; V is transposed, as
-the tensor cores read e4m3. Attention: a program owns 64 or 128 queries of one head and walks over
-blocks of 64 keys. What a number is depends on its own image only: no atomics, no split of keys, and
-tiles by the numbers of tokens and channels alone.
+Statistics: sums of K and, for e4m3 values, max |V| per channel, over parts of 512 tokens, which the
+reader adds up. Quantization: one program per 64 tokens of Q, K or V writes codes and a scale,
+padded with zeros to whole blocks and to a power of two of channels; V is transposed, as the tensor
+cores read e4m3. Attention: a program owns 64 or 128 queries of one head and loops over blocks of 64
+keys. A result depends on its own image only: no atomics, no split of keys, tiles by token numbers.
 
 max |x| is taken of the bits of |x| as integers: they have the same order, and NaN is above all
-numbers, where a maximum of floats drops it. A NaN is in the scale of its block or channel.
-
-e4m3 products are added to a second float32 sum after every block of keys: a Hopper accumulator
-keeps about 22 bits. In the interpreter (`INTERPRET`) dot operands are cast to float32, and casts
-are preceded by the right rounding: its own are wrong.
-
-Source: kernels.md 4.2 to 4.6 and 6.1.
+numbers, where a maximum of floats drops it. A NaN is in the scale of its block or channel. e4m3
+products are added to a second float32 sum after every block of keys: a Hopper accumulator keeps
+about 22 bits. docs/kernels.md, "Rules of the Triton code", explains `INTERPRET`.
 """
 
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# The arguments of `triton.jit` functions have Triton's types, which Python cannot name.
 import triton
 import triton.language as tl
 
@@ -25,7 +22,7 @@ from ..triton_dots import dot_low, narrow
 
 @triton.jit
 def real_tokens(valid, image, n, num_tokens, stride_b, stride_n):
-    """Which of the tokens n exist and are valid."""
+    """Flags of the tokens n, true where they exist and are valid."""
     ok = n < num_tokens
     if valid is not None:
         where = image * stride_b + n.to(tl.int64) * stride_n
@@ -35,7 +32,7 @@ def real_tokens(valid, image, n, num_tokens, stride_b, stride_n):
 
 @triton.jit
 def load_rows(tokens, n, ok, stride_n, D: tl.constexpr, BD: tl.constexpr):
-    """Rows n as float32, (len(n), BD), 0 where not ok and behind channel D."""
+    """Load rows n as float32, (len(n), BD), 0 where not ok and beyond channel D."""
     d = tl.arange(0, BD)
     where = (n.to(tl.int64) * stride_n)[:, None] + d[None, :]
     return tl.load(tokens + where, mask=ok[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
@@ -43,7 +40,7 @@ def load_rows(tokens, n, ok, stride_n, D: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def magnitude(x):
-    """|x| of float32 as int32 of the same order, NaN above all."""
+    """Absolute value of float32 as int32 of the same order, NaN above all numbers."""
     return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
@@ -77,6 +74,7 @@ def low_bit_statistics_kernel(
     BN: tl.constexpr,
     PART: tl.constexpr,
 ):
+    """Write sums of K and maxima of |V| of one part of the keys of one head."""
     num_parts = tl.cdiv(num_keys, PART)
     program = tl.program_id(0)  # part of a head of an image
     head, part = program // num_parts, program % num_parts
@@ -119,7 +117,7 @@ def key_mean(key_sums, key_counts, head, num_parts, BD: tl.constexpr, BP: tl.con
 
 @triton.jit
 def value_peak(value_peaks, head, num_parts, BD: tl.constexpr, BP: tl.constexpr):
-    """max |V| of the channels of a head, (BD,) magnitudes."""
+    """Maxima of |V| of the channels of a head, (BD,) magnitudes."""
     peaks = tl.zeros([BD], tl.int32)
     for start in range(0, num_parts, BP):
         part = start + tl.arange(0, BP)
@@ -133,7 +131,7 @@ def value_peak(value_peaks, head, num_parts, BD: tl.constexpr, BP: tl.constexpr)
 def store_block(
     x, codes, scales, row, MIN_PEAK: tl.constexpr, MAX: tl.constexpr, INTERPRET: tl.constexpr
 ):
-    """Codes and the scale of a tile (BN, BD), as block `row` of all blocks."""
+    """Write the codes and the scale of a tile (BN, BD), as block `row` of all blocks."""
     BN: tl.constexpr = x.shape[0]
     BD: tl.constexpr = x.shape[1]
     peak = floored(tl.max(tl.max(magnitude(x), 1), 0), MIN_PEAK)
@@ -188,6 +186,7 @@ def low_bit_quantize_kernel(
     FP8_MAX: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Write codes and scale of one block of 64 tokens of Q, K or V."""
     query_blocks, key_blocks = tl.cdiv(num_queries, BN), tl.cdiv(num_keys, BN)
     num_blocks = query_blocks + key_blocks
     if value_codes is not None:
@@ -247,7 +246,7 @@ def attend(
     MASKED: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """One step of the online softmax: (O, l, m) with the keys of a block."""
+    """One step of the online softmax: update (O, l, m) by the keys of a block."""
     acc, total, peak = state
     FP8_VALUES: tl.constexpr = values.dtype.element_ty == tl.float8e4nv
     n = tl.arange(0, BN)
@@ -322,6 +321,7 @@ def low_bit_attention_kernel(
     TAIL: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Attend from one tile of queries of one head to all its keys."""
     num_tiles = tl.cdiv(num_queries, BM)
     query_blocks, key_blocks = tl.cdiv(num_queries, BN), tl.cdiv(num_keys, BN)
     head, tile = tl.program_id(0) // num_tiles, tl.program_id(0) % num_tiles

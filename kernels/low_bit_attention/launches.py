@@ -1,4 +1,4 @@
-"""Launches of the kernels of `fused.py`: what they write, tiles by shape, and what runs them."""
+"""Launches of the kernels of `fused.py`: output tensors, tile sizes by shape, and running them."""
 
 from typing import NamedTuple
 
@@ -24,9 +24,10 @@ from .reference import (
 )
 
 MANY_QUERIES = 512
-"""More queries than these take tiles of 128. Not by the batch: a number must not depend on it."""
+"""Largest number of queries with tiles of 64; more take 128. The batch must not change a result."""
 TOKENS_PER_PART = 512
-"""Tokens whose statistics one program takes; fixed, so that a batch does not change an image."""
+"""Number of tokens whose statistics one program takes; fixed, so that results of an image do not
+depend on its batch."""
 
 
 class Statistics(NamedTuple):
@@ -38,7 +39,7 @@ class Statistics(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """Codes with zeros behind the real tokens and channels, and their scales, float32."""
+    """Codes, padded with zeros beyond the real tokens and channels, and scales in float32."""
 
     queries: Tensor  # (B * H, query blocks * 64, P) int8 or e4m3
     query_scales: Tensor  # (B * H, query blocks)
@@ -57,7 +58,7 @@ def low_bit_attention_fused(
     precision: str,
     smooth_k: bool,
 ) -> Tensor:
-    """As `reference.low_bit_attention_reference`, in two or three kernels."""
+    """Compute `reference.low_bit_attention_reference` in two or three kernels."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     statistics, launch = statistics_launch(k, v, valid, precision=precision, smooth_k=smooth_k)
     if launch is not None:
@@ -66,13 +67,13 @@ def low_bit_attention_fused(
     launch.run(q.device)
     launch = attention_launch(q, v.to(product_dtype(v.dtype)), valid, quantized)
     launch.run(q.device)
-    return launch.arguments["out"]
+    return launch.output()
 
 
 def statistics_launch(
     k: Tensor, v: Tensor, valid: Tensor | None, *, precision: str, smooth_k: bool
 ) -> tuple[Statistics, Launch | None]:
-    """What the statistics kernel writes, and its launch; None if nothing is needed."""
+    """Outputs of the statistics kernel, and its launch; None if none are needed."""
     batch, num_keys, num_heads, head_dim = k.shape
     padded = power_of_two(head_dim)
     num_programs = batch * num_heads * ceil_div(num_keys, TOKENS_PER_PART)
@@ -114,7 +115,7 @@ def quantize_launch(
     *,
     precision: str,
 ) -> tuple[Quantized, Launch]:
-    """What the quantization kernel writes, and its launch."""
+    """Outputs of the quantization kernel, and its launch."""
     (batch, num_queries, num_heads, head_dim), num_keys = q.shape, k.shape[1]
     heads, padded = batch * num_heads, power_of_two(head_dim)
     query_blocks, key_blocks = ceil_div(num_queries, BLOCK), ceil_div(num_keys, BLOCK)
@@ -168,11 +169,13 @@ def quantize_launch(
 
 
 def attention_launch(q: Tensor, v: Tensor, valid: Tensor | None, quantized: Quantized) -> Launch:
-    """The attention kernel with its arguments; `out` is among them.
+    """Launch of the attention kernel; `out` is among its arguments.
 
     Args:
-        q: For shape and type of the result.
-        v: 16-bit values, read where `quantized` holds none.
+        q: Queries (B, Nq, H, d), which give the shape and the type of the result.
+        v: Values (B, Nk, H, d) in 16 bits, read where `quantized` holds none.
+        valid: True at valid keys, (B, Nk) bool; None: all keys.
+        quantized: Codes and scales that the quantization kernel wrote.
     """
     (batch, num_queries, num_heads, head_dim), num_keys = q.shape, v.shape[1]
     heads, padded = batch * num_heads, power_of_two(head_dim)

@@ -1,6 +1,6 @@
-"""Low-bit weights from codes, and from float weights by the rules of the textbooks.
+"""Encoding of low-bit weights: from given codes, and from float weights by closed formulas.
 
-Nothing here is learned or calibrated: what a quantizer has trained comes in by `pack`.
+Nothing here is learned or calibrated; codes and scales of a trained quantizer go to `pack`.
 """
 
 import torch
@@ -20,9 +20,9 @@ from .formats import (
 )
 
 SMALLEST_NORMAL = 2.0**-14
-"""Of float16; scales below it would lose bits."""
+"""Smallest normal number of float16; scales below it would lose bits."""
 LARGEST = 65504.0
-"""Of float16."""
+"""Largest number of float16."""
 
 
 def pack(
@@ -34,22 +34,22 @@ def pack(
     level_table: tuple[float, ...] | None = None,
     shape: tuple[int, ...] | None = None,
 ) -> PackedWeight:
-    """A weight of given codes.
+    """Make a packed weight from codes and scales.
 
     Args:
-        tag: The format.
-        codes: (N, K) integers in [0, number of codes), of `bin2` (2, N, K); ternary t + 1. Columns
-            of a convolution in the order (kh, kw, C_in).
-        scale: As in `PackedWeight`.
-        zero: As in `PackedWeight`.
-        levels: As in `PackedWeight`.
-        shape: Of the weight; None: (N, K).
+        tag: Format of the codes.
+        codes: Codes, (N, K) integers in [0, number of codes), (2, N, K) for `bin2`; ternary codes
+            are t + 1. Columns of a convolution are in the order (kh, kw, C_in).
+        scale: Scales, in a type and shape that `PackedWeight` takes.
+        zero: Zero points of an asymmetric format, see `PackedWeight`; None: symmetric.
+        level_table: Values of the codes of a symmetric `u2`, see `PackedWeight`.
+        shape: Shape of the weight; None: (N, K).
 
     Returns:
-        The weight, its values checked.
+        The packed weight, with checked values.
 
     Raises:
-        ValueError: If anything does not fit.
+        ValueError: If a type, shape or value does not fit.
     """
     check_tag(tag)
     if codes.ndim != 1 + num_planes(tag):
@@ -57,7 +57,10 @@ def pack(
         raise ValueError(f"codes: expected {wanted} for {tag}, found {tuple(codes.shape)}")
     shape = tuple(codes.shape[-2:]) if shape is None else tuple(shape)
     if (shape[0], matrix_columns(shape)) != codes.shape[-2:]:
-        raise ValueError(f"shape: {shape} does not have the codes' {tuple(codes.shape[-2:])}")
+        raise ValueError(
+            f"shape: expected a shape of N x K = {tuple(codes.shape[-2:])} as the codes, "
+            f"found {shape}"
+        )
     qdata = pack_rows(codes, tag)
     return PackedWeight(tag, shape, qdata, scale, zero, level_table).check_values()
 
@@ -71,21 +74,22 @@ def from_float(
     asymmetric: bool = False,
     scale_dtype: torch.dtype | None = None,
 ) -> PackedWeight:
-    """A float weight in a low-bit format, every scale by a closed formula.
+    """Encode a float weight in a low-bit format, with every scale from a closed formula.
 
     Args:
-        weight: (N, K), or (C_out, C_in / groups, kh, kw); finite in float32.
-        tag: The format.
-        group: Columns that share a scale, in the order (kh, kw, C_in); None: a whole row.
-        per_tensor: One scale for all, of `bin1`, `tern2` and `tern3`.
-        asymmetric: Of `u2` and `u4`: zero points.
-        scale_dtype: Of the scales, which must not become 0 or infinite by it; None: float16, or
+        weight: Float weight, (N, K) or (C_out, C_in / groups, kh, kw); finite in float32.
+        tag: Format of the codes.
+        group: Number of columns that share a scale, in the order (kh, kw, C_in); None: a whole
+            row.
+        per_tensor: Use one scale for the whole weight; for `bin1`, `tern2` and `tern3`.
+        asymmetric: Use zero points; for `u2` and `u4`.
+        scale_dtype: Type of the scales, in which none may become 0 or infinite; None: float16, or
             float32 if some would not be normal numbers.
 
     Returns:
-        The weight. With sgn(0) = +1 and the scale s already rounded to its type:
+        The packed weight. With sgn(0) = +1 and the scale s already rounded to its type:
         `bin1`: s = mean |w|, sgn(w), the least squares (XNOR-Net, arXiv:1603.05279 eq. 6).
-        `bin2`: the same of w and again of w - s1 sgn(w) (arXiv:1711.11294 eq. 4, greedy).
+        `bin2`: the same for w and again for w - s1 sgn(w) (arXiv:1711.11294 eq. 4, greedy).
         `tern2`, `tern3`: s = max(mean |w|, 1e-5), clip(round(w / s), -1, 1)
         (BitNet b1.58, arXiv:2402.17764 eq. 1 to 3).
         `u2`: s = max |w| / 3, the nearest of -3 s, -s, s, 3 s.
@@ -99,14 +103,17 @@ def from_float(
     check_tag(tag)
     _check_settings(tuple(weight.shape), tag, group, per_tensor, asymmetric)
     if weight.is_meta:
-        raise ValueError("weight: a meta tensor has no values to encode; use `empty_weight`")
+        raise ValueError(
+            "weight: expected values to encode, found a meta tensor; use `empty_weight`"
+        )
     matrix = to_matrix(weight.detach().float())
     if not matrix.isfinite().all():
         raise ValueError("weight: expected finite values in float32, found inf or NaN")
     num_rows, num_columns = matrix.shape
-    rows = (
-        matrix.reshape(1, 1, -1) if per_tensor else matrix.unflatten(1, (-1, group or num_columns))
-    )
+    if per_tensor:
+        rows = matrix.reshape(1, 1, -1)
+    else:
+        rows = torch.unflatten(matrix, 1, (-1, group or num_columns))
     codes, scale, zero = _encode(rows, tag, asymmetric, scale_dtype)
     scale = scale.reshape(1) if per_tensor else scale
     if group is None and not per_tensor:
@@ -134,17 +141,17 @@ def empty_weight(
     scale_dtype: torch.dtype = torch.float16,
     device: torch.device | str | None = None,
 ) -> PackedWeight:
-    """A weight of which nothing is set but its sizes: what a layer holds until a state is loaded.
+    """Make a packed weight with uninitialized values, for a layer until its state is loaded.
 
     Args:
-        tag: The format.
-        shape: Of the weight, (N, K) or (C_out, C_in / groups, kh, kw).
-        group: As in `from_float`.
-        per_tensor: As in `from_float`.
-        asymmetric: As in `from_float`.
-        levels: Of a symmetric `u2`; None: `SYMMETRIC_LEVELS`.
-        scale_dtype: Of the scales.
-        device: Of the tensors, `meta` for none of their memory.
+        tag: Format of the codes.
+        shape: Shape of the weight, (N, K) or (C_out, C_in / groups, kh, kw).
+        group: Number of columns that share a scale, see `from_float`; None: a whole row.
+        per_tensor: Use one scale for the whole weight; for `bin1`, `tern2` and `tern3`.
+        asymmetric: Use zero points; for `u2` and `u4`.
+        level_table: Values of the codes of a symmetric `u2`; None: `SYMMETRIC_LEVELS`.
+        scale_dtype: Type of the scales.
+        device: Device of the tensors; `meta` allocates no memory.
 
     Raises:
         ValueError: If a setting does not fit.
@@ -171,22 +178,27 @@ def empty_weight(
 def _check_settings(
     shape: tuple[int, ...], tag: str, group: int | None, per_tensor: bool, asymmetric: bool
 ) -> None:
-    """Refuse what does not fit a weight of this shape or each other."""
+    """Check that settings fit a weight of this shape and each other."""
     if len(shape) not in (2, 4) or min(shape) < 1:
         raise ValueError(f"weight: expected 2 or 4 axes of at least 1, found {shape}")
     if asymmetric and tag not in ("u2", "u4"):
         raise ValueError(f"asymmetric: only u2 and u4 have zero points, found {tag}")
     if per_tensor and (group is not None or tag not in ("bin1", "tern2", "tern3")):
-        raise ValueError(f"per_tensor: not with a group or {tag}, found group {group}")
+        raise ValueError(
+            "per_tensor: expected bin1, tern2 or tern3 without a group, "
+            f"found {tag} with group {group}"
+        )
     num_columns = matrix_columns(shape)
     if group is not None and (group < 1 or num_columns % group):
-        raise ValueError(f"group: K = {num_columns} columns are no multiple of group {group}")
+        raise ValueError(
+            f"group: expected a divisor of the K = {num_columns} columns, found {group}"
+        )
 
 
 def _encode(
     rows: Tensor, tag: str, asymmetric: bool, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes (..., N, G, K / G), scales (..., N, G) and zero points of rows (N, G, K / G)."""
+    """Encode rows (N, G, K / G): codes (..., N, G, K / G), scales (..., N, G), zero points."""
     if tag in ("bin1", "bin2"):
         signs, scales, rest = [], [], rows
         for _ in range(num_planes(tag)):
@@ -213,13 +225,13 @@ def _encode(
 
 
 def _nearest(rows: Tensor, scale: Tensor, zero: Tensor | int, highest: int) -> Tensor:
-    """clip(round(rows / scale) + zero, 0, highest); round(0) where the scale is 0."""
+    """Codes clip(round(rows / scale) + zero, 0, highest), with a quotient of 0 for scale 0."""
     scale = torch.where(scale == 0, 1, scale.float())[..., None]
     return ((rows / scale).round() + zero).clamp(0, highest).to(torch.int32)
 
 
 def _rounded(scale: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Scales in their type, float16 if none is given and it holds them, else float32."""
+    """Round scales to a type; None: float16 if it represents them all, otherwise float32."""
     if dtype is None:
         size = scale.abs()
         fits = ((size == 0) | (size >= SMALLEST_NORMAL)) & (size <= LARGEST)

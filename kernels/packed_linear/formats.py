@@ -1,22 +1,22 @@
-"""Low-bit weights as they are stored: a tag, packed codes, scales, and what they decode to.
+"""Storage formats of low-bit weights: a tag, packed codes and scales, and their decoding.
 
 One hardware-neutral layout; kernels rearrange it when they load it (`prepack.py`) and never write
-theirs to disk. A weight is a matrix of N output channels and K inputs. Of a convolution K runs over
-(kh, kw, C_in), C_in fastest, and the conv groups stand below each other. Every row is padded to a
-whole byte; padding decodes to anything and is never read.
+theirs to disk. A weight is a matrix of N output channels and K inputs. In a convolution K runs over
+(kh, kw, C_in), C_in fastest (the order in which NHWC memory is read, not PyTorch's), and the rows
+of the convolution's groups follow each other. Every row is padded to a whole byte; padding may
+decode to any value and is never read.
 
 | tag | code | bytes of a row | decodes to |
 | --- | --- | --- | --- |
 | `bin1` | 1 if w >= 0, 8 a byte, least significant bit first | ceil(K / 8) | (2 b - 1) s |
-| `bin2` | two planes of `bin1`: signs of w and of what s1 leaves | 2 ceil(K / 8) | their sum |
+| `bin2` | two planes of `bin1`: signs of w and of the remainder | 2 ceil(K / 8) | their sum |
 | `tern2` | t + 1, 4 a byte, first column in the low bits | ceil(K / 4) | (c - 1) s; 3 is invalid |
 | `tern3` | v = sum of (t_i + 1) 3**(4-i) of 5 columns as ceil(256 v / 243) | ceil(K / 5) | t s |
-| `u2` | 4 a byte | ceil(K / 4) | levels[c] s, or (c - z) s with a zero point |
+| `u2` | 4 a byte | ceil(K / 4) | level_table[c] s, or (c - z) s with a zero point |
 | `u4` | 2 a byte, even column in the low nibble | ceil(K / 2) | (c - 8) s, or (c - z) s |
 
-Whole bits are packed by the rule of `kernels/bit_packing`, a row as an image.
-
-Source: packed_storage.md 2 to 4.
+Codes of whole bits are packed by the rule of `kernels/bit_packing`, a row as an image. Decoding
+`tern3` needs no division: t_i + 1 = (((byte * 3**i) mod 256) * 3) >> 8.
 """
 
 import math
@@ -30,26 +30,26 @@ from torch.nn import functional as F
 from ..bit_packing.reference import pack_codes_reference, unpack_codes_reference
 
 Tag = Literal["bin1", "bin2", "tern2", "tern3", "u2", "u4"]
-"""The formats that can be read. Any other must be refused, not guessed."""
+"""Names of the formats that can be read. Any other must be refused, not guessed."""
 
 CODES_PER_BYTE = {"bin1": 8, "bin2": 8, "tern2": 4, "tern3": 5, "u2": 4, "u4": 2}
 NUM_CODES = {"bin1": 2, "bin2": 2, "tern2": 3, "tern3": 3, "u2": 4, "u4": 16}
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SYMMETRIC_LEVELS = (-3.0, -1.0, 1.0, 3.0)
-"""The symmetric grid of two bits without a zero, in units of the scale."""
+"""Values of the four codes of a symmetric format of two bits, in units of the scale."""
 LARGEST_LEVEL = torch.finfo(torch.float32).max
 
 
 def num_planes(tag: str) -> int:
-    """Bit planes of a weight: 2 for `bin2`."""
+    """Number of bit planes of a weight: 2 for `bin2`, otherwise 1."""
     return 2 if tag == "bin2" else 1
 
 
 def check_tag(tag: str | None) -> None:
-    """Refuse a format that this version does not know.
+    """Check that this version can read a format.
 
     Raises:
-        ValueError: With the formats that it does.
+        ValueError: If it cannot; the message has the formats that it can read.
     """
     if tag not in get_args(Tag):
         raise ValueError(f"tag: expected one of {get_args(Tag)}, found {tag!r}")
@@ -57,17 +57,18 @@ def check_tag(tag: str | None) -> None:
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """A low-bit weight; equal to itself alone.
+    """A low-bit weight; compared by identity.
 
     Args:
-        tag: How codes are packed and what they mean.
-        shape: Of the weight that was packed: (N, K), or (C_out, C_in / groups, kh, kw).
-        qdata: Packed codes, (N, bytes of a row) uint8; of `bin2` (2, N, bytes of a row).
-        scale: float16, bfloat16 or float32, any sign: (1,) for the tensor, (N,) per channel or
-            (N, G) per group of K / G columns; of `bin2` (2, N) or (2, N, G).
+        tag: Format of the codes, one of `Tag`.
+        shape: Shape of the weight that was packed, (N, K) or (C_out, C_in / groups, kh, kw).
+        qdata: Packed codes, (N, bytes of a row) uint8; (2, N, bytes of a row) for `bin2`.
+        scale: Scales in float16, bfloat16 or float32, of any sign: (1,) for the whole tensor, (N,)
+            per channel or (N, G) per group of K / G columns; (2, N) or (2, N, G) for `bin2`.
         zero: Zero points of an asymmetric `u2` or `u4`, (N, G) uint8 (G = 1 without groups), each
             a code; None: symmetric.
-        levels: What the four codes of a symmetric `u2` stand for: finite in float32.
+        level_table: Values of the four codes of a symmetric `u2` in units of the scale, finite in
+            float32; None for any other format.
 
     Raises:
         ValueError: If a shape, a type or a level does not fit; values of tensors are checked by
@@ -95,63 +96,63 @@ class PackedWeight:
 
     @property
     def num_rows(self) -> int:
-        """N."""
+        """Number of output channels, N."""
         return self.shape[0]
 
     @property
     def num_columns(self) -> int:
-        """K."""
+        """Number of inputs, K."""
         return matrix_columns(self.shape)
 
     @property
     def num_groups(self) -> int:
-        """Scales of a row, G."""
+        """Number of scales of a row, G."""
         return scale_groups(self.tag, self.scale)
 
     @property
     def group_size(self) -> int:
-        """Columns that share a scale; K without groups."""
+        """Number of columns that share a scale; K without groups."""
         return self.num_columns // self.num_groups
 
     def codes(self) -> Tensor:
-        """Codes (N, K) uint8; of `bin2` (2, N, K). Of ternary weights t + 1."""
+        """Unpacked codes, (N, K) uint8; (2, N, K) for `bin2`. Ternary codes are t + 1."""
         return unpack_rows(self.qdata, self.tag, self.num_columns)
 
     def dequantize(self) -> Tensor:
-        """The matrix that it stands for, (N, K): scale times level, rounded to float32.
+        """Decode to a matrix (N, K): scale times level, rounded to float32.
 
-        With 16-bit scales that is exact, but for the sum of the two planes of `bin2`.
+        With 16-bit scales this is exact, except for the sum of the two planes of `bin2`.
         """
         return dequantize_rows(
             self.qdata, self.scale, self.zero, self.tag, self.num_columns, self.level_table
         )
 
     def dense(self) -> Tensor:
-        """The weight that it stands for, of its own shape, float32."""
+        """Decode to a weight of its own shape, float32."""
         return from_matrix(self.dequantize(), self.shape)
 
     def num_bytes(self) -> int:
-        """Bytes of codes, scales and zero points, as in a file."""
+        """Size of codes, scales and zero points in bytes, as in a file."""
         parts = (self.qdata, self.scale, self.zero)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
     def bits_per_weight(self) -> float:
-        """All of these bits over N K."""
+        """Bits per weight: 8 `num_bytes` / (N K), scales and zero points included."""
         return 8 * self.num_bytes() / (self.num_rows * self.num_columns)
 
     def to(self, device: torch.device | str) -> "PackedWeight":
-        """The same weight on a device."""
+        """Copy of the weight on a device."""
         zero = None if self.zero is None else self.zero.to(device)
         return replace(self, qdata=self.qdata.to(device), scale=self.scale.to(device), zero=zero)
 
     def check_values(self) -> "PackedWeight":
-        """Refuse codes, zero points and scales that no encoder writes (waits for the device).
+        """Check for codes, zero points and scales that no encoder writes (waits for the device).
 
         Returns:
             The weight itself.
 
         Raises:
-            ValueError: With the first wrong value.
+            ValueError: If there are any; the message has the first wrong value.
         """
         if not self.scale.isfinite().all():
             raise ValueError("scale: expected finite values, found inf or NaN")
@@ -170,7 +171,10 @@ class PackedWeight:
             wrong = ~valid[self.qdata.long()]
             if wrong.any():
                 found = int(self.qdata[wrong][0])
-                raise ValueError(f"qdata: byte {found} of tern3 is ceil(256 v / 243) of no v")
+                raise ValueError(
+                    "qdata: expected bytes ceil(256 v / 243) of an integer v for tern3, "
+                    f"found byte {found}"
+                )
         return self
 
     def _check_qdata(self) -> None:
@@ -233,17 +237,17 @@ class PackedWeight:
 
 
 def matrix_columns(shape: tuple[int, ...]) -> int:
-    """K of a weight of this shape."""
+    """Number of inputs K of a weight of a shape."""
     return math.prod(shape[1:])
 
 
 def to_matrix(weight: Tensor) -> Tensor:
-    """(N, K) of a linear weight, or of (C_out, C_in, kh, kw) with C_in fastest."""
+    """Matrix (N, K) of a linear weight, or of (C_out, C_in, kh, kw) with C_in fastest."""
     return weight if weight.ndim == 2 else weight.permute(0, 2, 3, 1).flatten(1)
 
 
 def from_matrix(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A matrix (N, K) back in the shape of the weight, contiguous."""
+    """Weight of a shape from its matrix (N, K), contiguous; inverse of `to_matrix`."""
     if len(shape) == 2:
         return matrix
     num_rows, channels, height, width = shape
@@ -251,27 +255,27 @@ def from_matrix(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def row_bytes(tag: str, num_columns: int) -> int:
-    """Bytes of one packed row of one plane."""
+    """Number of bytes of one packed row of one plane."""
     return -(-num_columns // CODES_PER_BYTE[tag])
 
 
 def scale_groups(tag: str, scale: Tensor) -> int:
-    """Scales of a row, G."""
+    """Number of scales of a row, G."""
     return scale.shape[-1] if scale.ndim == num_planes(tag) + 1 else 1
 
 
 def pack_rows(codes: Tensor, tag: str) -> Tensor:
-    """Packed rows of codes.
+    """Pack rows of codes.
 
     Args:
-        codes: Integers or bool in [0, number of codes), (..., K); of ternary weights t + 1.
-        tag: The format.
+        codes: Codes, (..., K) integers or bool in [0, number of codes); ternary codes are t + 1.
+        tag: Format of the codes.
 
     Returns:
-        (..., bytes of a row) uint8; padding bits are 0.
+        Packed rows, (..., bytes of a row) uint8; padding bits are 0.
 
     Raises:
-        ValueError: If the tag is unknown, or a code is no integer or out of range.
+        ValueError: If the tag is unknown, or a code is not an integer or is out of range.
     """
     check_tag(tag)
     if codes.is_floating_point() or codes.is_complex():
@@ -285,9 +289,9 @@ def pack_rows(codes: Tensor, tag: str) -> Tensor:
 
 
 def packed_rows(codes: Tensor, tag: str) -> Tensor:
-    """`pack_rows` of uint8 codes that are known to be right."""
+    """Pack rows like `pack_rows`, without checks; the codes are uint8."""
     if tag == "tern3":
-        trits = F.pad(codes, (0, -codes.shape[-1] % 5)).unflatten(-1, (-1, 5))
+        trits = torch.unflatten(F.pad(codes, (0, -codes.shape[-1] % 5)), -1, (-1, 5))
         v = trits[..., 0].int()
         for i in range(1, 5):
             v = 3 * v + trits[..., i]
@@ -298,7 +302,7 @@ def packed_rows(codes: Tensor, tag: str) -> Tensor:
 
 
 def unpack_rows(qdata: Tensor, tag: str, num_columns: int) -> Tensor:
-    """Codes of packed rows, (..., K) uint8: the inverse of `pack_rows`."""
+    """Unpack codes of packed rows, (..., K) uint8; inverse of `pack_rows`."""
     rows = qdata.reshape(-1, qdata.shape[-1])
     if tag == "tern3":
         codes = code_table(tag, qdata.device)[rows.int()].flatten(1)[:, :num_columns]
@@ -309,7 +313,7 @@ def unpack_rows(qdata: Tensor, tag: str, num_columns: int) -> Tensor:
 
 
 def code_table(tag: str, device: torch.device) -> Tensor:
-    """Codes of every byte, (256, codes per byte) uint8."""
+    """Table of the codes of every byte, (256, codes per byte) uint8."""
     if tag == "tern3":
         byte = torch.arange(256, device=device, dtype=torch.int32)[:, None]
         powers = torch.tensor([1, 3, 9, 27, 81], device=device, dtype=torch.int32)
@@ -321,9 +325,9 @@ def code_table(tag: str, device: torch.device) -> Tensor:
 def byte_levels(
     tag: str, level_table: tuple[float, ...] | None, asymmetric: bool, device: torch.device
 ) -> Tensor:
-    """What the codes of every byte stand for in units of the scale, (256, codes per byte) float32.
+    """Table of the levels of every byte in units of the scale, (256, codes per byte) float32.
 
-    Codes themselves with a zero point, which is still to be subtracted.
+    With a zero point (`asymmetric`) the entries are the codes; the caller subtracts it.
     """
     codes = code_table(tag, device)
     if tag in ("bin1", "bin2"):
@@ -336,9 +340,9 @@ def byte_levels(
 
 
 def integer_levels(level_table: tuple[float, ...]) -> tuple[float, tuple[int, ...]] | None:
-    """A power of two and the integers in [-127, 127] that make these levels, or None.
+    """Write levels as a power of two times integers in [-127, 127]; None if that is impossible.
 
-    The power is the largest that does, so that its product with a scale is exact.
+    The power is the largest possible one; its product with a scale is exact.
     """
     for exponent in range(7, -8, -1):
         step = 2.0**exponent
@@ -355,12 +359,15 @@ def level_rows(
     num_columns: int,
     level_table: tuple[float, ...] | None,
 ) -> Tensor:
-    """Rows of one plane in units of the scale, (rows, G, K / G) float32 (G = 1 without a zero)."""
+    """Levels of rows of one plane in units of the scale, (rows, G, K / G) float32.
+
+    G is the number of zero points of a row, 1 without zero points.
+    """
     table = byte_levels(tag, level_table, zero is not None, qdata.device)
     rows = table.index_select(0, qdata.flatten().int()).view(qdata.shape[0], -1)[:, :num_columns]
     if zero is None:
         return rows[:, None]
-    return rows.unflatten(1, (zero.shape[1], -1)) - zero[..., None].float()
+    return torch.unflatten(rows, 1, (zero.shape[1], -1)) - zero[..., None].float()
 
 
 def dequantize_rows(
@@ -371,19 +378,19 @@ def dequantize_rows(
     num_columns: int,
     level_table: tuple[float, ...] | None,
 ) -> Tensor:
-    """`PackedWeight.dequantize` of some rows of its tensors (a scale per tensor stays whole)."""
+    """Decode some rows of the tensors of a `PackedWeight` (a scale per tensor stays whole)."""
     total: Tensor | None = None
     for plane in range(num_planes(tag)):
         rows, factor = (qdata[plane], scale[plane]) if tag == "bin2" else (qdata, scale)
         values = level_rows(rows, zero, tag, num_columns, level_table).flatten(1)
         groups = factor.shape[1] if factor.ndim == 2 else 1
         factor = factor.float().view(-1, groups, 1)
-        values = (values.unflatten(1, (groups, -1)) * factor).flatten(1)
+        values = (torch.unflatten(values, 1, (groups, -1)) * factor).flatten(1)
         total = values if total is None else total + values
     assert total is not None
     return total
 
 
 def _tern3_bytes(device: torch.device) -> Tensor:
-    """The 243 bytes that five trits can give, (243,) int64."""
+    """Bytes that five trits can give, (243,) int64."""
     return (256 * torch.arange(243, device=device) + 242) // 243

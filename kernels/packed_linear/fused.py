@@ -1,17 +1,21 @@
 """Packed low-bit linear layers in Triton: products on tensor cores, weights unpacked on the way.
 
-A program owns a block of rows of x and of output channels and walks over K. Of each block of the
-weight (`prepack.py`) it loads a tile of bytes once; every shift of it is a tile of 32 columns,
-turned into its integer levels without a conversion (1 bit: the sign bit of one; more: the code in
-the mantissa of 128 or 1024) and multiplied with the tile of x there. Sums are float32, or int32 of
-int8 activations; scales meet the sums, per channel at the end and per group after each group.
+A program owns a block of rows of x and of output channels and loops over K. Of each block of the
+weight (`prepack.py`) it loads a tile of bytes once (a load per element would take all registers);
+every shift of it is a tile of 32 columns, turned into its integer levels without a conversion (1
+bit: the sign bit of one; more: the code in the mantissa of 128 or 1024) and multiplied with its
+tile of x. Sums are float32, or int32 for int8 activations; scales multiply the sums, per channel at
+the end and per group after each group.
 
-Few rows of x fill few processors, so K is split among programs, whose sums a second kernel adds up
-in a fixed order. `unpack_kernel` writes the weight in 16 or 32 bits for a plain matrix product.
+Few rows of x fill few multiprocessors, so K is split among programs, whose sums a second kernel
+adds up in a fixed order. `unpack_kernel` writes the weight in 16 or 32 bits for a plain product.
 
-In the interpreter (`INTERPRET`) levels and dot operands are float32: its bf16 is wrong.
-Source: packed_storage.md 5.2, 5.5; kernels.md 5.4, 6.1.
+In the interpreter (`INTERPRET`) levels and dot operands are float32, because its bf16 is wrong:
+docs/kernels.md, "Rules of the Triton code".
 """
+
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# The arguments of `triton.jit` functions have Triton's types, which Python cannot name.
 
 import triton
 import triton.language as tl
@@ -27,7 +31,7 @@ def float_levels(
     HALF: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """FACTOR * code + OFFSET - zero of uint8 codes (BN, DEPTH), exact in fp16 or bf16."""
+    """Levels FACTOR * code + OFFSET - zero of uint8 codes (BN, DEPTH), exact in fp16 or bf16."""
     FLOAT: tl.constexpr = tl.float16 if HALF else tl.bfloat16
     codes = codes.to(tl.int16)
     if BITS == 1:
@@ -53,7 +57,7 @@ def float_levels(
 
 @triton.jit
 def group_of(column, num_groups, GROUP: tl.constexpr):
-    """Which scale a column has; those behind K, which x does not have, the last."""
+    """Number of the scale of a column; the last one for columns beyond K, which x lacks."""
     if GROUP == 0:
         return 0
     else:
@@ -71,7 +75,7 @@ def add_product(
     OFFSET: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """acc + tile @ levels.T of a tile (BM, DEPTH) of x, int8 or 16 bits, and codes (BN, DEPTH)."""
+    """Return acc + tile @ levels.T: a tile (BM, DEPTH) of int8 or 16-bit x, codes (BN, DEPTH)."""
     if tile.dtype == tl.int8:
         levels = codes.to(tl.int8) * FACTOR + OFFSET
         if zero is not None:
@@ -88,7 +92,7 @@ def add_product(
 
 @triton.jit
 def finished(total, act_scale, bias, m, n, m_ok, n_ok):
-    """Sums (BM, BN) float32 times the scale of their token, plus bias."""
+    """Multiply sums (BM, BN) float32 by the scale of their token, and add the bias."""
     if act_scale is not None:
         factor = tl.load(act_scale + m, mask=m_ok, other=0.0)
         total = total * factor[:, None]
@@ -128,6 +132,7 @@ def packed_linear_kernel(
     DEPTH: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Multiply a block of rows of x with a block of output channels over a split of K."""
     PER_BYTE: tl.constexpr = 8 // BITS
     MASK: tl.constexpr = (1 << BITS) - 1
     SUM: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
@@ -207,6 +212,7 @@ def add_splits_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
+    """Add up the sums of the splits of K in order, and finish them."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n_ok, m_ok = n < num_outputs, m < num_rows
@@ -234,6 +240,7 @@ def quantize_tokens_kernel(
     BK: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
+    """Round a block of rows of x to int8 codes times a scale."""
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     m_ok = m < num_rows
     rows = x + (m.to(tl.int64) * x_stride_m)[:, None]
@@ -286,6 +293,7 @@ def unpack_kernel(
     DEPTH: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Write a block of output channels of the weight, decoded."""
     PER_BYTE: tl.constexpr = 8 // BITS
     MASK: tl.constexpr = (1 << BITS) - 1
     n = tl.program_id(0) * BN + tl.arange(0, BN)

@@ -1,7 +1,4 @@
-"""Launches of the kernels of `fused.py`: tiles and splits by shape, and what runs them.
-
-Source: packed_storage.md 5.5; kernels.md 5.2 and 5.4.
-"""
+"""Launches of the kernels of `fused.py`: tile sizes and splits by shape, and running them."""
 
 import math
 from typing import Any
@@ -23,9 +20,9 @@ from .prepack import DEPTH, affine_levels, kernel_tag
 from .reference import INT8_MAX
 
 MAX_SPLITS = 8
-"""Of K: each adds 4 bytes an output to write and to read."""
+"""Largest number of splits of K: each writes and reads 4 more bytes per output."""
 QUANTIZED_ROWS = 4
-"""Rows of a block of the activation quantizer."""
+"""Number of rows of a block of the activation quantizer."""
 
 
 def packed_linear_fused(
@@ -39,17 +36,18 @@ def packed_linear_fused(
     activations: str,
     route: str,
 ) -> Tensor:
-    """As `reference.packed_linear_reference`, of a prepacked weight.
+    """Compute `reference.packed_linear_reference` with a prepacked weight.
 
     Args:
-        x: (M, K), neighbours in K next to each other.
-        prepacked: `PrepackedWeight.tensors`.
-        bias: (N,) or None.
-        act_scale: (1,) float32 or None.
-        tag: Of the stored weight.
-        levels: Of the stored weight.
-        activations: `float` or `int8`.
-        route: `fused`, or `unpack` for a weight in the type of x and a plain product.
+        x: Input, (M, K) with a stride of 1 along K.
+        prepacked: Tensors of the weight, `PrepackedWeight.tensors`.
+        bias: Bias, (N,) float; None: no bias.
+        act_scale: Common scale of the activations, (1,) float32; None: one per token.
+        tag: Format of the stored weight.
+        level_table: Level table of the stored weight, or None.
+        activations: Treatment of x, `float` or `int8`.
+        route: Way of the product: `fused`, or `unpack` for a weight in the type of x and a plain
+            matrix product.
     """
     settings: dict[str, Any] = {"tag": tag, "level_table": level_table}
     if route == "unpack":
@@ -59,13 +57,13 @@ def packed_linear_fused(
     if activations == "int8":
         launch = quantize_launch(x, act_scale, prepacked[0].shape[-1] * codes_per_byte(tag))
         launch.run(x.device)
-        rows, factor = launch.arguments["codes"], launch.arguments["scales"]
+        rows, factor = launch.output("codes"), launch.output("scales")
     launches = linear_launches(
         rows, prepacked, bias, factor, num_columns=x.shape[1], dtype=dtype, **settings
     )
     for launch in launches:
         launch.run(x.device)
-    return launches[-1].arguments["out"]
+    return launches[-1].output()
 
 
 def unpack_fused(
@@ -76,16 +74,16 @@ def unpack_fused(
     num_columns: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """What a prepacked weight decodes to, (N, K) rounded to a type."""
+    """Decode a prepacked weight to (N, K) rounded to a type."""
     launch = unpack_launch(
         prepacked, tag=tag, level_table=level_table, num_columns=num_columns, dtype=dtype
     )
     launch.run(prepacked[0].device)
-    return launch.arguments["out"]
+    return launch.output()
 
 
 def codes_per_byte(tag: str) -> int:
-    """Codes of a byte of the kernels' layout."""
+    """Number of codes of a byte in the kernels' layout."""
     return CODES_PER_BYTE[kernel_tag(tag)]
 
 
@@ -100,9 +98,10 @@ def linear_launches(
     num_columns: int,
     dtype: torch.dtype,
 ) -> list[Launch]:
-    """The product and, if K is split, the sum over splits; the last one's `out` is the result.
+    """Launches of the product and, if K is split, of the sum over splits.
 
-    Of int8 x every row is as long as the blocks of the weight, its end 0, and `act_scale` is (M,).
+    `out` of the last launch is the result. Rows of int8 x are padded with 0 to the length of the
+    blocks of the weight, and `act_scale` is then (M,).
     """
     (planes, num_outputs, width), num_rows = prepacked[0].shape, x.shape[0]
     num_blocks = width // DEPTH
@@ -153,12 +152,12 @@ def linear_launches(
 
 
 def tiles(num_rows: int, planes: int, per_byte: int, scales: int) -> tuple[int, int, int, int]:
-    """Rows of x and output channels of a block, warps, stages.
+    """Numbers of rows of x and of output channels of a block, of warps and of stages.
 
-    Sums of a second plane, and of the groups where a step along K meets several `scales`, take the
-    registers of half the channels; with masks at the end of K they also want more warps, and both
-    together do not fit a block of 32 rows. With 8 codes a byte a stage holds 8 tiles of x, and a
-    third stage would leave room for a single program on a processor.
+    Sums of a second plane, and of groups where a step along K covers several `scales`, take the
+    registers of half the channels; with masks at the end of K they also need more warps, and both
+    together do not fit a block of 32 rows. With 8 codes in a byte a stage holds 8 tiles of x, and a
+    third stage would leave memory for a single program on a multiprocessor.
     """
     if num_rows <= (16 if planes == 2 and scales > 1 else 32):
         return (16 if num_rows <= 16 else 32), 64, 4 if scales == 1 else 8, 4
@@ -172,7 +171,7 @@ def tiles(num_rows: int, planes: int, per_byte: int, scales: int) -> tuple[int, 
 def weight_arguments(
     prepacked: list[Tensor], tag: str, level_table: tuple[float, ...] | None, num_columns: int
 ) -> dict[str, Any]:
-    """What the kernels must know of a prepacked weight."""
+    """Kernel arguments that describe a prepacked weight."""
     packed, scale, *zeros = prepacked
     affine = affine_levels(tag, level_table, bool(zeros))
     assert affine is not None
@@ -197,7 +196,7 @@ def weight_arguments(
 
 
 def quantize_launch(x: Tensor, act_scale: Tensor | None, width: int) -> Launch:
-    """The activation quantizer; `codes` (M, width) and `scales` (M,) are among its arguments."""
+    """Launch of the activation quantizer, which writes `codes` (M, width) and `scales` (M,)."""
     num_rows, num_columns = x.shape
     arguments = {
         "x": x,
@@ -224,7 +223,7 @@ def unpack_launch(
     num_columns: int,
     dtype: torch.dtype,
 ) -> Launch:
-    """The kernel that writes a weight (N, K) in a type; `out` is among its arguments."""
+    """Launch of the kernel that writes a weight (N, K) in a type, into `out`."""
     packed = prepacked[0]
     arguments = {
         **weight_arguments(prepacked, tag, level_table, num_columns),

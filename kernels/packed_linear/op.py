@@ -1,11 +1,12 @@
 """`packed_linear`: a linear layer whose weight stays packed at 1 to 4 bits.
 
-`reference.py` says what is computed; `fused.py` unpacks in registers and multiplies on tensor
-cores. Behind `torch.library` ops that `torch.compile` does not look into. Inference only.
+`reference.py` defines the result; `fused.py` unpacks in registers and multiplies on tensor cores.
+Both are behind `torch.library` ops, which `torch.compile` does not trace into. Inference only.
 
 Packing saves memory and its traffic, not arithmetic: with 16-bit activations a GPU gains time only
-at few rows of x (below 12 times the bits, say), with int8 ones at many as well. Both are derived
-(kernels.md 5.2), not measured.
+at few rows of x (below about 12 times the bits of a weight), with int8 ones at many rows as well.
+Both are derived from bandwidth and arithmetic (docs/kernels.md, "Packed linear layers"), not
+measured.
 """
 
 from collections.abc import Sequence
@@ -24,11 +25,12 @@ Activations = Literal["float", "int8"]
 Route = Literal["auto", "fused", "unpack"]
 
 UNPACK_ROWS = 512
-"""Rows of x from which `auto` unpacks the weight once per call (packed_storage.md 5.5): there a
-matrix product of 16 bits is bound by arithmetic at any width of the weight."""
+"""Number of rows of x from which `auto` unpacks the weight once per call: there a matrix product in
+16 bits is bound by arithmetic for any number of bits of the weight."""
 
 MAX_ROWS = 2**21
-"""Rows of x that the fused kernel takes: CUDA counts at most 65535 blocks of 64 along an axis."""
+"""Largest number of rows of x in the fused kernel: a CUDA grid has at most 65535 blocks along an
+axis, here of 64 rows."""
 
 
 def packed_linear(
@@ -41,35 +43,36 @@ def packed_linear(
     route: Route = "auto",
     backend: Backend = "auto",
 ) -> Tensor:
-    """x W^T + bias with a packed weight.
+    """Linear layer with a packed weight, x W^T + bias.
 
     Args:
-        x: (..., K) float of any leading axes. Under autocast it is cast to its type first.
-        weight: N x K, on the device of x. A `PrepackedWeight` saves the Triton kernels the
-            rearrangement, which otherwise every call does.
-        bias: (N,) float.
-        activations: `float`: as they are. `int8`: rounded to 8-bit integers times a scale, per
-            token max |x| / 127 (arXiv:2402.17764), halves to even; their sums are exact. A token
-            with a NaN, or with an infinite number and no `act_scale`, becomes a row of NaN.
-        act_scale: With `int8`: one scale for all tokens in place of theirs, (1,) float > 0; values
-            beyond [-128, 127] times it are clipped. The values are not checked.
-        route: How Triton multiplies float activations. `fused`: weights unpacked in registers,
-            levels exact, scales in float32; 16-bit x only, as float32 sums need more than tensor
-            cores give. `unpack`: the weight is rounded to the type of x once per call, N K
-            elements, and a plain matrix product reads it. `auto`: `unpack` for float32 x, and from
-            512 rows of x; else `fused`. The reference has one way.
-        backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`.
+        x: Input, (..., K) float with any leading axes; cast to the autocast type under autocast.
+        weight: Packed weight, N x K, on the device of x. A `PrepackedWeight` saves the Triton
+            kernels the rearrangement, which otherwise every call does.
+        bias: Bias, (N,) float; None: no bias.
+        activations: Treatment of x. `float`: unchanged. `int8`: rounded to 8-bit integers times a
+            scale, per token max |x| / 127 (arXiv:2402.17764), halves to even; their sums are exact.
+            A token with a NaN, or with an infinite number and no `act_scale`, gives a row of NaN.
+        act_scale: With `int8`, one scale for all tokens instead of one each, (1,) float > 0; values
+            beyond [-128, 127] times it are clipped. Its value is not checked.
+        route: Way in which Triton multiplies float activations. `fused`: weights unpacked in
+            registers, levels exact, scales in float32; 16-bit x only, as float32 sums need more
+            than tensor cores give. `unpack`: the weight is rounded to the type of x once per call,
+            N K elements, and a plain matrix product reads it. `auto`: `unpack` for float32 x, and
+            from 512 rows of x; otherwise `fused`. The reference ignores it.
+        backend: Implementation, `reference`, `triton` or `auto`; see `kernels/backends.py`.
 
     Returns:
-        (..., N) of the type of x, added up in float32 and rounded once (`unpack`: as
+        Output, (..., N) of the type of x, added up in float32 and rounded once (`unpack`: as
         `F.linear` does).
 
     Raises:
-        ValueError: If a type, shape or setting is wrong, or a gradient is asked for.
-        RuntimeError: If a backend asked for by name cannot run here, with the reason: Triton takes
+        ValueError: If a type, shape or setting is wrong, or an input requires a gradient.
+        RuntimeError: If a backend requested by name cannot run here, with the reason: Triton takes
             groups that are multiples of 32 columns and equally spaced levels.
 
     Example:
+        >>> from tessella.kernels.packed_linear.encode import from_float
         >>> weight = from_float(torch.tensor([[1.0, -3.0], [-2.0, -2.0]]), "bin1")
         >>> packed_linear(torch.tensor([[1.0, 10.0]]), weight)
         tensor([[-18., -22.]])
@@ -81,7 +84,7 @@ def packed_linear(
     dtype = autocast_dtype(x.device)
     if dtype is not None and x.dtype != torch.float64:
         x = x.to(dtype)
-    return _packed_linear(
+    out: Tensor = _packed_linear(
         x,
         stored.qdata,
         stored.scale,
@@ -95,27 +98,28 @@ def packed_linear(
         route,
         backend,
     )
+    return out
 
 
 def unpack_weight(
     weight: PackedWeight | PrepackedWeight, dtype: torch.dtype, *, backend: Backend = "auto"
 ) -> Tensor:
-    """What a weight decodes to as a matrix (N, K), rounded to a float type.
+    """Decode a weight to a matrix (N, K), rounded to a float type.
 
     Args:
-        weight: The weight.
-        dtype: Of the result.
-        backend: `reference`, `triton`, or `auto`: see `kernels/backends.py`.
+        weight: Packed weight.
+        dtype: Float type of the result.
+        backend: Implementation, `reference`, `triton` or `auto`; see `kernels/backends.py`.
 
     Raises:
-        ValueError: If the type is no float.
-        RuntimeError: If a backend asked for by name cannot run here, with the reason.
+        ValueError: If the type is not a float type.
+        RuntimeError: If a backend requested by name cannot run here, with the reason.
     """
     if dtype not in FLOATS:
         raise ValueError(f"dtype: expected one of {FLOATS}, found {dtype}")
     handle = weight if isinstance(weight, PrepackedWeight) else None
     stored = weight.stored if isinstance(weight, PrepackedWeight) else weight
-    return _unpack_weight(
+    matrix: Tensor = _unpack_weight(
         stored.qdata,
         stored.scale,
         stored.zero,
@@ -126,10 +130,11 @@ def unpack_weight(
         dtype,
         backend,
     )
+    return matrix
 
 
 def _check(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:
-    """Refuse an input that does not fit the weight, and gradients."""
+    """Check that an input fits the weight and that no gradient is required."""
     num_columns, device = weight.num_columns, weight.qdata.device
     if x.dtype not in FLOATS or x.ndim < 1 or x.shape[-1] != num_columns or x.device != device:
         raise ValueError(
@@ -137,7 +142,7 @@ def _check(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:
             f"found {tuple(x.shape)} {x.dtype} on {x.device}"
         )
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        raise ValueError("packed_linear has no gradient: call it under torch.no_grad()")
+        raise ValueError("packed_linear has no gradient; call it under torch.no_grad()")
 
 
 def check_settings(
@@ -148,10 +153,10 @@ def check_settings(
     route: str,
     backend: str,
 ) -> None:
-    """Refuse what does not fit the weight or each other; see `packed_linear` for the arguments.
+    """Check that settings fit the weight and each other; see `packed_linear` for the arguments.
 
     Raises:
-        ValueError: With what was found and what was expected.
+        ValueError: If one does not; the message has what was found and what was expected.
     """
     device = weight.qdata.device
     if bias is not None and (
@@ -171,7 +176,7 @@ def check_settings(
         raise ValueError(f"backend: expected one of {get_args(Backend)}, found {backend!r}")
     if activations == "int8":
         if route == "unpack":
-            raise ValueError("route: int8 activations have no 'unpack', expected auto or fused")
+            raise ValueError("route: expected auto or fused with int8 activations, found 'unpack'")
         if weight.level_table is not None and integer_levels(weight.level_table) is None:
             raise ValueError(
                 "level_table: int8 activations need integers in [-127, 127] times a power of two, "
@@ -184,8 +189,9 @@ def check_settings(
         or act_scale.device != device
     ):
         raise ValueError(
-            f"act_scale: expected (1,) float on {device}, with int8 activations alone, found "
-            f"{tuple(act_scale.shape)} {act_scale.dtype} on {act_scale.device} with {activations}"
+            f"act_scale: expected (1,) float on {device}, with int8 activations alone, "
+            f"found {tuple(act_scale.shape)} {act_scale.dtype} on {act_scale.device} with "
+            f"{activations} activations"
         )
 
 

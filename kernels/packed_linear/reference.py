@@ -3,14 +3,14 @@
     y[m, n] = sum_k x[m, k] W[n, k] + bias[n]                                 float activations
     y[m, n] = a[m] sum_g s[n, g] (sum_k q[m, k] c[n, k]) + bias[n]            int8 activations
 
-with W what the weight decodes to (`PackedWeight.dequantize`, float32), c = W / s its integer
-levels, and x about a q by the rule of `quantize_tokens`. The inner sum of integers is exact.
+where W is the decoded weight (`PackedWeight.dequantize`, float32), c = W / s its integer levels,
+and x is approximately a q by the rule of `quantize_tokens`. The inner sum of integers is exact.
 
 The weight is unpacked by a table of 256 rows, a block of output rows at a time, so the workspace
-does not grow with N. A weight that fits one block (`BLOCK_ELEMENTS`) gives the very bits of
+does not grow with N. A weight that fits one block (`BLOCK_ELEMENTS`) gives the same bits as
 `F.linear(x, dequantize())`; with several blocks the matrix library may add up in another order.
 
-Source: packed_storage.md 5.2 and 6; activations per token as in BitNet b1.58, arXiv:2402.17764.
+Source: scales of activations per token as in BitNet b1.58, arXiv:2402.17764.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from .formats import dequantize_rows, integer_levels, level_rows, num_planes, scale_groups
 
 BLOCK_ELEMENTS = 2**20
-"""Weights that are unpacked at a time; at least one row. 8 bytes each is the largest tensor made
-while unpacking rows not longer than this."""
+"""Number of weights that are unpacked at a time; at least one row. The largest tensor made while
+unpacking rows not longer than this takes 8 bytes for each."""
 INT8_MAX = 127
 
 
@@ -36,7 +36,7 @@ def row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
 def block_of(
     rows: slice, qdata: Tensor, scale: Tensor, zero: Tensor | None, tag: str
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes, scales and zero points of some output rows."""
+    """Select codes, scales and zero points of some output rows."""
     if scale.shape != (1,):
         scale = scale[:, rows] if tag == "bin2" else scale[rows]
     return (
@@ -47,17 +47,17 @@ def block_of(
 
 
 def quantize_tokens(x: Tensor, act_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Activations as integers times a scale.
+    """Round activations to integers times a scale.
 
     Args:
-        x: (M, K) floats.
-        act_scale: A scale of all tokens, (1,) float32; None: max |x| / 127 of each token (1 where
-            that is 0).
+        x: Activations, (M, K) float.
+        act_scale: Common scale of all tokens, (1,) float32; None: max |x| / 127 of each token (1
+            where that is 0).
 
     Returns:
-        clip(round(x / scale), -128, 127) as (M, K) int8, halves rounded to even, and scales (M,)
-        float32. The scale is NaN, and with it what comes of the token, where x has a NaN or the
-        scale were infinite.
+        Codes clip(round(x / scale), -128, 127) as (M, K) int8, halves rounded to even, and scales
+        (M,) float32. The scale is NaN, and with it every result of the token, where x has a NaN or
+        the scale would be infinite.
     """
     x = x.float()
     if act_scale is None:
@@ -82,10 +82,11 @@ def packed_linear_reference(
     level_table: tuple[float, ...] | None = None,
     activations: str = "float",
 ) -> Tensor:
-    """The formulas above; see `op.packed_linear` for the arguments, and `PackedWeight`.
+    """Compute the formulas above; `op.packed_linear` and `PackedWeight` have the arguments.
 
     Returns:
-        (..., N) of the type of x, added up in float32 (float64 for float64) and rounded once.
+        Output, (..., N) of the type of x, added up in float32 (float64 for float64) and rounded
+        once.
     """
     num_rows, num_columns = qdata.shape[-2], x.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -115,9 +116,10 @@ def _integer_product(
     tag: str,
     level_table: tuple[float, ...] | None,
 ) -> Tensor:
-    """sum_g s[n, g] (sum_k q[m, k] c[n, k]), (M, rows) float32, of integers q (M, K) in float64.
+    """Compute sum_g s[n, g] (sum_k q[m, k] c[n, k]), (M, rows) float32.
 
-    Sums of integers are exact in float64, and rounded to float32 before they meet a scale.
+    The integers q, (M, K), are held in float64, in which their sums are exact; the sums are rounded
+    to float32 before a scale multiplies them.
     """
     step, num_columns = 1.0, codes.shape[1]
     if level_table is not None:
@@ -148,7 +150,7 @@ def unpack_weight_reference(
     level_table: tuple[float, ...] | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """What a weight decodes to, (N, K) rounded to a type, made a block of rows at a time."""
+    """Decode a weight to (N, K) rounded to a type, a block of rows at a time."""
     out = torch.empty(qdata.shape[-2], num_columns, dtype=dtype, device=qdata.device)
     for part in row_blocks(*out.shape):
         block = block_of(part, qdata, scale, zero, tag)

@@ -392,16 +392,16 @@ def test_use_without_training_destroys_attention(method: str, expected: float) -
 
 WRONG: dict[str, dict[str, Any]] = {
     "method: expected one of ('bibert', 'bivit', 'binary_qk'), found 'xnor'": {"method": "xnor"},
-    "q: expected (B, Nq, H, d) float, none of them 0, found (2, 5, 3) torch": {
+    "q: expected (B, Nq, H, d) float without empty axes, found (2, 5, 3) torch": {
         "q": torch.zeros(2, 5, 3)
     },
-    "q: expected (B, Nq, H, d) float, none of them 0, found (2, 0, 3, 4)": {
+    "q: expected (B, Nq, H, d) float without empty axes, found (2, 0, 3, 4)": {
         "q": torch.zeros(2, 0, 3, 4)
     },
-    "q: expected (B, Nq, H, d) float, none of them 0, found (2, 5, 3, 4) torch.int64": {
+    "q: expected (B, Nq, H, d) float without empty axes, found (2, 5, 3, 4) torch.int64": {
         "q": torch.zeros(2, 5, 3, 4, dtype=torch.int64)
     },
-    "k: expected (B, Nk, H, d), none of them 0, found (2, 7, 12)": {"k": torch.zeros(2, 7, 12)},
+    "k: expected (B, Nk, H, d) without empty axes, found (2, 7, 12)": {"k": torch.zeros(2, 7, 12)},
     "k: expected (2, 7, 3, 4) torch.float64 on cpu, found (2, 7, 3, 5)": {
         "k": torch.zeros(2, 7, 3, 5, dtype=torch.float64)
     },

@@ -223,7 +223,7 @@ def test_autocast_gives_its_type_and_float32_gradients() -> None:
 WRONG = {
     "codes: expected int32 or int64": {"codes": torch.zeros(3, 4, 2)},
     "codes: expected (B, N, G)": {"codes": torch.zeros(0, 4, 2, dtype=torch.int64)},
-    "codes: 3 groups x 30 bits are more than 62": {
+    "codes: expected at most 62 bits per position, found 3 groups x 30 bits": {
         "codes": torch.zeros(3, 4, 3, dtype=torch.int64),
         "bits_per_group": 30,
     },
@@ -245,7 +245,7 @@ WRONG = {
     "mask: expected (3, 4) or (3, 4, 2) bool, found (3, 4, 1) torch.uint8": {
         "mask": torch.zeros(3, 4, dtype=torch.uint8)
     },
-    "mask: with a mask_token": {"mask_token": torch.zeros(5)},
+    "mask: expected (3, 4) with a mask_token": {"mask_token": torch.zeros(5)},
     "mask_token: expected (5,)": {"mask_token": torch.zeros(6)},
     "values: expected one of ('pm1', '01')": {"values": "bits"},
     "class_position: expected one of ('last', 'first')": {"class_position": "middle"},

@@ -267,7 +267,7 @@ WRONG: dict[str, Callable[[], Any]] = {
         unpack_codes(BYTES.long(), 4, (4, 5))
     ),
     "packed: expected (..., 6) uint8": lambda: unpack_codes(BYTES, 41, 1),
-    "packed: expected to hold at least 1 code per image, found 0": lambda: unpack_codes(
+    "packed: expected at least 1 code per image, found 0": lambda: unpack_codes(
         BYTES[:, :0], 0, 10
     ),
     "dtype: expected int32 or int64, found torch.int16": lambda: unpack_codes(

@@ -112,10 +112,10 @@ WRONG: dict[str, dict[str, Any]] = {
     "value_sum: expected one of ('all', 'own'), found 'none'": {"value_sum": "none"},
     "value_sum: 'own' expects as many queries as keys, found 6 and 9": {"value_sum": "own"},
     "q_hash: expected (B, Nq, H, b) float": {"q_hash": torch.zeros(2, 6, 3)},
-    "q_hash: expected (B, Nq, H, b) float, none of them 0, found (2, 6, 3, 5) torch.int8": {
+    "q_hash: expected (B, Nq, H, b) float without empty axes, found (2, 6, 3, 5) torch.int8": {
         "q_hash": torch.zeros(2, 6, 3, 5, dtype=torch.int8)
     },
-    "v: expected (B, Nk, H, d), none of them 0": {"v": torch.zeros(2, 9, 3, 0)},
+    "v: expected (B, Nk, H, d) without empty axes": {"v": torch.zeros(2, 9, 3, 0)},
     "k_hash: expected (2, 9, 3, 5) torch.float64": {"k_hash": rand(2, 9, 3, 4)},
     "v: expected (2, 9, 3, 4) torch.float64 on cpu, found (2, 9, 3, 4) torch.float32": {
         "v": torch.zeros(2, 9, 3, 4)

@@ -70,7 +70,8 @@ ACCURACY = {
     ("int8_fp8", 3): (0.999, 0.05, 1.7e-2),  # .99928, .0364, 1.56e-2
     ("fp8", 3): (0.995, 0.095, 4.2e-2),  # .99596, .0849, 3.75e-2
 }
-"""By precision and factor of the queries: 3 makes few weights count. As kernels.md 4.10."""
+"""Bounds by precision and factor of the queries; with 3 few weights count. Numbers behind "#": the
+errors measured."""
 
 
 @pytest.mark.parametrize("dim", [32, 64, 128])
@@ -94,7 +95,7 @@ SMOOTHED = {"int8": 0.3, "int8_fp8": 0.7, "fp8": 0.45}
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_smoothing_helps_keys_with_offsets(precision: str) -> None:
-    """Channels of mean 2, a tenth of them of mean 12, as in kernels.md 4.10."""
+    """Channels of mean 2, a tenth of them of mean 12."""
     given = inputs(1, 256, 256, 4, 64)
     offset = normal(4, 64, seed=5) + 2
     offset[:, ::10] *= 6
@@ -422,12 +423,15 @@ X = torch.zeros(2, 5, 2, 32)
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "integers": ({"q": X.int()}, r"q: expected .*float.* found \(2, 5, 2, 32\) torch.int32"),
     "three-axes": ({"q": X[0]}, r"q: expected \(B, Nq, H, d\).* found \(5, 2, 32\)"),
-    "no-image": ({"q": X[:0]}, r"q: .*none of them 0, found \(0, 5, 2, 32\)"),
-    "no-query": ({"q": X[:, :0]}, r"q: .*none of them 0, found \(2, 0, 2, 32\)"),
+    "no-image": ({"q": X[:0]}, r"q: .*without empty axes, found \(0, 5, 2, 32\)"),
+    "no-query": ({"q": X[:, :0]}, r"q: .*without empty axes, found \(2, 0, 2, 32\)"),
     "dim-24": ({"q": X[..., :24]}, "q: expected a head dim of 32, 40, ... or 128, found 24"),
     "dim-33": ({"q": torch.zeros(2, 5, 2, 33)}, "head dim .* found 33"),
     "dim-136": ({"q": torch.zeros(2, 5, 2, 136)}, "head dim .* found 136"),
-    "no-key": ({"k": X[:, :0]}, r"k: expected \(2, Nk, 2, 32\), Nk not 0, found \(2, 0, 2, 32\)"),
+    "no-key": (
+        {"k": X[:, :0]},
+        r"k: .* 2, 32\) with Nk >= 1, found \(2, 0, 2, 32\)",
+    ),
     "heads": ({"k": X[:, :, :1]}, r"k: expected \(2, Nk, 2, 32\).* found \(2, 5, 1, 32\)"),
     "key-axes": ({"k": X[0]}, r"k: expected \(2, Nk, 2, 32\).* found \(5, 2, 32\)"),
     "values": ({"v": X[:, :4]}, r"v: expected the shape of k, \(2, 5, 2, 32\), found \(2, 4"),

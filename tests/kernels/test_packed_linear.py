@@ -272,7 +272,7 @@ def test_prepacking_loses_nothing(kind: str, columns: int) -> None:
 
 def test_what_kernels_refuse() -> None:
     weight = from_float(normal(4, 48), "u4", 24)
-    with pytest.raises(ValueError, match="prepack: groups of 24 columns are no multiple of 32"):
+    with pytest.raises(ValueError, match="prepack: groups of 24 columns are not a multiple of 32"):
         prepack(weight)
     assert packed_linear(normal(2, 48), weight).shape == (2, 4)
     for levels in [(0.0, 1.0, 2.0, 4.0), (3.0, 2.0, 1.0, 0.0), (0.0, 0.3, 0.6, 0.9)]:
@@ -322,7 +322,10 @@ def test_autocast_casts_the_input() -> None:
         ({"bias": torch.zeros(9).long()}, "bias: .* found .* torch.int64"),
         ({"activations": "int4"}, "activations: expected one of .* found 'int4'"),
         ({"route": "cublas"}, "route: expected one of .* found 'cublas'"),
-        ({"activations": "int8", "route": "unpack"}, "route: int8 activations have no 'unpack'"),
+        (
+            {"activations": "int8", "route": "unpack"},
+            "route: .* found 'unpack'",
+        ),
         ({"act_scale": torch.ones(1)}, "act_scale: .* with int8 activations alone"),
         ({"act_scale": torch.ones(3), "activations": "int8"}, r"act_scale: .* found \(3,\)"),
         ({"x": normal(3, 96).requires_grad_()}, "packed_linear has no gradient"),

@@ -23,7 +23,7 @@ PRECISIONS = pytest.mark.parametrize("precision", ["int8", "int8_fp8", "fp8"])
 
 # Weights near the middle of two numbers of 8 or 16 bits go either way, and so do codes where the
 # mean of K is summed in another order. Measured in the interpreter: at most 2e-4. On a GPU, not
-# run: 1e-3 is the aim of kernels.md 4.10; sums of e4m3 products have about 13 bits behind the
+# run: 1e-3 is the aim for INT8 scores; sums of e4m3 products have about 13 bits behind the
 # leading one there, which alone moves scores by 1e-3 and weights over the middle.
 TOLERANCE = (
     {"int8": 3e-4, "int8_fp8": 3e-4, "fp8": 3e-4}

@@ -195,7 +195,7 @@ def test_what_kernels_cannot_take_is_refused_by_name() -> None:
         lambda: packed_linear(draw.normal(2, 48), weight, backend="triton"),
         lambda: unpack_weight(weight, torch.float16, backend="triton"),
     ):
-        with pytest.raises(RuntimeError, match="groups of 24 columns are no multiple of 32"):
+        with pytest.raises(RuntimeError, match="groups of 24 columns are not a multiple of 32"):
             call()
     with pytest.raises(RuntimeError, match="no kernel computes in float64"):
         packed_linear(draw.normal(2, 48).double(), weight, backend="triton")

@@ -1,10 +1,10 @@
-"""The convolutional encoder and decoder of the VQGAN family.
+"""Convolutional encoder and decoder of the VQGAN family.
 
-One pair of networks whose config spans VQGAN+ / MaskBit (arXiv:2409.16211, the default), MaskGIT-VQ
-(arXiv:2202.04200), the original VQGAN (arXiv:2012.09841), LlamaGen's VQ (arXiv:2406.06525),
-Open-MAGVIT2 (arXiv:2409.04410) and the binary autoencoder of Binary Latent Diffusion
-(arXiv:2304.04820). They know nothing of pixel ranges or quantizers: images in, latents out, and
-back.
+The config of this pair of networks covers VQGAN+ / MaskBit (arXiv:2409.16211, the default),
+MaskGIT-VQ (arXiv:2202.04200), the original VQGAN (arXiv:2012.09841), LlamaGen's VQ
+(arXiv:2406.06525), Open-MAGVIT2 (arXiv:2409.04410) and the binary autoencoder of Binary Latent
+Diffusion (arXiv:2304.04820). They are independent of pixel ranges and quantizers: the encoder maps
+images to latents, the decoder latents to images.
 """
 
 from dataclasses import dataclass
@@ -23,32 +23,38 @@ class ConvAutoencoderConfig:
     """Settings of `Encoder` and `Decoder`. The defaults are VQGAN+ at published size.
 
     Args:
-        base_channels: Width of the finest level.
-        channel_multipliers: Width of each level over `base_channels`, finest first. Every level
-            but the last halves the resolution.
-        num_res_blocks: Residual blocks per encoder level.
-        num_res_blocks_decoder: The same per decoder level; None: as the encoder.
-        norm_groups: Groups of every GroupNorm; each width must be a multiple.
-        conv_bias: Biases in the stem and the residual blocks (the original VQGAN has them).
-        shortcut: Where channels change, `projection` adds a 1x1 convolution of the block's input;
-            `legacy` adds one of the residual branch's output, as the original MaskGIT code and
-            every public VQGAN+ checkpoint do (such a block has no skip path).
-        downsample: Strided 3x3 convolution, padded at right and bottom (`conv`) or on all sides
-            (`conv_symmetric`, Open-MAGVIT2), or 2x2 average pooling (MaskGIT-VQ).
-        upsample: Nearest neighbours, then a 3x3 convolution; or a 3x3 convolution to four times
-            the channels, rearranged to twice the height and width (Open-MAGVIT2).
-        adaptive_norm: A GroupNorm before every decoder level whose scale and bias follow from the
+        base_channels: Number of channels of the finest level.
+        channel_multipliers: Channels of each level over `base_channels`, finest level first. Every
+            level but the last halves the resolution.
+        num_res_blocks: Number of residual blocks per encoder level.
+        num_res_blocks_decoder: Number of residual blocks per decoder level; None: that of the
+            encoder.
+        norm_groups: Number of groups of every GroupNorm; must divide all numbers of channels.
+        conv_bias: Use biases in the stem and the residual blocks (the original VQGAN has them).
+        shortcut: Shortcut of blocks that change channels: `projection` adds a 1x1 convolution of
+            the input of the block; `legacy` adds one of the output of the residual branch, as the
+            original MaskGIT code and every public VQGAN+ checkpoint do (such a block has no skip
+            path).
+        downsample: Downsampling: a strided 3x3 convolution, padded at right and bottom (`conv`) or
+            on all sides (`conv_symmetric`, Open-MAGVIT2), or 2x2 average pooling (`avg_pool`,
+            MaskGIT-VQ).
+        upsample: Upsampling: nearest neighbors, then a 3x3 convolution (`nearest`); or a 3x3
+            convolution to four times the channels, rearranged to twice the height and width
+            (`depth_to_space`, Open-MAGVIT2).
+        adaptive_norm: Use a GroupNorm before every decoder level whose scale and bias depend on the
             standard deviation and mean of the latents over all positions (Open-MAGVIT2).
-        attention_levels: Levels with single-head attention after each residual block.
-        num_mid_blocks: Residual blocks at the coarsest resolution between levels and head.
-        mid_attention: Attention after the first of these.
-        head_kernel_size: Kernel of the encoder's last convolution.
-        head_activation: SiLU before the last convolution of both networks (the binary autoencoder
-            has none).
-        latent_norm: A GroupNorm of the latents before the decoder's first convolution (the binary
-            autoencoder's `norm_first`).
-        latent_channels: Width between the networks and the 1x1 convolutions around the quantizer
-            (quant_conv and post_quant_conv); None: no such convolutions.
+        attention_levels: Numbers of the levels with single-head attention after each residual
+            block, 0 the finest.
+        num_mid_blocks: Number of residual blocks at the coarsest resolution, between levels and
+            head.
+        mid_attention: Use attention after the first of these blocks.
+        head_kernel_size: Kernel size of the last convolution of the encoder, in latent positions.
+        head_activation: Use SiLU before the last convolution of both networks (the binary
+            autoencoder has none).
+        latent_norm: Use a GroupNorm of the latents before the first convolution of the decoder
+            (`norm_first` of the binary autoencoder).
+        latent_channels: Number of channels between the networks and the 1x1 convolutions around the
+            quantizer (quant_conv and post_quant_conv); None: no such convolutions.
     """
 
     __pydantic_config__ = STRICT
@@ -73,7 +79,8 @@ class ConvAutoencoderConfig:
     def __post_init__(self) -> None:
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise ValueError(
-                f"channel_multipliers: expected one per level, found {self.channel_multipliers}"
+                "channel_multipliers: expected one of at least 1 per level, "
+                f"found {self.channel_multipliers}"
             )
         for name in ("base_channels", "num_res_blocks", "norm_groups", "num_mid_blocks"):
             if getattr(self, name) < 1:
@@ -95,17 +102,17 @@ class ConvAutoencoderConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each level, finest first."""
+        """Number of channels of each level, finest first."""
         return tuple(self.base_channels * m for m in self.channel_multipliers)
 
     @property
     def stride(self) -> int:
-        """Pixels per latent position along one side."""
-        return 2 ** (len(self.channel_multipliers) - 1)
+        """Number of pixels per latent position along one side."""
+        return 1 << (len(self.channel_multipliers) - 1)
 
 
 class ResBlock(nn.Module):
-    """GroupNorm, SiLU, 3x3 convolution, twice, plus the shortcut."""
+    """Residual block: GroupNorm, SiLU and 3x3 convolution, twice, plus the shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, config: ConvAutoencoderConfig) -> None:
         super().__init__()
@@ -120,15 +127,17 @@ class ResBlock(nn.Module):
             self.shortcut = nn.Conv2d(shortcut_in, out_channels, 1, bias=config.conv_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(nn.functional.silu(self.norm1(x)))
+        """Features (B, `out_channels`, H, W) of features (B, `in_channels`, H, W)."""
+        h: Tensor = self.conv1(nn.functional.silu(self.norm1(x)))
         h = self.conv2(nn.functional.silu(self.norm2(h)))
-        if self.shortcut is None:
-            return x + h
-        return h + self.shortcut(h if self.legacy else x)
+        shortcut: Tensor = x
+        if self.shortcut is not None:
+            shortcut = self.shortcut(h if self.legacy else x)
+        return h + shortcut
 
 
 class Attention(nn.Module):
-    """Single-head attention over all positions, with residual."""
+    """Single-head attention over all positions, with a residual connection."""
 
     def __init__(self, channels: int, config: ConvAutoencoderConfig) -> None:
         super().__init__()
@@ -139,16 +148,18 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (B, C, H, W) of features (B, C, H, W)."""
         h = self.norm(x)
         q, k, v = (to_positions(p(h)) for p in (self.q, self.k, self.v))
         h = nn.functional.scaled_dot_product_attention(q, k, v)
-        return x + self.out(to_grid(h, (x.shape[2], x.shape[3])))
+        out: Tensor = self.out(to_grid(h, (x.shape[2], x.shape[3])))
+        return x + out
 
 
 class Downsample(nn.Module):
     """Halve the resolution; see `ConvAutoencoderConfig.downsample`.
 
-    The convolution pads right and bottom only ("SAME" for even sizes), unless it is symmetric.
+    The convolution pads at right and bottom only ("SAME" for even sizes), unless it is symmetric.
     """
 
     def __init__(self, channels: int, config: ConvAutoencoderConfig) -> None:
@@ -159,9 +170,11 @@ class Downsample(nn.Module):
             self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (B, C, H / 2, W / 2) of features (B, C, H, W)."""
         if self.conv is None:
             return nn.functional.avg_pool2d(x, 2)
-        return self.conv(nn.functional.pad(x, self.padding))
+        h: Tensor = self.conv(nn.functional.pad(x, self.padding))
+        return h
 
 
 class Upsample(nn.Module):
@@ -176,9 +189,13 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, 4 * channels if self.rearranges else channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (B, C, 2 H, 2 W) of features (B, C, H, W)."""
+        h: Tensor
         if self.rearranges:
-            return rearrange(self.conv(x), "b (i j c) h w -> b c (h i) (w j)", i=2, j=2)
-        return self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+            h = rearrange(self.conv(x), "b (i j c) h w -> b c (h i) (w j)", i=2, j=2)
+        else:
+            h = self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return h
 
 
 class AdaptiveNorm(nn.Module):
@@ -195,13 +212,24 @@ class AdaptiveNorm(nn.Module):
         self.bias = nn.Linear(latent_width, channels)
 
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+        """Normalized features (B, C, H, W), by statistics of latents (B, D, h, w)."""
         flat = latents.flatten(2)  # (B, D, N)
         scale, bias = self.scale((flat.var(-1) + 1e-6).sqrt()), self.bias(flat.mean(-1))
-        return self.norm(x) * scale[:, :, None, None] + bias[:, :, None, None]
+        h: Tensor = self.norm(x) * scale[:, :, None, None] + bias[:, :, None, None]
+        return h
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each followed by attention if the config says so."""
+    """Residual blocks of one resolution, each followed by attention if `attention` is set.
+
+    Args:
+        in_channels: Number of channels of the input.
+        out_channels: Number of channels of the blocks.
+        num_blocks: Number of residual blocks.
+        attention: Use attention after each block.
+        resample: Module applied after the blocks, or None.
+        config: Settings of the blocks.
+    """
 
     def __init__(
         self,
@@ -221,6 +249,7 @@ class Level(nn.Module):
         self.resample = resample
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features of the next level of features (B, `in_channels`, H, W)."""
         for i, block in enumerate(self.blocks):
             x = block(x)
             if len(self.attention):
@@ -229,6 +258,7 @@ class Level(nn.Module):
 
 
 def _mid(channels: int, config: ConvAutoencoderConfig) -> nn.Sequential:
+    """Residual blocks at the coarsest resolution, with attention after the first if configured."""
     attention = [Attention(channels, config)] if config.mid_attention else []
     first, *others = (ResBlock(channels, channels, config) for _ in range(config.num_mid_blocks))
     return nn.Sequential(first, *attention, *others)
@@ -256,16 +286,18 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, kernel, padding=kernel // 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        h = self.conv_in(images)
+        """Latents (B, `out_channels`, H / stride, W / stride) of images (B, 3, H, W)."""
+        h: Tensor = self.conv_in(images)
         for level in self.levels:
             h = level(h)
-        return self.conv_out(self.head_activation(self.norm_out(self.mid(h))))
+        h = self.conv_out(self.head_activation(self.norm_out(self.mid(h))))
+        return h
 
 
 class Decoder(nn.Module):
     """Latents (B, `in_channels`, h, w) to images (B, 3, h * stride, w * stride), unbounded.
 
-    Levels stand in the order of execution, coarsest first. `adaptive_norm` needs two positions.
+    Levels are in the order of execution, coarsest first. `adaptive_norm` needs two positions.
     """
 
     def __init__(self, config: ConvAutoencoderConfig, in_channels: int) -> None:
@@ -296,24 +328,28 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(self.latent_norm(latents)))
+        """Images (B, 3, h * stride, w * stride) of latents (B, `in_channels`, h, w), unbounded."""
+        h: Tensor = self.mid(self.conv_in(self.latent_norm(latents)))
         for i, level in enumerate(self.levels):
             if len(self.adaptive_norms):
                 h = self.adaptive_norms[i](h, latents)
             h = level(h)
-        return self.conv_out(self.head_activation(self.norm_out(h)))
+        h = self.conv_out(self.head_activation(self.norm_out(h)))
+        return h
 
 
 def to_positions(grid: Tensor) -> Tensor:
-    """(B, D, h, w) to (B, N, D), row-major."""
+    """Rearrange a grid (B, D, h, w) to positions (B, N, D), row-major."""
     return rearrange(grid, "b d h w -> b (h w) d")
 
 
 def to_grid(positions: Tensor, shape: tuple[int, int]) -> Tensor:
-    """(B, N, D) to (B, D, h, w); inverse of `to_positions`."""
+    """Rearrange positions (B, N, D) to a grid (B, D, h, w); inverse of `to_positions`."""
     return rearrange(positions, "b (h w) d -> b d h w", h=shape[0], w=shape[1])
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """The module with convolution weights in channels-last memory; activations follow them."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Move convolution weights to channels-last memory, in place; activations follow them."""
+    # torch has no overload of `to` for a memory format alone.
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module

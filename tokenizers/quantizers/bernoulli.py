@@ -1,10 +1,10 @@
-"""Bernoulli bits: every position holds independent coins whose logits are read off the latent.
+"""Bernoulli bits: independent bits whose logits are a linear function of the latent.
 
 The quantizer of Binary Latent Diffusion (arXiv:2304.04820) and of BiGR (arXiv:2410.14672). There is
-no vocabulary: the bits that are set add up their rows of an embedding. The gradient passes straight
-through to the probabilities, not to the logits. The public code's regulariser takes the sigmoid of
-what already is a probability; here it is the variance that was meant. Bit k is channel k and weighs
-2**k.
+no codebook: the quantized latent is the sum of the embedding rows of the set bits. The gradient
+passes straight through to the probabilities, not to the logits. The regularizer of the public code
+takes the sigmoid of a value that is a probability already; here it is the variance that was meant.
+Bit k is channel k and has the weight 2**k.
 """
 
 import math
@@ -25,13 +25,14 @@ class BernoulliConfig:
     """Settings of `Bernoulli`.
 
     Args:
-        bits: Bits K of a token, at least 1.
+        bits: Number of bits K of a token, 1 to 4096.
         dim: Width of the latents and of the embedding.
-        draw: When bits are drawn with their probabilities instead of being set where these exceed
-            1/2: in training steps alone, `always` (encoding too, wherever it gets an rng, as the
-            public code), or `never` (its `deterministic`).
-        free_nats: Adds the loss `kl` to a fair coin; a bit whose divergence, on average over the
-            batch, is below this many nats costs nothing. None: no such loss.
+        draw: Steps in which bits are drawn with their probabilities instead of being set where
+            these exceed 1/2: `training` steps only, `always` (also encoding with an rng, as in the
+            public code), or `never` (`deterministic` in the public code).
+        free_nats: Threshold of the loss `kl`, the divergence from a fair coin, in nats per bit: a
+            bit whose divergence, on average over the batch, is below it adds no loss. None: no such
+            loss.
     """
 
     __pydantic_config__ = STRICT
@@ -48,15 +49,25 @@ class BernoulliConfig:
             raise ValueError(f"dim: expected at least 1, found {self.dim}")
         if self.free_nats is not None and not 0 <= self.free_nats < math.log(2):
             raise ValueError(
-                f"free_nats: expected 0 to below ln 2, all that a bit has; found {self.free_nats}"
+                f"free_nats: expected 0 to below ln 2, the largest divergence of a bit, "
+                f"found {self.free_nats}"
             )
 
 
 class Bernoulli(Quantizer):
-    """Latents (B, N, D) to K coins and back to the sum of the rows of those that show 1.
+    """Latents (B, N, D) to K random bits, and back to the sum of the rows of the set bits.
 
-    The rows are `embedding`, (K, D). The number of set bits shows in the size of the sum, so the
-    decoder should normalise it first (`latent_norm` of the autoencoder).
+    The rows are `embedding`, (K, D). The magnitude of the sum grows with the number of set bits, so
+    the decoder should normalize it first (`latent_norm` of the autoencoder).
+
+    Example:
+        >>> bernoulli = Bernoulli(BernoulliConfig(bits=2, dim=3))
+        >>> bernoulli.encode(torch.zeros(1, 4, 3)).shape
+        torch.Size([1, 4, 2])
+        >>> rows = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
+        >>> _ = bernoulli.embedding.data.copy_(rows)
+        >>> bernoulli.lookup(torch.tensor([[[1, 1]]])).tolist()
+        [[[11.0, 22.0, 33.0]]]
     """
 
     def __init__(self, config: BernoulliConfig) -> None:
@@ -69,15 +80,15 @@ class Bernoulli(Quantizer):
         self.embedding = nn.Parameter(torch.randn(config.bits, config.dim))
 
     def forward(self, latents: Tensor, *, rng: torch.Generator | None = None) -> QuantizerOutput:
-        """Bits, the sum of their rows and the losses; drawn in eval mode as well.
+        """Bits, the sum of their rows and the losses; bits are drawn in eval mode as well.
 
-        `commitment` is the mean variance p (1 - p), in [0, 1/4]; `kl` the mean over bits of the
-        divergence from a fair coin beyond `free_nats`, in nats, ln 2 - h(p) being averaged over the
-        positions of all processes first.
+        `commitment` is the mean variance p (1 - p), in [0, 1/4]; `kl` is the mean over bits of the
+        divergence from a fair coin above `free_nats`, in nats, where the divergence ln 2 - h(p) is
+        first averaged over the positions of all processes.
 
         Args:
-            latents: (B, N, D).
-            rng: Where draws come from, on any device; None: the global generator.
+            latents: Latents, (B, N, D).
+            rng: Generator of the draws, on any device; None: the global generator.
         """
         with torch.autocast(latents.device.type, enabled=False):
             logits = self.logits(latents)
@@ -98,12 +109,12 @@ class Bernoulli(Quantizer):
 
     @torch.no_grad()
     def probabilities(self, latents: Tensor) -> Tensor:
-        """Probability of 1 of every bit, (B, N, K) float32, without gradient."""
+        """Probability that each bit is 1, (B, N, K) float32, without gradient."""
         with torch.autocast(latents.device.type, enabled=False):
             return torch.sigmoid(self.logits(latents))
 
     def encode(self, latents: Tensor) -> Tensor:
-        """The more probable value of each bit, (B, N, K); 0 where both are equally probable."""
+        """More probable value of each bit, (B, N, K); 0 where both are equally probable."""
         return threshold(self.probabilities(latents)).long()
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -113,15 +124,15 @@ class Bernoulli(Quantizer):
 
 
 def threshold(probabilities: Tensor) -> Tensor:
-    """1. where a probability exceeds 1/2, else 0."""
+    """Values 1. where a probability exceeds 1/2, otherwise 0., in the type of the probabilities."""
     return (probabilities > 0.5).to(probabilities.dtype)
 
 
 def draw(probabilities: Tensor, rng: torch.Generator | None = None) -> Tensor:
-    """One draw of every coin, {0., 1.} in the shape of `probabilities`.
+    """Draw every bit once, {0., 1.} in the shape of `probabilities`.
 
-    The uniforms are drawn where `rng` lives, so that a generator on the CPU gives every device the
-    same ones; None: the global generator of the probabilities' device.
+    Uniform numbers are drawn on the device of `rng`, so that a generator on the CPU gives the same
+    ones for every device; None: the global generator of the device of the probabilities.
     """
     device = probabilities.device if rng is None else rng.device
     uniforms = torch.rand(probabilities.shape, generator=rng, device=device)

@@ -1,8 +1,9 @@
-"""BSQ, binary spherical quantization: signs of the unit-normalised latent (arXiv:2406.07548).
+"""BSQ, binary spherical quantization: signs of the normalized latent (arXiv:2406.07548).
 
-As LFQ, but the latent is projected onto the unit sphere first and the codes are its corners,
-+-1/sqrt(n), so that the quantization error is bounded without a commitment loss. Bit k is channel
-k and weighs 2**k (the reference code is most significant first: reverse the channel axis).
+Like LFQ, but the latent is first projected onto the unit sphere, and the codes are the corners
++-1/sqrt(n) on it, so that the quantization error is bounded without a commitment loss. Bit k is
+channel k and has the weight 2**k (the reference code is most significant first: reverse the channel
+axis).
 """
 
 import math
@@ -23,13 +24,13 @@ class BSQConfig:
     """Settings of `BSQ`.
 
     Args:
-        bits: Bits of a token, at least 1; also the latent width.
-        inverse_temperature: tau of the soft assignments, > 0.
-        sample_entropy_weight: gamma_0 of the entropy loss.
-        batch_entropy_weight: gamma of the entropy loss.
-        entropy_group_bits: Largest group of bits whose joint batch entropy is computed; 1 is the
-            sum of marginal bit entropies, which the authors found better and cheaper than 9.
-        ste_scale: Straight-through gradient d value / d unit latent. None is 1 / sqrt(bits), as in
+        bits: Number of bits of a token, 1 to 4096; also the latent width.
+        inverse_temperature: Inverse temperature tau of the soft assignments, > 0.
+        sample_entropy_weight: Weight gamma_0 of the sample entropy in the entropy loss.
+        batch_entropy_weight: Weight gamma of the batch entropy in the entropy loss.
+        entropy_group_bits: Largest group of bits whose joint batch entropy is computed, 1 to 24; 1
+            is the sum of marginal bit entropies, which the authors found better and cheaper than 9.
+        ste_scale: Straight-through gradient d value / d unit latent. None: 1 / sqrt(bits), as in
             the reference code; 1 is that of lucidrains' spherical option.
     """
 
@@ -49,7 +50,14 @@ class BSQConfig:
 
 
 class BSQ(Quantizer):
-    """Corners of the unit sphere nearest to latents (B, N, n); values are +-1/sqrt(n)."""
+    """Corners of the unit sphere nearest to latents (B, N, n); values are +-1/sqrt(n).
+
+    Example:
+        >>> bsq = BSQ(BSQConfig(bits=4))
+        >>> indices = bsq.encode(torch.tensor([[[0.3, -2.0, 0.1, -0.7]]]))
+        >>> indices.tolist(), bsq.lookup(indices).tolist()
+        ([[[1, 0, 1, 0]]], [[[0.5, -0.5, 0.5, -0.5]]])
+    """
 
     loss_names = ("commitment", "entropy")
 

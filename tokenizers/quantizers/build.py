@@ -1,4 +1,4 @@
-"""The closed list of quantizers: config in, module out."""
+"""Construction of quantizers from their configs; the list of quantizers is closed."""
 
 from typing import Annotated, assert_never
 
@@ -19,7 +19,7 @@ QuantizerConfig = Annotated[
 
 
 def build_quantizer(config: QuantizerConfig) -> Quantizer:
-    """The quantizer that a config describes."""
+    """Build the quantizer that a config describes."""
     match config:
         case VQConfig():
             return VQ(config)

@@ -1,10 +1,10 @@
 """VQ with a codebook of running means, and revival of dead codes (arXiv:1711.00937, appendix A.1).
 
 Codes follow the latents assigned to them by exponential moving averages instead of a gradient.
-The first batch can seed the codebook, and a code whose share of the tokens falls below a fraction
-of the uniform share is moved onto a random latent of the batch. Counts and sums run over all
-processes, and the random choice depends on the number of updates only, so that any number of
-processes and any resume give the same codebook.
+The first batch can initialize the codebook, and a code whose share of the tokens falls below a
+fraction of the uniform share is replaced by a random latent of the batch. Counts and sums run over
+all processes, and the random choice depends on the number of updates only, so that any number of
+processes and any resumed run give the same codebook.
 """
 
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ class EMAVQConfig:
     """Settings of `EMAVQ`.
 
     Args:
-        codebook_size: Codes K, at least 2.
-        dim: Code width D; also the latent width.
-        decay: Of the running counts and sums, in [0, 1).
+        codebook_size: Number of codes K, 2 to 2**24.
+        dim: Width D of a code; also the latent width.
+        decay: Decay of the running counts and sums per update, in [0, 1).
         epsilon: Laplace smoothing of the counts.
-        revival_share: A code is dead when its running count is below this fraction of the mean
-            count; 0 turns revival off. A fraction, because a count per batch would have to change
-            with the batch size.
+        revival_share: Fraction of the mean count, in [0, 1), below which the running count of a
+            code makes it dead; 0 turns revival off. It is a fraction because a count per batch
+            would depend on the batch size.
         data_init: Replace the codebook by random latents of the first training batch.
         normalize: Compare and decode on the unit sphere (cosine distance).
-        gradient: How the encoder learns through the lookup.
+        gradient: Gradient estimator of the lookup, `straight_through` or `rotation`.
     """
 
     __pydantic_config__ = STRICT
@@ -57,7 +57,17 @@ class EMAVQConfig:
 
 
 class EMAVQ(Quantizer):
-    """Nearest code of each latent (B, N, D); the codebook is a buffer updated by `forward`."""
+    """Nearest code of each latent (B, N, D); the codebook is a buffer updated by `forward`.
+
+    Example:
+        >>> settings = EMAVQConfig(codebook_size=2, dim=1, decay=0.0, revival_share=0.0)
+        >>> ema_vq = EMAVQ(settings)
+        >>> output = ema_vq(torch.tensor([[[0.0], [1.0]]]))  # initializes the codebook
+        >>> ema_vq.codebook.flatten().sort().values.round(decimals=3)
+        tensor([0., 1.])
+        >>> ema_vq.lookup(ema_vq.encode(torch.tensor([[[0.8]]]))).round(decimals=3)
+        tensor([[[1.]]])
+    """
 
     loss_names = ("commitment",)
 
@@ -99,7 +109,7 @@ class EMAVQ(Quantizer):
             return QuantizerOutput(estimator(z, codes), indices.view(*z.shape[:2], 1), losses)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Index of the nearest code, (B, N, 1); ties go to the lowest."""
+        """Index of the nearest code, (B, N, 1); the lowest of equally near ones."""
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             flat = self._project(latents.float()).flatten(0, 1)
             return nearest_codes(flat, self.codebook.float()).view(*latents.shape[:2], 1)
@@ -110,7 +120,7 @@ class EMAVQ(Quantizer):
 
     @torch.no_grad()
     def _update(self, flat: Tensor, indices: Tensor) -> None:
-        """One step of the running means; then revival."""
+        """Update the running means by one step, then replace dead codes."""
         size, decay = self.config.codebook_size, self.config.decay
         counts = torch.zeros_like(self.counts).index_add_(0, indices, torch.ones_like(flat[:, 0]))
         sums = torch.zeros_like(self.sums).index_add_(0, indices, flat)
@@ -121,7 +131,7 @@ class EMAVQ(Quantizer):
             (self.counts + self.config.epsilon) / (total + size * self.config.epsilon) * total
         )
         means = self._project(self.sums / smoothed[:, None])
-        # With decay 0 a code that nobody chose has no mean; it keeps its place.
+        # With decay 0 a code without latents has no mean; it stays unchanged.
         self.codebook.copy_(torch.where(self.counts[:, None] > 0, means, self.codebook))
         self.num_updates += 1
         if self.config.revival_share > 0:
@@ -129,8 +139,8 @@ class EMAVQ(Quantizer):
             self._replace(self.counts < threshold, flat, count=threshold)
 
     def _replace(self, dead: Tensor, flat: Tensor, *, count: float) -> None:
-        """Move the dead codes onto random latents of the global batch."""
-        candidates = gather_rows(flat)  # a collective: every rank comes here, dead codes or not
+        """Replace dead codes by random latents of the global batch."""
+        candidates = gather_rows(flat)  # collective: every rank calls it, with dead codes or not
         dead_rows = dead.nonzero()[:, 0]
         if not len(dead_rows) or not len(candidates):
             return

@@ -1,13 +1,14 @@
 """Entropies of soft assignments, in nats: exact, stable in float32, no vocabulary-sized tensor.
 
-Two terms drive lookup-free and vector quantizers (arXiv:2310.05737, eq. 5): the entropy of each
-sample's assignment should be small, that of the batch's mean assignment large.
+The entropy loss of lookup-free and vector quantizers (arXiv:2310.05737, eq. 5) has two terms: the
+entropy of the assignment of each sample should be small, that of the mean assignment of the batch
+large.
 
-For bits the assignment factorises, p(code) = prod_k sigmoid(+-logit_k), so the sample entropy is a
-sum over bits. The batch entropy does not factorise; it is computed exactly over groups of bits,
+For bits the assignment factorizes, p(code) = prod_k sigmoid(+-logit_k), so the sample entropy is a
+sum over bits. The batch entropy does not factorize; it is computed exactly over groups of bits,
 whose entropies sum to an upper bound of the joint one (equal to it with one group). A group of g
-bits never becomes an (M, 2**g) table: the mean distribution is one matrix product of the two
-halves' outcome tables, (M, 2**(g/2)) each.
+bits never needs an (M, 2**g) table: the mean distribution is one matrix product of the outcome
+tables of its two halves, (M, 2**(g/2)) each.
 """
 
 import torch
@@ -18,10 +19,10 @@ from ...tokens.packing import group_sizes
 
 
 def binary_entropy(logits: Tensor) -> Tensor:
-    """Entropy of a coin with the given logit, elementwise, in [0, ln 2] nats.
+    """Entropy of a bit with the given logit, elementwise, in [0, ln 2] nats.
 
-    log1p(exp(-|l|)) + |l| sigmoid(-|l|): relative error below 1e-6 up to |l| = 80, where the
-    usual softplus(l) - l sigmoid(l) has lost every digit beyond |l| = 20.
+    The formula log1p(exp(-|l|)) + |l| sigmoid(-|l|) has a relative error below 1e-6 up to |l| = 80;
+    the usual softplus(l) - l sigmoid(l) has lost every digit beyond |l| = 20.
     """
     size = logits.abs()
     return torch.log1p(torch.exp(-size)) + size * torch.sigmoid(-size)
@@ -55,24 +56,26 @@ def batch_entropy(logits: Tensor, *, max_group_bits: int) -> Tensor:
 
     Args:
         logits: Bit logits, (..., n).
-        max_group_bits: Largest group. n <= this gives the exact joint entropy; 1 gives the sum of
-            the marginal bit entropies. Memory grows with n * 2**(max_group_bits / 2).
+        max_group_bits: Largest number of bits of a group. At least n gives the exact joint entropy;
+            1 gives the sum of the marginal bit entropies. Memory grows with
+            n * 2**(max_group_bits / 2).
 
     Returns:
-        Scalar in [0, n ln 2]. The mean distribution runs over the samples of every
+        Entropy, a scalar in [0, n ln 2]. The mean distribution includes the samples of every
         process and is summed in float64: over thousands of samples float32 would lose 1e-5 nats.
 
     Source: arXiv:2310.05737 (LFQ), grouped as in arXiv:2406.07548 (BSQ), section 3.3.
     """
     probabilities = torch.sigmoid(logits.flatten(0, -2).double())
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for group in probabilities.split(group_sizes(logits.shape[-1], max_group_bits), dim=1):
+    sizes = group_sizes(logits.shape[-1], max_group_bits)
+    for group in torch.split(probabilities, sizes, dim=1):
         total = total + distribution_entropy(mean_over_processes(mean_distribution(group)))
     return total.to(logits.dtype)
 
 
 def distribution_entropy(probabilities: Tensor) -> Tensor:
-    """-sum p ln p of a distribution (K,), with 0 ln 0 = 0.
+    """Entropy -sum p ln p of a distribution (K,), with 0 ln 0 = 0.
 
     No epsilon inside the logarithm: that would cap the entropy of large vocabularies. The floor of
     1e-30 only keeps the gradient of empty codes finite.

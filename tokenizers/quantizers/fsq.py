@@ -1,9 +1,9 @@
 """FSQ, finite scalar quantization: each channel is bounded and rounded to a few levels.
 
-No codebook, no auxiliary loss. The joint index has dimension 0 least significant, as in the
-reference code of arXiv:2309.15505. Even level counts are asymmetric: 8 levels are -1, -0.75, ...,
-0.75. The symmetric variant (`symmetric: true`) spaces the levels evenly over [-1, 1], and allows 2
-of them.
+No codebook, no auxiliary loss. Dimension 0 is the least significant of the joint index, as in the
+reference code of arXiv:2309.15505. Even numbers of levels are asymmetric: 8 levels are -1, -0.75,
+..., 0.75. The symmetric variant (`symmetric: true`) spaces the levels evenly over [-1, 1], and
+allows 2 levels.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ...config import STRICT
 from ..base import Quantizer, QuantizerOutput
 
 _MARGIN = 1e-3
-"""The bound exceeds the outer level by this share, so that rounding reaches it (section 3.1)."""
+"""Share by which the bound exceeds the outer level, so that rounding reaches it (section 3.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +24,10 @@ class FSQConfig:
     """Settings of `FSQ`.
 
     Args:
-        levels: Levels of each dimension, 3 to 256 each (2 with `symmetric`); their count is the
-            latent width. Usual: (8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 5, 5, 5).
-        symmetric: Levels evenly spaced over [-1, 1] for even counts too.
+        levels: Number of levels of each dimension, 3 to 256 each (2 with `symmetric`); the number
+            of dimensions is the latent width. Usual: (8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5),
+            (8, 8, 8, 5, 5, 5).
+        symmetric: Space even numbers of levels evenly over [-1, 1] as well.
     """
 
     __pydantic_config__ = STRICT
@@ -41,7 +42,14 @@ class FSQConfig:
 
 
 class FSQ(Quantizer):
-    """Levels nearest to the bounded latents (B, N, d); quantized values lie in [-1, 1]."""
+    """Levels nearest to the bounded latents (B, N, d); quantized values lie in [-1, 1].
+
+    Example:
+        >>> fsq = FSQ(FSQConfig(levels=(8, 5)))
+        >>> indices = fsq.encode(torch.tensor([[[0.0, 2.0]]]))
+        >>> indices.tolist(), fsq.lookup(indices).tolist()
+        ([[[4, 4]]], [[[0.0, 1.0]]])
+    """
 
     levels: Tensor
 
@@ -62,7 +70,7 @@ class FSQ(Quantizer):
             return QuantizerOutput(soft + (values - soft).detach(), indices, {})
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Level numbers (B, N, d), 0 the lowest."""
+        """Level numbers (B, N, d); 0 is the lowest level."""
         with torch.autocast(latents.device.type, enabled=False):
             return torch.round(self._coordinates(latents.detach().float())).long()
 
@@ -71,12 +79,12 @@ class FSQ(Quantizer):
         return self._values(indices)
 
     def _values(self, coordinates: Tensor) -> Tensor:
-        """Points of the level axis as values: the middle level, or the middle of the axis, is 0."""
+        """Values of points of the level axis, 0 at the middle level or the middle of the axis."""
         center = (self.levels - 1) / 2 if self.config.symmetric else self.levels // 2
         return (coordinates.float() - center) / center
 
     def _coordinates(self, z: Tensor) -> Tensor:
-        """Latents bounded to the level axis, where level c is the point c (section 3.1)."""
+        """Bound latents to the level axis, on which level c is the point c (section 3.1)."""
         amplitude = (self.levels - 1) / 2
         if self.config.symmetric:
             return torch.tanh(z) * amplitude + amplitude

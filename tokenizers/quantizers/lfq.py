@@ -1,9 +1,9 @@
 """LFQ, lookup-free quantization: each latent channel is one bit, its sign (arXiv:2310.05737).
 
-The default bit-token quantizer, in the convention of MaskBit (arXiv:2409.16211): identity
-straight-through gradient, no projection, no parameters, bit k is channel k and weighs 2**k. The
-entropy terms use the factorised form, exact in O(n), instead of the reference's 2**n table with a
-1e-5 clamp (which stops rewarding diversity at 2**17 codes).
+The default quantizer of bit tokens, in the convention of MaskBit (arXiv:2409.16211): identity
+straight-through gradient, no projection, no parameters; bit k is channel k and has the weight 2**k.
+The entropy terms use the factorized form, exact in O(n), instead of the table of 2**n entries with
+a clamp of 1e-5 in the reference code (which stops rewarding diversity at 2**17 codes).
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class LFQConfig:
     """Settings of `LFQ`.
 
     Args:
-        bits: Bits of a token, at least 1; also the latent width.
-        entropy_temperature: Softness of the assignments in the entropy loss, > 0.
-        batch_entropy_weight: gamma: the entropy loss is H_sample - gamma * H_batch.
-        entropy_group_bits: Largest group of bits whose joint batch entropy is computed. Up to this
-            many bits it is exact; beyond, the sum over groups bounds it from above.
+        bits: Number of bits of a token, 1 to 4096; also the latent width.
+        entropy_temperature: Temperature of the soft assignments in the entropy loss, > 0.
+        batch_entropy_weight: Weight gamma in the entropy loss H_sample - gamma * H_batch.
+        entropy_group_bits: Largest group of bits whose joint batch entropy is computed, 1 to 24. Up
+            to this many bits it is exact; beyond, the sum over groups is an upper bound.
     """
 
     __pydantic_config__ = STRICT
@@ -43,7 +43,14 @@ class LFQConfig:
 
 
 class LFQ(Quantizer):
-    """Signs of latents (B, N, n) as n bits per token; quantized values are -1 and +1."""
+    """Signs of latents (B, N, n) as n bits per token; quantized values are -1 and +1.
+
+    Example:
+        >>> lfq = LFQ(LFQConfig(bits=3))
+        >>> indices = lfq.encode(torch.tensor([[[0.3, -2.0, 0.1]]]))
+        >>> indices.tolist(), lfq.lookup(indices).tolist()
+        ([[[1, 0, 1]]], [[[1.0, -1.0, 1.0]]])
+    """
 
     loss_names = ("commitment", "entropy")
 
@@ -81,7 +88,7 @@ class LFQ(Quantizer):
 
 
 def check_bits(bits: int, group_bits: int) -> None:
-    """Refuse sizes that no binary quantizer has; a group of g bits costs 2**g floats.
+    """Check the sizes of a binary quantizer; a group of g bits takes 2**g floats of memory.
 
     Raises:
         ValueError: If `bits` is not in [1, 4096] or `group_bits` not in [1, 24].

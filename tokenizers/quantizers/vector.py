@@ -1,46 +1,48 @@
-"""What the vector quantizers share: nearest-code search and the two gradient estimators."""
+"""Shared parts of the vector quantizers: nearest-code search and two gradient estimators."""
 
 import torch
 from torch import Tensor
 
 _CHUNK_ELEMENTS = 2**24
-"""Largest distance table held at once, in floats (64 MiB)."""
+"""Largest table of distances held at once, in floats (64 MiB)."""
 
 
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest code of each vector by squared distance; ties go to the lowest index.
+    """Index of the code nearest to each vector by squared distance; the lowest of equally near.
 
     Args:
-        vectors: (M, D) float32.
-        codebook: (K, D) float32.
+        vectors: Vectors, (M, D) float32.
+        codebook: Codes, (K, D) float32.
 
     Returns:
-        (M,) int64. Distances are computed in chunks of vectors, so memory does not grow with M.
+        Indices, (M,) int64. Distances are computed in chunks of vectors, so memory does not grow
+        with M.
     """
     squares = codebook.square().sum(1)
     chunk = max(1, _CHUNK_ELEMENTS // len(codebook))
     parts = [
-        torch.addmm(squares, part, codebook.T, alpha=-2).argmin(1) for part in vectors.split(chunk)
+        torch.addmm(squares, part, codebook.T, alpha=-2).argmin(1)
+        for part in torch.split(vectors, chunk)
     ]
     return torch.cat(parts) if parts else vectors.new_zeros(0, dtype=torch.int64)
 
 
 def squared_distances(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """All squared distances (M, K), with gradient."""
+    """Squared distances (M, K) between vectors (M, D) and codes (K, D), with gradient."""
     squares = vectors.square().sum(1, keepdim=True) + codebook.square().sum(1)
     return squares - 2 * vectors @ codebook.T
 
 
 def straight_through(latents: Tensor, codes: Tensor) -> Tensor:
-    """Forward the codes, backward the identity (arXiv:1308.3432)."""
+    """Return the codes; the gradient passes unchanged to the latents (arXiv:1308.3432)."""
     return latents + (codes - latents).detach()
 
 
 def rotation_trick(latents: Tensor, codes: Tensor) -> Tensor:
-    """Forward the codes, backward the rotation and scaling that takes each latent to its code.
+    """Return the codes; the gradient is that of the rotation and scaling of latents to codes.
 
     The Jacobian is lambda R with R orthogonal, det R = 1 and R unit(z) = unit(q). For exactly
-    opposite directions R degenerates to a reflection; the forward value is still the code.
+    opposite directions R degenerates to a reflection; the value is still the code.
 
     Source: arXiv:2410.06424, section 4.2 (Householder form).
     """
@@ -50,7 +52,7 @@ def rotation_trick(latents: Tensor, codes: Tensor) -> Tensor:
         torch.nn.functional.normalize(q, dim=-1),
     )
     w = torch.nn.functional.normalize(z_unit + q_unit, dim=-1)
-    scale = q.norm(dim=-1, keepdim=True) / z.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    scale: Tensor = q.norm(dim=-1, keepdim=True) / z.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     along_w = (latents * w).sum(-1, keepdim=True) * w
     along_z = (latents * z_unit).sum(-1, keepdim=True) * q_unit
     return scale * (latents - 2 * along_w + 2 * along_z)

@@ -1,8 +1,9 @@
 """VQ, vector quantization with a codebook trained by gradient (arXiv:1711.00937).
 
-As in VQGAN+ (arXiv:2409.16211): codebook loss and commitment on the right terms, straight-through
-gradient. Options: codes and latents on the unit sphere (arXiv:2110.04627; LlamaGen), the rotation
-trick (arXiv:2410.06424), an entropy loss on softmax assignments.
+As in VQGAN+ (arXiv:2409.16211): the codebook loss moves the codes only, the commitment loss the
+latents only, with a straight-through gradient. Options: codes and latents on the unit sphere
+(arXiv:2110.04627; LlamaGen), the rotation trick (arXiv:2410.06424), an entropy loss on softmax
+assignments.
 """
 
 from dataclasses import dataclass
@@ -22,13 +23,13 @@ class VQConfig:
     """Settings of `VQ`.
 
     Args:
-        codebook_size: Codes K, at least 2.
-        dim: Code width D; also the latent width.
+        codebook_size: Number of codes K, 2 to 2**24.
+        dim: Width D of a code; also the latent width.
         normalize: Compare and decode on the unit sphere (cosine distance).
-        gradient: How the encoder learns through the lookup.
-        entropy_temperature: Softness of the assignments in the entropy loss, > 0; None: no such
-            loss. It needs a table of tokens x K.
-        batch_entropy_weight: gamma: the entropy loss is H_sample - gamma * H_batch.
+        gradient: Gradient estimator of the lookup, `straight_through` or `rotation`.
+        entropy_temperature: Temperature of the soft assignments in the entropy loss, > 0; None: no
+            such loss. The loss needs a table of tokens x K.
+        batch_entropy_weight: Weight gamma in the entropy loss H_sample - gamma * H_batch.
     """
 
     __pydantic_config__ = STRICT
@@ -47,7 +48,15 @@ class VQConfig:
 
 
 class VQ(Quantizer):
-    """Nearest codebook row of each latent (B, N, D); one index per position."""
+    """Nearest codebook row of each latent (B, N, D); one index per position.
+
+    Example:
+        >>> vq = VQ(VQConfig(codebook_size=2, dim=2))
+        >>> _ = vq.codebook.data.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+        >>> indices = vq.encode(torch.tensor([[[0.9, 0.7]]]))
+        >>> indices.tolist(), vq.lookup(indices).tolist()
+        ([[[1]]], [[[1.0, 1.0]]])
+    """
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -83,13 +92,13 @@ class VQ(Quantizer):
             return QuantizerOutput(estimator(z, codes), indices[..., None], losses)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Index of the nearest code, (B, N, 1); ties go to the lowest."""
+        """Index of the nearest code, (B, N, 1); the lowest of equally near ones."""
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             z, table = self._project(latents.float()), self._project(self.codebook.float())
             return nearest_codes(z.flatten(0, 1), table).view(*z.shape[:2], 1)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Codebook rows (B, N, D) of indices (B, N, 1), on the sphere if normalised."""
+        """Codebook rows (B, N, D) of indices (B, N, 1), on the unit sphere with `normalize`."""
         return self._project(nn.functional.embedding(indices[..., 0], self.codebook.float()))
 
     def _project(self, vectors: Tensor) -> Tensor:
@@ -97,7 +106,7 @@ class VQ(Quantizer):
 
 
 def check_codebook(codebook_size: int, dim: int) -> None:
-    """Refuse codebooks that cannot exist.
+    """Check the size and the width of a codebook.
 
     Raises:
         ValueError: If the size is below 2 or above 2**24, or the width below 1.
