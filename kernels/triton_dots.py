@@ -7,7 +7,6 @@ the Triton code", which also has the accuracy of one, two and three bf16 terms.
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 # The arguments of `triton.jit` functions have Triton's types, which Python cannot name.
-
 import triton
 import triton.language as tl
 

@@ -114,7 +114,7 @@ class TokenStore:
 
     @property
     def packed(self) -> Tensor:
-        """Every row as dense bits, (rows, `spec.packed_bytes`) uint8; see `Tokens.unpack`."""
+        """Packed tokens of all rows, (rows, `spec.packed_bytes`) uint8; see `Tokens.unpack`."""
         return self._all("packed")
 
     @property

@@ -36,7 +36,7 @@ class TokenSpec:
     Args:
         shape: Grid (H, W) or sequence (N,) of positions, row-major.
         codebook_sizes: Size of each of the G entries of a position, 2 to 2**62 each.
-        ordered: Whether any prefix of the positions decodes (adaptive length).
+        ordered: True if any prefix of the positions decodes (adaptive length).
 
     Raises:
         ValueError: If a dimension or size is out of range.
@@ -375,7 +375,7 @@ class Tokens:
             yield self[i : i + 1]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one packed `.safetensors` file for `load_tokens`, whole; replaces only its own kind."""
+        """Write one packed `.safetensors` file for `load_tokens`; only such files are replaced."""
         check_file(path, "token file", overwrite=True, ours=is_token_file)
         tensors = {"packed": self.pack().cpu().contiguous()}
         if self.lengths is not None:

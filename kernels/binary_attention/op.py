@@ -70,7 +70,7 @@ def binary_attention(
     Example:
         >>> q = k = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1)  # two tokens, d = 1
         >>> v = torch.tensor([3.0, 5.0]).view(1, 2, 1, 1)
-        >>> binary_attention(q, k, v, method="bivit").flatten()  # .88 and .12: each its own
+        >>> binary_attention(q, k, v, method="bivit").flatten()  # weights .88, .12: 1, 0
         tensor([3., 5.])
     """
     _check(q, k, v, method, valid, bias, row_norm)

@@ -138,7 +138,7 @@ def binary_attention_backward_reference(
         valid: True at valid keys, (B, Nk) bool, or None.
         bias: Bias of the scores, (H, Nq, Nk), or None.
         method: Method of the forward.
-        row_norm: Whether the forward divided rows by their number of ones.
+        row_norm: True if the forward divided rows by their number of ones.
 
     Returns:
         Gradients of q, k, v and of S, whose sum over the batch is that of the bias.

@@ -202,7 +202,7 @@ def bit_embedding_bwd_kernel(
             hidden |= flags != 0
         hidden = hidden & live
         bits = (code >> shift) & 1
-        if REPLACE:  # a hidden position counts for the mask token alone
+        if REPLACE:  # a hidden position contributes to the mask token only
             replaced = tl.max(hidden.to(tl.int32), 0) != 0  # (BN,)
             visible = live & (replaced == 0)[None, :]
             shown = real & (replaced == 0)

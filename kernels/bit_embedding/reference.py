@@ -136,7 +136,7 @@ def bit_embedding_backward_reference(
         values: Numbers that bits stand for, `pm1` or `01`.
         class_position: Position of the class row, `last` or `first`.
         num_classes: Number of rows of the class table; 0: no class row.
-        replace: Whether a mask token replaced the hidden positions.
+        replace: True if a mask token replaced the hidden positions.
         need_position: Compute the gradient of the positions.
     """
     grad = grad.to(torch.promote_types(grad.dtype, torch.float32))

@@ -245,7 +245,7 @@ def forward_launch(
     block_d = min(256, max(16, power_of_two(width)))
     column_blocks = ceil_div(width, block_d)
     block_rows = num_rows_per_block(num_rows, column_blocks, (4, 8, 16))
-    if INTERPRETED:  # its programs cost the same whatever their size
+    if INTERPRETED:  # the time of an interpreted program does not depend on its size
         block_rows = 64
     arguments = {
         "codes": codes,

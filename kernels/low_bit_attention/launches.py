@@ -181,7 +181,7 @@ def attention_launch(q: Tensor, v: Tensor, valid: Tensor | None, quantized: Quan
     heads, padded = batch * num_heads, power_of_two(head_dim)
     fp8_values = quantized.values is not None
     rows = 128 if num_queries > MANY_QUERIES else 64
-    # Two sums of 128 rows take 8 warps at 64 channels already; one does at 128.
+    # Two sums of 128 rows need 8 warps from 64 channels on, one sum from 128.
     wide = rows == 128 and (padded == 128 or (fp8_values and padded == 64))
     if fp8_values and padded == 128 and valid is not None:
         rows, wide = 64, True  # anything else spills

@@ -16,7 +16,6 @@ docs/kernels.md, "Rules of the Triton code".
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 # The arguments of `triton.jit` functions have Triton's types, which Python cannot name.
-
 import triton
 import triton.language as tl
 
