@@ -19,7 +19,7 @@ from ..sample.edit import (
     variation_mask,
 )
 from ..sample.generate import generate
-from ..sample.request import labels_of
+from ..sample.request import class_labels
 from .options import generator_options, one_clear_error, open_generator, parse_numbers, show
 
 
@@ -154,7 +154,7 @@ def _files_to_write(out: Path, num: int, overwrite: bool, inputs: list[Path]) ->
 
 def _label(generator: Generator, label: int | None, name: str | None) -> int | None:
     """A class given by number or by name; None: neither."""
-    return label if name is None else labels_of(generator, [name])[0]
+    return label if name is None else class_labels(generator, [name])[0]
 
 
 def _box(text: str, resolution: int, outside: bool) -> Tensor:

@@ -8,11 +8,10 @@ import click
 from ..collectives import join_processes
 from ..data.path_source import local_places
 from ..generators.base import Generator
-from ..generators.masked import MaskedGenerator
 from ..sample.folder import sample_to_folder
-from ..sample.masked_steps import SamplingConfig, format_table
-from ..sample.request import labels_of
-from ..sample.samplers import table_of
+from ..sample.masked_steps import format_table
+from ..sample.request import class_labels
+from ..sample.samplers import sampler_of
 from .options import generator_options, one_clear_error, open_generator, parse_numbers, show
 
 
@@ -53,14 +52,15 @@ def sample(
     processes = join_processes()
     generator, sampling = open_generator(options)
     if table:
-        if not (isinstance(generator, MaskedGenerator) and isinstance(sampling, SamplingConfig)):
+        rows = sampler_of(generator).table
+        if rows is None:
             raise ValueError(f"--table: generators of type {generator.config.type} have none")
-        click.echo(format_table(table_of(generator, sampling)))
+        click.echo(format_table(rows(generator, sampling)))
         return
     if labels is not None:
         wanted = parse_numbers("--labels", labels, "3,7")
     elif classes is not None:
-        wanted = labels_of(generator, classes.split(","))
+        wanted = class_labels(generator, classes.split(","))
     else:
         wanted = list(range(generator.num_classes)) or [-1]
     assert out is not None

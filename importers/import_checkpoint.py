@@ -17,13 +17,8 @@ from ..data.path_source import local_places
 from ..data.sources import open_source
 from ..files import check_replaceable, sha256_file
 from ..generators.base import Generator
-from ..generators.bigr import BigrConfig
-from ..generators.binary_latent_diffusion import BinaryLatentDiffusionConfig
 from ..generators.build import GeneratorConfig, build_generator
-from ..generators.masked import MaskBitConfig
-from ..sample.bigr import BigrSampling
-from ..sample.binary_latent_diffusion import BernoulliSampling
-from ..sample.masked_steps import SamplingConfig
+from ..sample.samplers import published_sampling
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.build import TokenizerConfig, build_tokenizer
 from ..tokenizers.probe import DEFAULT_DATA, choose_probe
@@ -46,19 +41,6 @@ class _GeneratorSection:
 
     __pydantic_config__ = STRICT
     generator: GeneratorConfig
-
-
-_PUBLISHED_SAMPLING = {  # bits: guidance s, noise on the order, power of the guidance ramp
-    10: (6.4, 10.5, 2.5),
-    12: (7.1, 8.2, 3.0),
-    14: (7.1, 7.8, 3.0),
-    16: (6.5, 7.5, 2.5),
-    18: (5.7, 8.5, 2.5),
-}
-
-
-_PUBLISHED_BIGR = {(1024, 24): (20, 0.17), (1280, 36): (25, 0.25), (1536, 48): (25, 0.3)}
-"""Steps and randomness by width and layers (arXiv:2410.14672)."""
 
 
 def import_checkpoint(
@@ -209,36 +191,3 @@ def _generator_config(path: str | os.PathLike[str] | None) -> GeneratorConfig | 
     data = read_yaml(path)
     section = {"generator": data.get("generator", data)}
     return build_config(_GeneratorSection, section, name=str(path)).generator
-
-
-def published_sampling(config: GeneratorConfig) -> dict[str, Any]:
-    """The card's `sampling` of a model of published size: the settings of its authors.
-
-    Source: the table of results of markweberdev/maskbit (64 steps; our guidance is theirs
-    plus 1), the commands of ZeWang95/BinaryLatentDiffusion, and arXiv:2410.14672.
-    """
-    if isinstance(config, BinaryLatentDiffusionConfig):
-        published_size = (config.transformer.width, config.transformer.num_layers) == (768, 24)
-        settings = BernoulliSampling(temperature=0.9, final="reference")
-        return {"sampling": dataclasses.asdict(settings)} if published_size else {}
-    if isinstance(config, BigrConfig):
-        size = (config.transformer.width, config.transformer.num_layers)
-        if size not in _PUBLISHED_BIGR:
-            return {}
-        steps, randomness = _PUBLISHED_BIGR[size]
-        published_bigr = BigrSampling(
-            num_steps=steps, guidance=2.5, randomness=randomness, head_steps=100
-        )
-        return {"sampling": dataclasses.asdict(published_bigr)}
-    if not isinstance(config, MaskBitConfig):
-        return {}
-    sizes, trunk = config.codebook_sizes or (), config.transformer
-    num_bits = sum(size.bit_length() - 1 for size in sizes)
-    published = (trunk.width, trunk.num_layers, len(sizes)) == (1024, 24, 2)
-    if not (published and num_bits in _PUBLISHED_SAMPLING):
-        return {}
-    scale, noise, power = _PUBLISHED_SAMPLING[num_bits]
-    sampling = SamplingConfig(
-        num_steps=64, guidance=1 + scale, guidance_power=power, randomness=noise
-    )
-    return {"sampling": dataclasses.asdict(sampling)}

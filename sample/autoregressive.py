@@ -13,7 +13,7 @@ in whatever batch or process it is made, as far as the network computes it the s
 waits for the device: predictions that are not finite are reported after it.
 """
 
-import math
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +27,9 @@ from ..generators.networks.llama import KVCache
 from ..generators.noise import gumbel
 from ..tokens.tokens import Tokens, TokenSpec
 from .guidance import check_guidance, guide
-from .known import find_start
+from .known import known_tokens
+from .request import Request
+from .sampler import Sampler, check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,29 +54,24 @@ class AutoregressiveSampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "top_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, found {value}")
-        if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"guidance: expected at least 0, found {self.guidance}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature: must be > 0, found {self.temperature}")
+        check_settings(self, counts=("num_steps", "top_k"))
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: expected above 0 to 1, found {self.top_p}")
 
 
-def autoregressive_steps(generator: AutoregressiveGenerator, config: AutoregressiveSampling) -> int:
+def autoregressive_steps(
+    generator: AutoregressiveGenerator, settings: AutoregressiveSampling
+) -> int:
     """Steps for a whole image: its positions.
 
     Raises:
         ValueError: If another number was asked for.
     """
     positions = generator.spec.num_tokens
-    if config.num_steps not in (None, positions):
+    if settings.num_steps not in (None, positions):
         raise ValueError(
             f"num_steps: an ar generator draws position by position, here {positions}; expected "
-            f"{positions} or none, found {config.num_steps}"
+            f"{positions} or none, found {settings.num_steps}"
         )
     return positions
 
@@ -82,44 +79,35 @@ def autoregressive_steps(generator: AutoregressiveGenerator, config: Autoregress
 @torch.no_grad()
 def sample_autoregressive(
     generator: AutoregressiveGenerator,
-    labels: Tensor,
-    seeds: Tensor,
-    config: AutoregressiveSampling,
+    request: Request,
+    settings: AutoregressiveSampling,
     *,
-    known: Tokens | None = None,
-    mask: Tensor | None = None,
-    lengths: Tensor | None = None,
     predict: None = None,
 ) -> Tokens:
     """Draw tokens.
 
     Args:
-        generator: In eval mode.
-        labels: (B,) int64 in [0, num_classes]; `num_classes` = no label, where guidance has no
-            effect.
-        seeds: One per image, (B,) int64.
-        config: Settings.
-        known: Tokens to keep where `mask` is False, of the generator's spec; None: all are new.
-        mask: True at positions to draw anew, (B, N) bool; goes with `known`. Each sees what stands
-            before it only.
-        lengths: Valid positions of each image, (B,) int64, for ordered specs; None: all.
+        generator: Generator in eval mode.
+        request: Images to draw: labels, seeds, known tokens, lengths.
+        settings: Settings of the sampler.
         predict: None: nothing stands in for the network.
 
     Returns:
         Tokens of the generator's spec; known positions are unchanged.
 
     Raises:
-        ValueError: If `num_steps` is not the number of positions, known and mask do not fit,
-            guidance is asked of an unconditional model, or a prediction was not finite.
+        ValueError: If `num_steps` is not the number of positions, guidance is asked of an
+            unconditional model, or a prediction was not finite.
 
     Source: arXiv:2406.06525 section 2.2; over groups arXiv:2502.20321's code.
     """
-    check_guidance(generator, config.guidance)
-    positions = autoregressive_steps(generator, config)
+    check_guidance(generator, settings.guidance)
+    positions = autoregressive_steps(generator, settings)
     spec, sizes = generator.spec, generator.codebook_sizes
-    start = find_start(spec, sizes, seeds, known, mask, lengths)
+    labels, seeds = request.labels, request.seeds
+    start = known_tokens(request, spec, sizes)
     codes, drawn_anew = start.codes.clone(), start.hidden.any(0).tolist()
-    halves = 1 if config.guidance == 1 else 2
+    halves = 1 if settings.guidance == 1 else 2
     if halves == 2:
         labels = torch.cat([labels, torch.full_like(labels, generator.num_classes)])
     caches, depth_caches = generator.trunk.new_caches(positions), generator.head.new_caches()
@@ -131,7 +119,7 @@ def sample_autoregressive(
         h = generator.trunk.step(x, caches, n)
         if drawn_anew[n]:
             bad = _draw_position(
-                generator, h, depth_caches, codes[:, n], start.hidden[:, n], seeds, n, config
+                generator, h, depth_caches, codes[:, n], start.hidden[:, n], seeds, n, settings
             )
             failed = torch.where(bad & (failed == 0), n + 1, failed)
         x = generator.input(codes[:, n]).repeat(halves, 1)
@@ -149,7 +137,7 @@ def _draw_position(
     hidden: Tensor,
     seeds: Tensor,
     position: int,
-    config: AutoregressiveSampling,
+    settings: AutoregressiveSampling,
 ) -> Tensor:
     """Draw the codes of a position into `codes`; whether a logit was not finite, a scalar bool.
 
@@ -161,7 +149,7 @@ def _draw_position(
         hidden: Images in which the position is drawn, (B,) bool.
         seeds: One per image, (B,) int64.
         position: Its number.
-        config: Settings.
+        settings: Settings of the sampler.
     """
     head, halves = generator.head, len(h) // len(codes)
     bad = torch.zeros((), dtype=torch.bool, device=h.device)
@@ -170,10 +158,12 @@ def _draw_position(
         logits = head.step(x, caches, g)
         if halves == 2:
             cond, uncond = logits.chunk(2)
-            logits = guide(cond, uncond, config.guidance)
+            logits = guide(cond, uncond, settings.guidance)
         bad = bad | ~logits.isfinite().all()
         noise = gumbel(seeds, position * len(head.sizes) + g, (size,))
-        scores = keep_likeliest(logits / config.temperature, config.top_k, config.top_p) + noise
+        scores = (
+            keep_likeliest(logits / settings.temperature, settings.top_k, settings.top_p) + noise
+        )
         codes[:, g] = torch.where(hidden, scores.argmax(-1), codes[:, g])
         if g + 1 < len(head.sizes):
             x = head.embed(codes[:, g], g).repeat(halves, 1)
@@ -200,3 +190,17 @@ def keep_likeliest(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
     ordered = ordered.masked_fill(before >= top_p, -torch.inf)
     rest = torch.full_like(logits, -torch.inf)
     return rest.scatter(-1, order[:, : ordered.shape[-1]], ordered)
+
+
+def _resolve(
+    generator: AutoregressiveGenerator, settings: AutoregressiveSampling
+) -> AutoregressiveSampling:
+    return dataclasses.replace(settings, num_steps=autoregressive_steps(generator, settings))
+
+
+SAMPLER = Sampler(
+    types=("ar",),
+    settings=AutoregressiveSampling,
+    draw=sample_autoregressive,
+    resolve=_resolve,
+)

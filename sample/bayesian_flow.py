@@ -17,7 +17,6 @@ batch or process it is made, as far as the network computes it the same. The loo
 the device: predictions that are not finite are reported after it.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -31,7 +30,9 @@ from ..generators.noise import normal, uniform
 from ..generators.processes.bayesian_flow import MAX_STEPS
 from ..tokens.tokens import Tokens
 from .guidance import check_guidance, guided_prediction
-from .known import find_start
+from .known import known_tokens
+from .request import Request
+from .sampler import Sampler, check_settings
 
 _DRAWS = 2  # of every step: values, messages
 
@@ -57,49 +58,38 @@ class FlowSampling:
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps <= MAX_STEPS:
             raise ValueError(f"num_steps: expected 1 to {MAX_STEPS:,}, found {self.num_steps}")
-        if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"guidance: expected at least 0, found {self.guidance}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature: must be > 0, found {self.temperature}")
+        check_settings(self)
 
 
 @torch.no_grad()
 def sample_flow(
     generator: BayesianFlowNetwork,
-    labels: Tensor,
-    seeds: Tensor,
-    config: FlowSampling,
+    request: Request,
+    settings: FlowSampling,
     *,
-    known: Tokens | None = None,
-    mask: Tensor | None = None,
-    lengths: Tensor | None = None,
     predict: Callable[..., Tensor] | None = None,
 ) -> Tokens:
     """Draw tokens.
 
     Args:
-        generator: In eval mode.
-        labels: (B,) int64 in [0, num_classes]; `num_classes` = no label.
-        seeds: One per image, (B,) int64.
-        config: Settings.
-        known: Tokens to keep where `mask` is False, of the generator's spec; None: all are new.
-        mask: True at positions to draw anew, (B, N) bool; goes with `known`.
-        lengths: Valid positions of each image, (B,) int64, for ordered specs; None: all.
-        predict: Stands in for `generator.predict`, e.g. a compiled one.
+        generator: Generator in eval mode.
+        request: Images to draw: labels, seeds, known tokens, lengths.
+        settings: Settings of the sampler.
+        predict: Replacement of `generator.predict`, e.g. a compiled one; None: the method.
 
     Returns:
         Tokens of the generator's spec; known positions are unchanged.
 
     Raises:
-        ValueError: If known and mask do not fit, guidance is asked of an unconditional model, or a
+        ValueError: If guidance is asked of an unconditional model, or a
             prediction was not finite.
     """
-    check_guidance(generator, config.guidance)
+    check_guidance(generator, settings.guidance)
     flow, predict = generator.flow, predict or generator.predict
-    spec = generator.spec
-    start = find_start(spec, spec.codebook_sizes, seeds, known, mask, lengths)
+    spec, labels, seeds = generator.spec, request.labels, request.seeds
+    start = known_tokens(request, spec, spec.codebook_sizes)
     values = generator.variables(Tokens(start.codes, spec))
-    shape, no_label, steps = generator.belief_shape, generator.num_classes, config.num_steps
+    shape, no_label, steps = generator.belief_shape, generator.num_classes, settings.num_steps
     silent = torch.zeros(len(seeds), *shape, dtype=torch.float64, device=seeds.device)
     told = flow.message(values, flow.beta(torch.ones_like(seeds)), silent)
     beliefs = torch.where(start.hidden[..., None], silent, told)
@@ -108,11 +98,11 @@ def sample_flow(
     for step in range(steps + 1):
         t = torch.full_like(seeds, step, dtype=torch.float64) / steps
         predicted = guided_prediction(
-            *(predict, beliefs, t, labels, start.valid), no_label=no_label, scale=config.guidance
+            *(predict, beliefs, t, labels, start.valid), no_label=no_label, scale=settings.guidance
         )
-        logits = predicted.double() / config.temperature
+        logits = predicted.double() / settings.temperature
         failed = torch.where(~logits.isfinite().all() & (failed == 0), step + 1, failed)
-        if step == steps and config.final == "mode":
+        if step == steps and settings.final == "mode":
             drawn = flow.mode(logits)
         else:
             drawn = flow.draw(logits, uniform(seeds, _DRAWS * step, values.shape[1:]))
@@ -123,3 +113,10 @@ def sample_flow(
         raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
     hidden = start.hidden.view(*start.hidden.shape, *(1,) * (values.ndim - 2))
     return generator.tokens(torch.where(hidden, drawn, values), start.lengths)
+
+
+def _resolve(generator: BayesianFlowNetwork, settings: FlowSampling) -> FlowSampling:
+    return settings  # they leave nothing open
+
+
+SAMPLER = Sampler(types=("bfn",), settings=FlowSampling, draw=sample_flow, resolve=_resolve)

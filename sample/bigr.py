@@ -20,14 +20,16 @@ import torch
 from torch import Tensor
 
 from ..config import STRICT
-from ..generators.bigr import BiGR
+from ..generators.bigr import BiGR, BigrConfig
 from ..generators.noise import gumbel, uniform
 from ..generators.processes.masking import MaskSchedule
 from ..tokens.tokens import Tokens, TokenSpec
 from .guidance import check_guidance, guidance_at, guide
-from .known import Start, find_start
+from .known import KnownTokens, known_tokens
 from .masked import first
-from .masked_steps import DONE, SamplingConfig, SamplingStep, sampling_table, steps_of_part
+from .masked_steps import DONE, MaskedSampling, SamplingStep, sampling_table, steps_of_part
+from .request import Request
+from .sampler import Sampler, check_settings
 
 DEFAULT_STEPS = 20
 DEFAULT_HEAD_STEPS = 100
@@ -69,67 +71,50 @@ class BigrSampling:
     final: Literal["reference", "threshold", "sample"] = "reference"
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "head_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, found {value}")
-        for name in ("guidance", "randomness"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected at least 0, found {getattr(self, name)}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature: must be > 0, found {self.temperature}")
+        check_settings(self, counts=("num_steps", "head_steps"))
+        if not 0 <= self.randomness < math.inf:
+            raise ValueError(f"randomness: expected at least 0, found {self.randomness}")
 
 
-def bigr_table(config: BigrSampling, num_tokens: int) -> tuple[SamplingStep, ...]:
+def bigr_table(settings: BigrSampling, num_tokens: int) -> tuple[SamplingStep, ...]:
     """What each step does to one image.
 
     Every step reveals at least one token, where the reference may reveal none in some.
 
     Args:
-        config: The sampler's settings.
+        settings: Settings of the sampler.
         num_tokens: Tokens to reveal: when editing, the hidden ones. (The reference counts the known
             ones there, and then overwrites some.)
 
     Raises:
         ValueError: If there are more steps than tokens.
     """
-    steps = min(DEFAULT_STEPS, num_tokens) if config.num_steps is None else config.num_steps
-    counts = sampling_table(SamplingConfig(num_steps=steps, schedule=config.schedule), num_tokens)
+    steps = min(DEFAULT_STEPS, num_tokens) if settings.num_steps is None else settings.num_steps
+    counts = sampling_table(MaskedSampling(num_steps=steps, schedule=settings.schedule), num_tokens)
     table = []
     for row in counts:
         done = row.step / steps
-        ramp = {"constant": 1.0, "down": 1 - done, "up": done}[config.randomness_schedule]
-        guidance = guidance_at(row.step, steps, config.guidance, config.guidance_schedule, 1.0)
+        ramp = {"constant": 1.0, "down": 1 - done, "up": done}[settings.randomness_schedule]
+        guidance = guidance_at(row.step, steps, settings.guidance, settings.guidance_schedule, 1.0)
         table.append(
             dataclasses.replace(
                 row,
                 guidance=guidance,
-                temperature=config.temperature,
-                randomness=config.randomness * ramp,
+                temperature=settings.temperature,
+                randomness=settings.randomness * ramp,
             )
         )
     return tuple(table)
 
 
-def bigr_steps(generator: BiGR, config: BigrSampling) -> int:
-    """Steps for a whole image.
-
-    Raises:
-        ValueError: If there are more of them than tokens, or more steps of the head than in the
-            training.
-    """
-    head_chain(generator, config)
-    return len(bigr_table(config, generator.spec.num_tokens))
-
-
-def head_chain(generator: BiGR, config: BigrSampling) -> tuple[tuple[int, int], ...]:
+def head_chain(generator: BiGR, settings: BigrSampling) -> tuple[tuple[int, int], ...]:
     """Pairs of times (t, s) of the head's chain.
 
     Raises:
         ValueError: If it has more steps than the training.
     """
     most = generator.diffusion.num_steps
-    steps = min(DEFAULT_HEAD_STEPS, most) if config.head_steps is None else config.head_steps
+    steps = min(DEFAULT_HEAD_STEPS, most) if settings.head_steps is None else settings.head_steps
     if steps > most:
         raise ValueError(f"head_steps: expected 1 to the {most} of training, found {steps}")
     return generator.diffusion.steps(steps)
@@ -137,54 +122,45 @@ def head_chain(generator: BiGR, config: BigrSampling) -> tuple[tuple[int, int], 
 
 def sample_bigr(
     generator: BiGR,
-    labels: Tensor,
-    seeds: Tensor,
-    config: BigrSampling,
+    request: Request,
+    settings: BigrSampling,
     *,
-    known: Tokens | None = None,
-    mask: Tensor | None = None,
-    lengths: Tensor | None = None,
     predict: Callable[..., Tensor] | None = None,
     predict_flips: Callable[..., Tensor] | None = None,
 ) -> Tokens:
     """Draw tokens.
 
     Args:
-        generator: In eval mode.
-        labels: (B,) int64 in [0, num_classes]; `num_classes` = no label, where guidance has no
-            effect.
-        seeds: One per image, (B,) int64.
-        config: Settings.
-        known: Tokens to keep where `mask` is False, of the generator's spec; None: all are new.
-        mask: True at positions to draw anew, (B, N) bool; goes with `known`.
-        lengths: Valid positions of each image, (B,) int64, for ordered specs; None: all.
-        predict: Stands in for `generator.predict`, e.g. a compiled one.
-        predict_flips: Stands in for `generator.predict_flips`.
+        generator: Generator in eval mode.
+        request: Images to draw: labels, seeds, known tokens, lengths.
+        settings: Settings of the sampler.
+        predict: Replacement of `generator.predict`, e.g. a compiled one; None: the method.
+        predict_flips: Replacement of `generator.predict_flips`; None: the method.
 
     Returns:
         Tokens of the generator's spec; known positions are unchanged.
 
     Raises:
         ValueError: If there are more steps than tokens in a whole image, or more steps of
-            the head than in the training, known and mask do not fit, guidance is asked of an
+            the head than in the training, guidance is asked of an
             unconditional model, or a prediction was not finite.
 
     Source: arXiv:2410.14672 section 3.2 and its code.
     """
-    sampler = BigrSampler(generator, seeds, config, predict, predict_flips)
-    sizes = sampler.binary.codebook_sizes
-    return sampler.run(find_start(generator.spec, sizes, seeds, known, mask, lengths), labels)
+    sampler = BigrSampler(generator, request.seeds, settings, predict, predict_flips)
+    start = known_tokens(request, generator.spec, sampler.binary.codebook_sizes)
+    return sampler.run(start, request.labels)
 
 
 class BigrSampler:
     """The loop, and what stays the same over its steps.
 
     Args:
-        generator: In eval mode.
-        seeds: One per image, (B,) int64.
-        config: Settings.
-        predict: As of `sample_bigr`.
-        predict_flips: As of `sample_bigr`.
+        generator: Generator in eval mode.
+        seeds: One seed per image, (B,) int64.
+        settings: Settings of the sampler.
+        predict: Replacement of `generator.predict`; None: the method.
+        predict_flips: Replacement of `generator.predict_flips`; None: the method.
 
     Raises:
         ValueError: If guidance is asked of an unconditional model, or the head has more steps than
@@ -195,23 +171,23 @@ class BigrSampler:
         self,
         generator: BiGR,
         seeds: Tensor,
-        config: BigrSampling,
+        settings: BigrSampling,
         predict: Callable[..., Tensor] | None,
         predict_flips: Callable[..., Tensor] | None,
     ) -> None:
-        check_guidance(generator, config.guidance)
-        self.generator, self.diffusion, self.config = generator, generator.diffusion, config
+        check_guidance(generator, settings.guidance)
+        self.generator, self.diffusion, self.settings = generator, generator.diffusion, settings
         self.seeds = seeds
         self.predict = predict or generator.predict
         self.predict_flips = predict_flips or generator.predict_flips
-        self.chain = head_chain(generator, config)
+        self.chain = head_chain(generator, settings)
         self.times = torch.tensor(self.chain, device=seeds.device)
         self.shape = (generator.spec.num_tokens, generator.num_bits)
         spec = generator.spec
         self.binary = TokenSpec(spec.shape, (2,) * generator.num_bits, spec.ordered)
 
     @torch.no_grad()
-    def run(self, start: Start, labels: Tensor) -> Tokens:
+    def run(self, start: KnownTokens, labels: Tensor) -> Tokens:
         """All steps, then one look at whether every prediction was finite.
 
         Args:
@@ -224,7 +200,7 @@ class BigrSampler:
         """
         hidden, bits = start.hidden, start.codes
         labeled = bool((labels < self.generator.num_classes).any())
-        guided = self.config.guidance != 1 and labeled
+        guided = self.settings.guidance != 1 and labeled
         classes = self.generator.embed_classes(labels)
         steps = self._tables(hidden.sum(1).tolist())
         revealed, guidance, randomness = (
@@ -263,8 +239,8 @@ class BigrSampler:
         """
         tables = {}
         for count in set(counts):
-            steps = steps_of_part(self.config.num_steps, count, self.generator.spec.num_tokens)
-            tables[count] = bigr_table(dataclasses.replace(self.config, num_steps=steps), count)
+            steps = steps_of_part(self.settings.num_steps, count, self.generator.spec.num_tokens)
+            tables[count] = bigr_table(dataclasses.replace(self.settings, num_steps=steps), count)
         longest = max(len(table) for table in tables.values())
         padded = {n: table + (DONE,) * (longest - len(table)) for n, table in tables.items()}
         return list(zip(*(padded[count] for count in counts), strict=True))
@@ -299,7 +275,7 @@ class BigrSampler:
             Bits (B, M, K); p, (B, M, K) float32, the probability that a bit is 1 without what its
             own value says; and whether a prediction was not finite, a scalar.
         """
-        diffusion, final = self.diffusion, self.config.final
+        diffusion, final = self.diffusion, self.settings.final
         x = (_at(uniform(self.seeds, draw, self.shape), order) < 0.5).long()
         bad = torch.zeros((), dtype=torch.bool, device=x.device)
         for number, (t, s) in enumerate(self.times[:-1], 1):
@@ -324,13 +300,13 @@ class BigrSampler:
     def _logits(self, x: Tensor, t: Tensor, conditions: Tensor, guidance: Tensor) -> Tensor:
         """Guided logits (B, M, K) of the flips, over the temperature; t is a scalar."""
         if len(conditions) == len(x):
-            return self.predict_flips(x, t, conditions) / self.config.temperature
+            return self.predict_flips(x, t, conditions) / self.settings.temperature
         cond, uncond = self.predict_flips(torch.cat([x] * 2), t, conditions).chunk(2)
-        return guide(cond, uncond, guidance) / self.config.temperature
+        return guide(cond, uncond, guidance) / self.settings.temperature
 
     def _confidence(self, p: Tensor) -> Tensor:
         """Certainty of tokens, (B, M), from the probabilities of their bits, (B, M, K)."""
-        if self.config.confidence == "linear":
+        if self.settings.confidence == "linear":
             return (2 * p - 1).abs().mean(-1)
         entropy = torch.special.entr(p) + torch.special.entr(1 - p)
         return math.log(2) - entropy.mean(-1)
@@ -339,3 +315,37 @@ class BigrSampler:
 def _at(x: Tensor, order: Tensor) -> Tensor:
     """The rows (B, M, C) of (B, N, C) at these positions, (B, M)."""
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _table(generator: BiGR, settings: BigrSampling) -> tuple[SamplingStep, ...]:
+    return bigr_table(settings, generator.spec.num_tokens)
+
+
+def _resolve(generator: BiGR, settings: BigrSampling) -> BigrSampling:
+    return dataclasses.replace(
+        settings,
+        num_steps=len(_table(generator, settings)),
+        head_steps=len(head_chain(generator, settings)),
+    )
+
+
+_PUBLISHED = {(1024, 24): (20, 0.17), (1280, 36): (25, 0.25), (1536, 48): (25, 0.3)}
+"""Steps and randomness by width and layers (arXiv:2410.14672)."""
+
+
+def _published(config: BigrConfig) -> BigrSampling | None:
+    size = (config.transformer.width, config.transformer.num_layers)
+    if size not in _PUBLISHED:
+        return None
+    steps, randomness = _PUBLISHED[size]
+    return BigrSampling(num_steps=steps, guidance=2.5, randomness=randomness, head_steps=100)
+
+
+SAMPLER = Sampler(
+    types=("bigr",),
+    settings=BigrSampling,
+    draw=sample_bigr,
+    resolve=_resolve,
+    table=_table,
+    published=_published,
+)

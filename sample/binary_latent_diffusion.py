@@ -9,7 +9,7 @@ batch or process it is made, as far as the network computes it the same. The loo
 the device: predictions that are not finite are reported after it.
 """
 
-import math
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -18,11 +18,16 @@ import torch
 from torch import Tensor
 
 from ..config import STRICT
-from ..generators.binary_latent_diffusion import BinaryLatentDiffusion
+from ..generators.binary_latent_diffusion import (
+    BinaryLatentDiffusion,
+    BinaryLatentDiffusionConfig,
+)
 from ..generators.noise import uniform
 from ..tokens.tokens import Tokens, TokenSpec
 from .guidance import check_guidance, guided_prediction
-from .known import find_start
+from .known import known_tokens
+from .request import Request
+from .sampler import Sampler, check_settings
 
 _START = 0  # draw of the fair coins; step i, from 1, is draw i
 
@@ -48,53 +53,40 @@ class BernoulliSampling:
     final: Literal["sample", "map", "reference"] = "sample"
 
     def __post_init__(self) -> None:
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"num_steps: expected at least 1, found {self.num_steps}")
-        if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"guidance: expected at least 0, found {self.guidance}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature: must be > 0, found {self.temperature}")
+        check_settings(self)
 
 
 @torch.no_grad()
 def sample_bernoulli(
     generator: BinaryLatentDiffusion,
-    labels: Tensor,
-    seeds: Tensor,
-    config: BernoulliSampling,
+    request: Request,
+    settings: BernoulliSampling,
     *,
-    known: Tokens | None = None,
-    mask: Tensor | None = None,
-    lengths: Tensor | None = None,
     predict: Callable[..., Tensor] | None = None,
 ) -> Tokens:
     """Draw tokens.
 
     Args:
-        generator: In eval mode.
-        labels: (B,) int64 in [0, num_classes]; `num_classes` = no label.
-        seeds: One per image, (B,) int64.
-        config: Settings.
-        known: Tokens to keep where `mask` is False, of the generator's spec; None: all are new.
-        mask: True at positions to draw anew, (B, N) bool; goes with `known`.
-        lengths: Valid positions of each image, (B,) int64, for ordered specs; None: all.
-        predict: Stands in for `generator.predict`, e.g. a compiled one.
+        generator: Generator in eval mode.
+        request: Images to draw: labels, seeds, known tokens, lengths.
+        settings: Settings of the sampler.
+        predict: Replacement of `generator.predict`, e.g. a compiled one; None: the method.
 
     Returns:
         Tokens of the generator's spec; known positions are unchanged.
 
     Raises:
-        ValueError: If there are more steps than in the training, known and mask do not fit,
-            guidance is asked of an unconditional model, or a prediction was not finite.
+        ValueError: If there are more steps than in the training, guidance is asked of an
+            unconditional model, or a prediction was not finite.
 
     Source: arXiv:2304.04820 and its code.
     """
     diffusion, predict = generator.diffusion, predict or generator.predict
-    steps = diffusion.steps(config.num_steps)
-    check_guidance(generator, config.guidance)
-    spec = generator.spec
+    steps = diffusion.steps(settings.num_steps)
+    check_guidance(generator, settings.guidance)
+    spec, labels, seeds = generator.spec, request.labels, request.seeds
     binary = TokenSpec(spec.shape, (2,) * generator.num_bits, spec.ordered)
-    start = find_start(spec, binary.codebook_sizes, seeds, known, mask, lengths)
+    start = known_tokens(request, spec, binary.codebook_sizes)
     shape, hidden = start.codes.shape[1:], start.hidden[..., None]
     coins = (uniform(seeds, _START, shape) < 0.5).long()
     bits = torch.where(hidden, coins, start.codes)
@@ -104,17 +96,38 @@ def sample_bernoulli(
         predicted = guided_prediction(
             *(predict, bits, t, labels, start.valid),
             no_label=generator.num_classes,
-            scale=config.guidance,
+            scale=settings.guidance,
         )
-        logits = predicted / config.temperature
-        if earlier or config.final == "sample":
+        logits = predicted / settings.temperature
+        if earlier or settings.final == "sample":
             flip, _ = diffusion.reverse(logits, s, t)
             flips = uniform(seeds, number, shape) < flip
         else:
-            scores = logits if config.final == "reference" else diffusion.calibrated(logits, t)
+            scores = logits if settings.final == "reference" else diffusion.calibrated(logits, t)
             flips = scores > 0
         bits = torch.where(hidden, bits ^ flips, start.codes)
         failed = torch.where(~predicted.isfinite().all() & (failed == 0), number, failed)
     if number := int(failed):
         raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
     return Tokens(bits, binary, start.lengths).regroup(spec.codebook_sizes)
+
+
+def _resolve(generator: BinaryLatentDiffusion, settings: BernoulliSampling) -> BernoulliSampling:
+    steps = generator.diffusion.steps(settings.num_steps)
+    return dataclasses.replace(settings, num_steps=len(steps))
+
+
+def _published(config: BinaryLatentDiffusionConfig) -> BernoulliSampling | None:
+    """Settings of the commands of ZeWang95/BinaryLatentDiffusion, for its size."""
+    if (config.transformer.width, config.transformer.num_layers) != (768, 24):
+        return None
+    return BernoulliSampling(temperature=0.9, final="reference")
+
+
+SAMPLER = Sampler(
+    types=("bld",),
+    settings=BernoulliSampling,
+    draw=sample_bernoulli,
+    resolve=_resolve,
+    published=_published,
+)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.images import read_image, to_tensor
+from ..data.images import read_image, to_pil, to_tensor
 from ..data.transforms import resize_center_crop
 from ..generators.base import Generator
 from ..generators.noise import derive_seeds, uniform
@@ -31,14 +31,14 @@ _CELL = 2  # side of the cells of `enrich`, in tokens
 
 
 def read_masked_image(
-    image_path: Path, mask_path: Path | None, resolution: int
+    picture: Path | str | Image.Image, mask_path: Path | str | None, resolution: int
 ) -> tuple[Tensor, Tensor | None]:
     """A picture and its mask, resized and centre-cropped alike.
 
     Args:
-        image_path: Any picture.
-        mask_path: A picture of the same size, light (128 to 255) where to draw anew; or None.
-        resolution: Of the tokenizer, in pixels.
+        picture: Picture file or PIL image.
+        mask_path: Picture of the same size, light (128 to 255) where to draw anew; or None.
+        resolution: Resolution of the tokenizer, in pixels.
 
     Returns:
         Image (3, R, R) in [-1, 1], and mask (R, R) bool, True where to draw anew, or None.
@@ -46,7 +46,7 @@ def read_masked_image(
     Raises:
         ValueError: If a file cannot be read or the sizes differ.
     """
-    image = read_image(image_path)
+    image = to_pil(picture) if isinstance(picture, Image.Image) else read_image(picture)
     pixels = to_tensor(resize_center_crop(image, resolution))
     if mask_path is None:
         return pixels, None
@@ -132,16 +132,16 @@ def enrich(
     of its own, another in every repeat, and every turn draws other numbers.
 
     Args:
-        generator: Any, in eval mode.
-        tokens: Of a picture that was enlarged, for example; one image for all or one each.
-        labels: As of `generate`; published: none.
+        generator: Generator of any kind, in eval mode.
+        tokens: Tokens of a picture that was enlarged, for example; one image for all or one each.
+        labels: Classes, as in `generate`; published: none.
         seeds: One per image, at least 0.
         repeats: How often every token is drawn anew.
-        options: Of each of the `4 * repeats` runs, as of `generate`; published, for BiGR: the
+        options: Options of `generate` for each of the `4 * repeats` runs; published, for BiGR: the
             linear schedule.
 
     Raises:
-        ValueError: If the tokens are no grid of at least 2x2, and as of `generate`.
+        ValueError: If the tokens are no grid of at least 2x2, or an option does not fit.
 
     Source: arXiv:2410.14672 section 3.4 and its code, there with BiGR alone.
     """
@@ -177,10 +177,10 @@ def between(generator: Generator, first: int, last: int, num: int) -> Generator:
     It is another model: it has no fingerprint, and classes with names of their own.
 
     Args:
-        generator: Any that has classes.
-        first: Its class that is class 0, in [0, num_classes).
-        last: Its class that is class num - 1.
-        num: Classes of the result, at least 2.
+        generator: Generator with classes.
+        first: Class of `generator` that becomes class 0, in [0, num_classes).
+        last: Class of `generator` that becomes class num - 1.
+        num: Number of classes of the result, at least 2.
 
     Raises:
         ValueError: If a class does not exist, or there are fewer than two to make.

@@ -22,8 +22,8 @@ from ..data.images import image_grid, read_image, to_pil
 from ..files import atomic_folder, check_replaceable
 from ..generators.base import Generator
 from ..tokens.tokens import Tokens
-from .generate import Precision, generate
-from .request import check_labels
+from .generate import Precision, generate_batches
+from .request import Request
 from .samplers import Sampling, choose_sampling, with_steps
 
 RECORDS = "images.jsonl"
@@ -50,26 +50,26 @@ def sample_to_folder(
     """Draw, decode and write one picture per label and seed.
 
     Args:
-        generator: As `load_generator` returns it.
+        generator: Generator in eval mode, as `load_generator` returns it.
         out: Folder to make: `000000.png` and so on, `grid.png` (the first 64), `images.jsonl`,
             `tokens.safetensors`.
         labels: Class of each image, -1 for none.
         seeds: Seed of each image.
-        sampling: Settings; None: the generator's own.
-        batch_size: Images at once, per process.
-        precision: As of `generate`.
-        compile: As of `generate`.
+        sampling: Settings of the sampler; None: the generator's own.
+        batch_size: Images drawn at once, per process.
+        precision: Precision of the network, as in `generate`.
+        compile: Run the network through torch.compile, as in `generate`.
         overwrite: Replace samples of ours that are already there.
         inputs: Files and folders that are being read, which are never replaced.
         progress: Show a progress bar on stderr.
-        name: What to call the generator in the files, e.g. its path.
-        processes: The processes that share the work, of `processes.join_processes`.
+        name: Name of the generator in the files, e.g. its path.
+        processes: Processes that share the work, from `join_processes`; None: this one alone.
 
     Returns:
         On the main process what was written and how fast; empty on the others.
 
     Raises:
-        ValueError: As of `generate`.
+        ValueError: If labels, seeds or settings do not fit the generator.
         FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
         SaveError: If the disk refuses; nothing is left behind.
     """
@@ -78,33 +78,32 @@ def sample_to_folder(
         raise ValueError(
             f"expected a label and a seed per image, found {len(labels)} and {len(seeds)}"
         )
-    check_labels(generator, labels, len(labels))
+    request = Request.make(generator, labels, seeds=seeds)
     # Here already, so that every process says so and none waits for another.
     check_replaceable(out, "samples", overwrite=overwrite, inputs=inputs)
     rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
-    share = -(-len(labels) // world)
-    own = range(rank * share, min((rank + 1) * share, len(labels)))
-    tokenizer, packed = generator.tokenizer, []
+    share = -(-len(request) // world)
+    own = range(rank * share, min((rank + 1) * share, len(request)))
+    batches = generate_batches(
+        generator,
+        request[own.start : own.stop],
+        sampling,
+        batch_size=batch_size,
+        precision=precision,
+        compile=compile,
+    )
+    packed, number = [], own.start
     started = time.perf_counter()
     with (
         _shared_folder(out, processes, overwrite, inputs) as folder,
         tqdm(total=len(own), unit="image", disable=not progress or rank > 0) as bar,
     ):
-        for start in range(own.start, own.stop, batch_size):
-            rows = range(start, min(start + batch_size, own.stop))
-            tokens = generate(
-                generator,
-                [labels[i] for i in rows],
-                seeds=[seeds[i] for i in rows],
-                sampling=sampling,
-                batch_size=batch_size,
-                precision=precision,
-                compile=compile,
-            )
-            for i, image in zip(rows, tokenizer.decode(tokens).cpu(), strict=True):
-                to_pil(image).save(folder / file_of(i))
+        for tokens in batches:
+            for image in generator.tokenizer.decode(tokens).cpu():
+                to_pil(image).save(folder / file_of(number))
+                number += 1
             packed.append(tokens.pack().cpu())
-            bar.update(len(rows))
+            bar.update(len(tokens))
         seconds = time.perf_counter() - started
         parts = [packed] if processes is None else gather_object([packed])
         if rank == 0:
@@ -123,12 +122,12 @@ def sample_to_folder(
 
 
 def file_of(number: int) -> str:
-    """Name of the picture of an image number."""
+    """File name of the picture of an image number."""
     return f"{number:06d}.png"
 
 
 def class_name(generator: Generator, label: int) -> str:
-    """What to write under a picture of that label."""
+    """Title of a picture with this label: the class name, its number, or `any`."""
     if not 0 <= label < generator.num_classes:
         return "any"
     return generator.classes[label] if generator.classes else str(label)

@@ -1,7 +1,7 @@
-"""Pictures' tokens from a generator: labels and seeds in, `Tokens` out, in batches."""
+"""Tokens from a generator: labels and seeds in, `Tokens` out, in batches."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..generators.base import Generator
 from ..tokens.tokens import Tokens
-from .request import broadcast, check_labels, check_lengths, rows_of, whole_numbers
+from .request import Request
 from .samplers import Sampling, choose_sampling, sampler_of
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -34,21 +34,26 @@ def generate(
 ) -> Tokens:
     """Draw the tokens of one image per label.
 
-        generator = tessella.load_generator("bundled:maskbit-emoji-64")
-        tokens = tessella.generate(generator, [3, 7], num_steps=16, guidance=3.0, seeds=[0, 1])
-        images = generator.tokenizer.decode(tokens)
+    Example:
+        >>> import tessella
+        >>> generator = tessella.load_generator("bundled:maskbit-emoji-64")
+        >>> tokens = tessella.generate(generator, [3, 7], num_steps=2, guidance=3.0, seeds=[0, 1])
+        >>> tokens.indices.shape
+        torch.Size([2, 64, 24])
+        >>> generator.tokenizer.decode(tokens).shape
+        torch.Size([2, 3, 64, 64])
 
     Args:
-        generator: As `load_generator` returns it.
+        generator: Generator in eval mode, as `load_generator` returns it.
         labels: Class of each image, 0 to num_classes - 1, or -1 for none; None: no labels.
-        seeds: One per image; image i depends on seed i alone. None: 0, 1, 2, ...
+        seeds: One seed per image; image i depends on seed i alone. None: 0, 1, 2, ...
         num: Number of images where neither labels nor seeds say it.
         sampling: Settings of the sampler; None: those in the generator's card, or the defaults.
         known: Tokens to keep where `mask` is False, one image for all or one each.
         mask: True at positions to draw anew, (N,), (1, N) or (B, N) bool; goes with `known`.
-        lengths: Valid positions of each image, for ordered tokens; None: all.
-        batch_size: Images at once.
-        precision: Of the network; `auto` is bf16 on CUDA and fp32 on a CPU.
+        lengths: Real positions of each image, for ordered tokens; None: all.
+        batch_size: Images drawn at once.
+        precision: Precision of the network; `auto` is bf16 on CUDA and fp32 on a CPU.
         compile: Run the network through torch.compile, on CUDA inside CUDA graphs; batches are then
             filled up to `batch_size` so that shapes never change.
         progress: Show a progress bar on stderr.
@@ -62,55 +67,72 @@ def generate(
             training mode, or its predictions are not finite.
         TypeError: If a knob is unknown.
     """
-    draw = sampler_of(generator).draw
+    sampling = choose_sampling(generator, sampling, knobs)
+    request = Request.make(
+        generator, labels, seeds=seeds, num=num, known=known, mask=mask, lengths=lengths
+    )
+    batches = generate_batches(
+        generator, request, sampling, batch_size=batch_size, precision=precision, compile=compile
+    )
+    done: list[Tokens] = []
+    with tqdm(total=len(request), unit="image", disable=not progress) as bar:
+        for tokens in batches:
+            done.append(tokens)
+            bar.update(len(tokens))
+    return Tokens.cat(done)
+
+
+def generate_batches(
+    generator: Generator,
+    request: Request,
+    sampling: Sampling,
+    *,
+    batch_size: int = 16,
+    precision: Precision = "auto",
+    compile: bool = False,
+) -> Iterator[Tokens]:
+    """Draw the images of a request, batch after batch.
+
+    Args:
+        generator: Generator in eval mode.
+        request: Images to draw, as `Request.make` checked them.
+        sampling: Settings of the generator's sampler.
+        batch_size: Images drawn at once.
+        precision: Precision of the network; `auto` is bf16 on CUDA and fp32 on a CPU.
+        compile: As in `generate`.
+
+    Returns:
+        Iterator over the tokens of `batch_size` images each; the last one may have fewer.
+
+    Raises:
+        ValueError: If the generator is in training mode, or an option is out of range; and, while
+            drawing, if predictions are not finite.
+    """
     if generator.training:
         raise ValueError(
             "generate: the generator is in training mode, where dropout would disturb the seeds; "
             "call generator.eval() first"
         )
-    sampling = choose_sampling(generator, sampling, knobs)
-    labels = None if labels is None else whole_numbers(labels, "labels")
-    seeds = None if seeds is None else whole_numbers(seeds, "seeds")
-    counts = [len(given) for given in (labels, seeds) if given is not None]
-    count = counts[0] if counts else num
-    if count is None:
-        count = 1 if known is None else len(known)
-    if any(other != count for other in [*counts, count if num is None else num]):
-        raise ValueError(f"labels, seeds and num must agree, found {[*counts, num]}")
-    if count < 1 or batch_size < 1:
-        raise ValueError(
-            f"expected at least one image and batch_size 1, found {count=}, {batch_size=}"
-        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
     if precision not in get_args(Precision):
         raise ValueError(f"precision: expected {', '.join(get_args(Precision))}, found {precision}")
-    device = next(generator.parameters()).device
-    all_labels = check_labels(generator, labels, count).to(device)
-    all_seeds = torch.arange(count) if seeds is None else seeds
-    known, mask = broadcast(known, count), None if mask is None else rows_of(mask, count)
-    all_lengths = None if lengths is None else check_lengths(generator, lengths, count)
+    draw = sampler_of(generator).draw
     predict = compiled_predict(generator) if compile else None
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    cast = torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
-    done: list[Tokens] = []
-    with tqdm(total=count, unit="image", disable=not progress) as bar, cast:
-        for start in range(0, count, batch_size):
-            rows = torch.arange(start, min(start + batch_size, count))
-            real = len(rows)
-            if compile and real < batch_size:
-                rows = torch.cat([rows, rows[-1:].expand(batch_size - real)])
-            tokens = draw(
-                generator,
-                all_labels[rows.to(device)],
-                all_seeds[rows].to(device),
-                sampling,
-                known=None if known is None else known[rows.to(known.device)],
-                mask=None if mask is None else mask[rows.to(mask.device)],
-                lengths=None if all_lengths is None else all_lengths[rows].to(device),
-                predict=predict,
-            )
-            done.append(tokens[:real])
-            bar.update(real)
-    return Tokens.cat(done)
+    kind = request.seeds.device.type
+    bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
+
+    def batches() -> Iterator[Tokens]:
+        for start in range(0, len(request), batch_size):
+            part = request[start : start + batch_size]
+            images = len(part)
+            if compile:
+                part = part.padded(batch_size)
+            with torch.autocast(kind, torch.bfloat16) if bf16 else contextlib.nullcontext():
+                tokens = draw(generator, part, sampling, predict=predict)
+            yield tokens[:images]
+
+    return batches()
 
 
 def compiled_predict(generator: Generator) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""What every sampler begins with: which positions it draws, and what the others hold."""
+"""Which positions a sampler draws and which it knows: the first line of every sampler."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..tokens.tokens import Tokens, TokenSpec
+from ..tokens.tokens import TokenSpec
+from .request import Request, check_mask
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class KnownTokens:
     """Known and hidden positions of a batch.
 
     Args:
@@ -26,43 +27,21 @@ class Start:
     lengths: Tensor | None
 
 
-def find_start(
-    spec: TokenSpec,
-    codebook_sizes: Sequence[int],
-    seeds: Tensor,
-    known: Tokens | None = None,
-    mask: Tensor | None = None,
-    lengths: Tensor | None = None,
-) -> Start:
-    """Which positions a sampler draws and which it knows.
+def known_tokens(request: Request, spec: TokenSpec, codebook_sizes: Sequence[int]) -> KnownTokens:
+    """The known and hidden positions of a request, on the device of its seeds.
 
     Args:
-        spec: Of the generator's tokens.
-        codebook_sizes: In which the sampler reads them; the bits of a position are (2, 2, ...).
-        seeds: One per image, (B,) int64; the result is on their device.
-        known: Tokens to keep where `mask` is False, of `spec`; None: all are new.
-        mask: True at positions to draw anew, (B, N) bool; goes with `known`.
-        lengths: Real positions of each image, (B,) int64, for ordered specs; None: those of
-            `known`, or all. What it adds to `known` is drawn.
-
-    Raises:
-        ValueError: If known tokens and mask do not fit each other or the batch, or an image has
-            nothing to draw.
+        request: Images to draw.
+        spec: Token spec of the generator.
+        codebook_sizes: Sizes in which the sampler reads a position, e.g. (2, 2, ...) for bits.
     """
-    batch, device = len(seeds), seeds.device
+    batch, device, lengths = len(request), request.seeds.device, request.lengths
     hidden = torch.ones(batch, spec.num_tokens, dtype=torch.bool, device=device)
     codes = torch.zeros(*hidden.shape, len(codebook_sizes), dtype=torch.int64, device=device)
-    if (known is None) != (mask is None):
-        raise ValueError("known tokens and the mask of positions to redraw go together")
-    if known is not None and mask is not None:
-        if mask.shape != hidden.shape or mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask: expected {tuple(hidden.shape)} bool, found {tuple(mask.shape)} {mask.dtype}"
-            )
-        known = known.require(spec, reader="the generator").to(device)
-        if len(known) != batch:
-            raise ValueError(f"known: expected {batch} images, found {len(known)}")
-        hidden = mask.to(device) | ~known.valid
+    if request.known is not None and request.mask is not None:
+        known = request.known.require(spec, reader="the generator").to(device)
+        mask = check_mask(request.mask, batch, spec).to(device)
+        hidden = mask | ~known.valid
         codes = known.regroup(codebook_sizes).indices
         lengths = known.lengths if lengths is None else lengths
     valid = None
@@ -70,6 +49,4 @@ def find_start(
         valid = torch.arange(spec.num_tokens, device=device) < lengths[:, None]
         hidden = hidden & valid
         codes = codes * valid[..., None]
-    if not hidden.any(1).all():
-        raise ValueError("mask: nothing to draw anew in at least one image")
-    return Start(codes.masked_fill(hidden[..., None], 0), hidden, valid, lengths)
+    return KnownTokens(codes.masked_fill(hidden[..., None], 0), hidden, valid, lengths)

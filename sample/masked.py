@@ -1,8 +1,8 @@
 """Samplers of masked generators: confidence, Halton and entropy order over one unmasking loop.
 
 Every step predicts all slots, draws an entry for each hidden one, ranks the hidden slots, and
-reveals as many as the table says (`sampling.py`); revealed slots never change. The samplers differ
-in the ranking. Editing is the same loop with some slots known beforehand.
+reveals as many as the table says (`masked_steps.py`); revealed slots never change. The samplers
+differ in the ranking. Editing is the same loop with some slots known beforehand.
 
 Every random number belongs to (seed of the image, step, slot), so an image is the same in whatever
 batch or process it is made, as far as the network computes it the same. The loop has static
@@ -17,13 +17,15 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from ..generators.masked import MaskedGenerator
+from ..generators.masked import MaskBitConfig, MaskedGenerator, MaskGITConfig
 from ..generators.noise import gumbel, uniform
 from ..tokens.tokens import Tokens
 from .guidance import check_guidance, guide
 from .halton import halton_order
-from .known import find_start
-from .masked_steps import DONE, SamplingConfig, sampling_table, steps_of_part
+from .known import known_tokens
+from .masked_steps import DONE, MaskedSampling, SamplingStep, sampling_table, steps_of_part
+from .request import Request
+from .sampler import Sampler
 
 Ranking = Callable[[Tensor, Tensor, int], Tensor]
 """(distributions (B, N, G, K), drawn entries (B, N, G), step) to priorities (B, N, G)."""
@@ -33,38 +35,28 @@ _SETUP = 2**31  # draws before the first step, apart from those of the steps
 
 def sample_masked(
     generator: MaskedGenerator,
-    labels: Tensor,
-    seeds: Tensor,
-    config: SamplingConfig,
+    request: Request,
+    settings: MaskedSampling,
     *,
-    known: Tokens | None = None,
-    mask: Tensor | None = None,
-    lengths: Tensor | None = None,
     predict: Callable[..., Tensor] | None = None,
 ) -> Tokens:
-    """Draw tokens with the sampler that the config names.
+    """Draw tokens in the order that the settings name.
 
     Args:
-        generator: In eval mode.
-        labels: (B,) int64 in [0, num_classes]; `num_classes` = no label.
-        seeds: One per image, (B,) int64.
-        config: Settings.
-        known: Tokens to keep where `mask` is False, of the generator's spec; None: all are new.
-        mask: True at positions to draw anew, (B, N) bool; goes with `known`.
-        lengths: Valid positions of each image, (B,) int64, for ordered specs; None: all.
-        predict: Stands in for `generator.predict`, e.g. a compiled one.
+        generator: Generator in eval mode.
+        request: Images to draw: labels, seeds, known tokens, lengths.
+        settings: Settings of the sampler.
+        predict: Replacement of `generator.predict`, e.g. a compiled one; None: the method.
 
     Returns:
         Tokens of the generator's spec; known positions are unchanged.
 
     Raises:
-        ValueError: If there are more steps than slots of a whole image, known and mask do not fit,
-            guidance is asked of an unconditional model, or a prediction was not finite.
+        ValueError: If there are more steps than slots of a whole image, guidance is asked of an
+            unconditional model, or a prediction was not finite.
     """
-    state = SamplingState(
-        generator, labels, seeds, config, known, mask, lengths, predict or generator.predict
-    )
-    match config.sampler:
+    state = SamplingState(generator, request, settings, predict or generator.predict)
+    match settings.sampler:
         case "confidence":
             return state.run(confidence_ranking(state))
         case "entropy":
@@ -72,7 +64,7 @@ def sample_masked(
         case "halton":
             return state.run(halton_ranking(state))
         case _:
-            assert_never(config.sampler)
+            assert_never(settings.sampler)
 
 
 def confidence_ranking(state: "SamplingState") -> Ranking:
@@ -109,16 +101,16 @@ def halton_ranking(state: "SamplingState") -> Ranking:
     """Halton order: neither confidence nor noise, every step spread over the picture.
 
     Source: arXiv:2503.17076. Its temperature is an inverse one; ours divides the logits. With
-    several groups the order runs over the slots, see `SamplingConfig.halton_groups`.
+    several groups the order runs over the slots, see `MaskedSampling.halton_groups`.
     """
-    config, seeds = state.config, state.seeds
+    settings, seeds = state.settings, state.seeds
     num_tokens, num_groups = state.generator.spec.num_tokens, state.generator.num_groups
     place = torch.empty(num_tokens, dtype=torch.int64)
     place[halton_order(state.generator.spec.shape)] = torch.arange(num_tokens)
     place = place.to(seeds.device)[None, :, None].expand(len(seeds), -1, num_groups)
     groups = torch.arange(num_groups, device=seeds.device)
-    together = config.halton_groups == "together"
-    if config.halton_roll:
+    together = settings.halton_groups == "together"
+    if settings.halton_roll:
         offsets = uniform(seeds, _SETUP, (1, num_groups)).mul(num_tokens).long()
         place = (place + (offsets[..., :1] if together else offsets)) % num_tokens
     order = place * num_groups + groups if together else groups * num_tokens + place
@@ -131,38 +123,34 @@ class SamplingState:
     def __init__(
         self,
         generator: MaskedGenerator,
-        labels: Tensor,
-        seeds: Tensor,
-        config: SamplingConfig,
-        known: Tokens | None,
-        mask: Tensor | None,
-        lengths: Tensor | None,
+        request: Request,
+        settings: MaskedSampling,
         predict: Callable[..., Tensor],
     ) -> None:
-        self.generator, self.config, self.predict = generator, config, predict
-        self.labels, self.seeds = labels, seeds
-        start = find_start(generator.spec, generator.codebook_sizes, seeds, known, mask, lengths)
+        self.generator, self.settings, self.predict = generator, settings, predict
+        self.labels, self.seeds = request.labels, request.seeds
+        start = known_tokens(request, generator.spec, generator.codebook_sizes)
         self.indices, self.valid, self.lengths = start.codes, start.valid, start.lengths
         self.hidden = start.hidden[..., None].expand_as(start.codes)
-        self._tabulate(config, start.hidden.sum(1).tolist())
+        self._tabulate(settings, start.hidden.sum(1).tolist())
 
-    def _tabulate(self, config: SamplingConfig, positions: list[int]) -> None:
+    def _tabulate(self, settings: MaskedSampling, positions: list[int]) -> None:
         """Upload the table of every image: each has its own, from its own number of slots."""
         groups = self.generator.num_groups
-        unit = config.unit(groups)
-        check_guidance(self.generator, config.guidance)
+        unit = settings.unit(groups)
+        check_guidance(self.generator, settings.guidance)
         whole, tables = self.generator.spec.num_tokens * groups // unit, {}
         for n in set(positions):
             slots = n * groups // unit
             part = dataclasses.replace(
-                config, num_steps=steps_of_part(config.num_steps, slots, whole)
+                settings, num_steps=steps_of_part(settings.num_steps, slots, whole)
             )
             tables[n] = sampling_table(part, slots)
         longest = max(len(table) for table in tables.values())
         padded = {n: table + (DONE,) * (longest - len(table)) for n, table in tables.items()}
         steps = list(zip(*(padded[n] for n in positions), strict=True))  # (T, B)
         self.guided = [any(row.guidance != 1 for row in rows) for rows in steps]
-        self.greedy = config.temperature == 0 and not config.temperature_end
+        self.greedy = settings.temperature == 0 and not settings.temperature_end
 
         def column(name: str, scale: int = 1) -> Tensor:
             values = [[getattr(row, name) * scale for row in rows] for rows in steps]
@@ -234,3 +222,47 @@ def first(priority: Tensor, count: Tensor) -> Tensor:
     order = priority.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(priority.shape[1], device=priority.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places) < count
+
+
+def masked_table(generator: MaskedGenerator, settings: MaskedSampling) -> tuple[SamplingStep, ...]:
+    """What each step does when a whole image is drawn.
+
+    Raises:
+        ValueError: If there are more steps than slots.
+    """
+    slots = generator.spec.num_tokens * generator.num_groups
+    return sampling_table(settings, slots // settings.unit(generator.num_groups))
+
+
+def _resolve(generator: MaskedGenerator, settings: MaskedSampling) -> MaskedSampling:
+    return dataclasses.replace(settings, num_steps=len(masked_table(generator, settings)))
+
+
+_PUBLISHED = {  # bits: guidance s, noise on the order, power of the guidance ramp
+    10: (6.4, 10.5, 2.5),
+    12: (7.1, 8.2, 3.0),
+    14: (7.1, 7.8, 3.0),
+    16: (6.5, 7.5, 2.5),
+    18: (5.7, 8.5, 2.5),
+}
+
+
+def _published(config: MaskBitConfig | MaskGITConfig) -> MaskedSampling | None:
+    """Settings of markweberdev/maskbit's table of results: 64 steps; our guidance is theirs + 1."""
+    sizes, trunk = config.codebook_sizes or (), config.transformer
+    num_bits = sum(size.bit_length() - 1 for size in sizes)
+    published_size = (trunk.width, trunk.num_layers, len(sizes)) == (1024, 24, 2)
+    if config.type != "maskbit" or not published_size or num_bits not in _PUBLISHED:
+        return None
+    scale, noise, power = _PUBLISHED[num_bits]
+    return MaskedSampling(num_steps=64, guidance=1 + scale, guidance_power=power, randomness=noise)
+
+
+SAMPLER = Sampler(
+    types=("maskbit", "maskgit"),
+    settings=MaskedSampling,
+    draw=sample_masked,
+    resolve=_resolve,
+    table=masked_table,
+    published=_published,
+)

@@ -1,4 +1,4 @@
-"""Settings of a sampler, and the table of what each of its steps does, computed before it starts.
+"""Settings of the masked samplers, and the table of what each step does, computed beforehand.
 
 The published arccos schedule hides floor(gamma(t) M) of M slots after a share t of the steps. Near
 t = 1, arccos falls like a square root: with 64 steps and 512 slots the last step alone must reveal
@@ -18,10 +18,10 @@ from .guidance import GuidanceSchedule, guidance_at
 
 DEFAULT_STEPS = 16
 
-Sampler = Literal["confidence", "halton", "entropy"]
+Order = Literal["confidence", "halton", "entropy"]
 HaltonGroups = Literal["passes", "together"]
 _CHOICES: dict[str, Any] = {
-    "sampler": Sampler,
+    "sampler": Order,
     "schedule": MaskSchedule,
     "guidance_schedule": GuidanceSchedule,
     "halton_groups": HaltonGroups,
@@ -29,30 +29,32 @@ _CHOICES: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class MaskedSampling:
     """How tokens are drawn from a masked generator.
 
     Args:
-        sampler: `confidence` reveals the slots predicted with most confidence (MaskGIT, MaskBit),
-            `halton` follows a fixed spread-out order, `entropy` takes the most certain
-            distributions first.
-        num_steps: Steps, at most the slots to reveal; None: 16, or fewer where there are fewer.
-        schedule: Share of slots still hidden over the steps.
-        guidance: Scale that its ramp approaches; 1 = off. A ramp starts at 1, so a single step is
-            guided by a `constant` schedule only.
-        guidance_schedule: Its ramp over the steps.
+        sampler: Order of revealing: `confidence` takes the slots predicted with most confidence
+            (MaskGIT, MaskBit), `halton` follows a fixed spread-out order, `entropy` takes the most
+            certain distributions first.
+        num_steps: Number of steps, at most the slots to reveal; None: 16, or fewer where there
+            are fewer slots.
+        schedule: Share of slots still hidden over the steps: `arccos`, `cosine`, `linear`, ...
+        guidance: Guidance scale that its ramp approaches; 1 = off. A ramp starts at 1, so a single
+            step is guided by a `constant` schedule only.
+        guidance_schedule: Ramp of the guidance over the steps: `constant`, `linear` or `cosine`.
         guidance_power: Exponent of the cosine ramp.
-        temperature: Of the distributions sampled from; 0 takes the likeliest entry.
-        temperature_end: Value after the last step, reached linearly; None: constant.
+        temperature: Temperature of the distributions; 0 takes the likeliest entry.
+        temperature_end: Temperature after the last step, reached linearly; None: constant.
         randomness: Gumbel noise on the order, in nats, falling linearly to 0 (`confidence` and
             `entropy`): small values give safe and similar pictures.
-        halton_groups: `passes`: one pass over the positions per group, so that later groups see
-            the earlier ones of their position; `together`: all groups of a position at once.
-        halton_roll: Roll the order by a random offset per image and group.
+        halton_groups: Order of the groups: `passes`: one pass over the positions per group, so that
+            later groups see the earlier ones of their position; `together`: all groups of a
+            position at once.
+        halton_roll: Whether to roll the order by a random offset per image and group.
     """
 
     __pydantic_config__ = STRICT
-    sampler: Sampler = "confidence"
+    sampler: Order = "confidence"
     num_steps: int | None = None
     schedule: MaskSchedule = "arccos"
     guidance: float = 1.0
@@ -114,7 +116,7 @@ DONE = SamplingStep(step=0, revealed=0, hidden=0, guidance=1.0, temperature=1.0,
 """What an image does while others in its batch still have steps to go."""
 
 
-def sampling_table(config: SamplingConfig, num_slots: int) -> tuple[SamplingStep, ...]:
+def sampling_table(config: MaskedSampling, num_slots: int) -> tuple[SamplingStep, ...]:
     """The whole schedule of one image.
 
     Args:
@@ -170,7 +172,7 @@ def steps_of_part(num_steps: int | None, num_slots: int, whole: int) -> int | No
     return min(num_steps, num_slots)
 
 
-def _hidden_after(config: SamplingConfig, t: float, num_slots: int) -> int:
+def _hidden_after(config: MaskedSampling, t: float, num_slots: int) -> int:
     """floor(gamma(t) M) slots, or M less floor((1 - gamma) M) in the Halton reference; 0 at 1."""
     if t >= 1:
         return 0

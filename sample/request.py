@@ -1,39 +1,146 @@
-"""What to draw: labels, seeds, known tokens and lengths, checked before anything is drawn."""
+"""What to draw: labels, seeds, known tokens and lengths, checked once before anything is drawn."""
 
 import difflib
 import reprlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..generators.base import Generator
-from ..tokens.tokens import Tokens
+from ..tokens.tokens import Tokens, TokenSpec
 
 
-def check_labels(generator: Generator, labels: Sequence[int] | Tensor | None, count: int) -> Tensor:
-    """Labels as (count,) int64 in [0, num_classes], `num_classes` for none.
+@dataclass(frozen=True, eq=False)
+class Request:
+    """The images that a sampler is asked for, one entry each; a slice is a request as well.
+
+    `Request.make` checks what a user gave; this constructor takes tensors that were checked.
+
+    Args:
+        labels: Classes, (B,) int64 in [0, num_classes]; `num_classes` means no label.
+        seeds: One seed per image, (B,) int64: image i depends on seed i alone.
+        known: B images of tokens to keep where `mask` is False; None: everything is new.
+        mask: True at positions to draw anew, (B, N) bool; given together with `known`.
+        lengths: Real positions of each image, (B,) int64, for ordered tokens; None: those of
+            `known`, or all.
+    """
+
+    labels: Tensor
+    seeds: Tensor
+    known: Tokens | None = None
+    mask: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.known is None) != (self.mask is None):
+            raise ValueError("known tokens and the mask of positions to redraw go together")
+        if self.known is not None and len(self.known) != len(self):
+            raise ValueError(f"known: expected {len(self)} images, found {len(self.known)}")
+
+    @classmethod
+    def make(
+        cls,
+        generator: Generator,
+        labels: Sequence[int] | Tensor | None = None,
+        *,
+        seeds: Sequence[int] | Tensor | None = None,
+        num: int | None = None,
+        known: Tokens | None = None,
+        mask: Tensor | None = None,
+        lengths: Sequence[int] | Tensor | None = None,
+    ) -> "Request":
+        """A checked request, on the generator's device.
+
+        Args:
+            generator: Generator that will draw.
+            labels: Class of each image, 0 to num_classes - 1, or -1 for none; None: no labels.
+            seeds: One whole number per image; None: 0, 1, 2, ...
+            num: Number of images where neither labels nor seeds say it; None: that of `known`,
+                or 1.
+            known: Tokens to keep where `mask` is False, one image for all or one each.
+            mask: True at positions to draw anew, (N,), (1, N) or (B, N) bool; goes with `known`.
+            lengths: Real positions of each image, for ordered tokens; None: those of `known`, or
+                all. Positions that this adds to `known` are drawn.
+
+        Raises:
+            ValueError: If an argument is out of range, does not fit the others or the generator,
+                or an image has nothing to draw.
+        """
+        labels = None if labels is None else whole_numbers(labels, "labels")
+        seeds = None if seeds is None else whole_numbers(seeds, "seeds")
+        counts = [len(given) for given in (labels, seeds) if given is not None]
+        count = counts[0] if counts else num
+        if count is None:
+            count = 1 if known is None else len(known)
+        if any(other != count for other in [*counts, count if num is None else num]):
+            raise ValueError(f"labels, seeds and num must agree, found {[*counts, num]}")
+        if count < 1:
+            raise ValueError(f"expected at least one image, found {count}")
+        device = next(generator.parameters()).device
+        if known is not None:
+            known = _one_each(known.require(generator.spec, reader="the generator"), count)
+        if mask is not None:
+            mask = check_mask(_mask_rows(mask, count), count, generator.spec)
+        request = cls(
+            labels=_class_rows(generator, labels, count).to(device),
+            seeds=(torch.arange(count) if seeds is None else seeds).to(device),
+            known=None if known is None else known.to(device),
+            mask=None if mask is None else mask.to(device),
+            lengths=None if lengths is None else _lengths(generator, lengths, count).to(device),
+        )
+        request._refuse_nothing_to_draw(generator.spec.num_tokens)
+        return request
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Request":
+        """The request of some of the images: a slice, or row numbers (M,) int64."""
+        return Request(
+            labels=self.labels[rows],
+            seeds=self.seeds[rows],
+            known=None if self.known is None else self.known[rows],
+            mask=None if self.mask is None else self.mask[rows],
+            lengths=None if self.lengths is None else self.lengths[rows],
+        )
+
+    def padded(self, count: int) -> "Request":
+        """The request with its last image repeated up to `count` images, for fixed shapes."""
+        rows = torch.arange(count, device=self.seeds.device).clamp(max=len(self) - 1)
+        return self[rows]
+
+    def _refuse_nothing_to_draw(self, num_tokens: int) -> None:
+        """Raise a ValueError if an image has no position to draw."""
+        if self.known is None or self.mask is None:
+            return
+        hidden = self.mask | ~self.known.valid
+        lengths = self.known.lengths if self.lengths is None else self.lengths
+        if lengths is not None:
+            hidden = hidden & (torch.arange(num_tokens, device=hidden.device) < lengths[:, None])
+        if not bool(hidden.any(1).all()):
+            raise ValueError("mask: nothing to draw anew in at least one image")
+
+
+def check_mask(mask: Tensor, count: int, spec: TokenSpec) -> Tensor:
+    """The mask itself, if it is (count, N) bool.
 
     Raises:
-        ValueError: If one is out of range, with the range and the class names.
+        ValueError: If it has another shape or type.
     """
-    if labels is None:
-        return torch.full((count,), generator.num_classes, dtype=torch.int64)
-    given = whole_numbers(labels, "labels")
-    wrong = given[(given < -1) | (given >= generator.num_classes)].unique().tolist()
-    if wrong:
-        if not generator.num_classes:
-            raise ValueError(f"labels: this generator is unconditional, found {wrong}")
-        names = ", ".join(f"{i} {name}" for i, name in enumerate(generator.classes[:20]))
-        raise ValueError(
-            f"labels: expected 0 to {generator.num_classes - 1}, or -1 for none, found {wrong}"
-            + (f"; classes: {names}" if names else "")
-        )
-    return torch.where(given < 0, generator.num_classes, given)
+    expected = (count, spec.num_tokens)
+    if mask.shape != expected or mask.dtype != torch.bool:
+        raise ValueError(f"mask: expected {expected} bool, found {tuple(mask.shape)} {mask.dtype}")
+    return mask
 
 
 def whole_numbers(given: Sequence[int] | Tensor, name: str) -> Tensor:
     """Whole numbers as (B,) int64 on the CPU.
+
+    Args:
+        given: One number per image.
+        name: What the numbers are, for the message.
 
     Raises:
         ValueError: If they are anything else.
@@ -50,55 +157,70 @@ def whole_numbers(given: Sequence[int] | Tensor, name: str) -> Tensor:
     return numbers.long()
 
 
-def check_lengths(generator: Generator, lengths: Sequence[int] | Tensor, count: int) -> Tensor:
-    """Lengths as (count,) int64 in [1, N].
+def class_labels(generator: Generator, names: Sequence[str]) -> list[int]:
+    """Labels of class names, in their order; upper and lower case are the same.
+
+    Args:
+        generator: Generator with class names.
+        names: Names of its classes.
 
     Raises:
-        ValueError: If the spec is not ordered, or one is missing or out of range.
-    """
-    if not generator.spec.ordered:
-        raise ValueError(f"lengths: {generator.spec} is not ordered, a prefix does not decode")
-    given = torch.as_tensor(lengths).cpu()
-    most = generator.spec.num_tokens
-    whole = given.shape == (count,) and not given.is_floating_point()
-    if not whole or ((given < 1) | (given > most)).any():
-        raise ValueError(f"lengths: expected {count} numbers from 1 to {most}, found {lengths}")
-    return given.long()
-
-
-def labels_of(generator: Generator, names: Sequence[str]) -> list[int]:
-    """Labels of class names, in their order.
-
-    Raises:
-        ValueError: If a name is unknown; suggests near ones.
+        ValueError: If the generator has no class names, or a name is unknown; suggests near ones.
     """
     classes = {name.casefold(): label for label, name in enumerate(generator.classes)}
     if not classes:
         raise ValueError("this generator has no class names; give labels instead")
     labels = []
     for name in names:
-        if name.strip().casefold() not in classes:
-            near = difflib.get_close_matches(
-                name.strip().casefold(), list(classes), n=3, cutoff=0.5
-            )
+        wanted = name.strip().casefold()
+        if wanted not in classes:
+            near = difflib.get_close_matches(wanted, list(classes), n=3, cutoff=0.5)
             hint = (
                 f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(classes)}"
             )
             raise ValueError(f"class {name.strip()!r}: unknown; {hint}")
-        labels.append(classes[name.strip().casefold()])
+        labels.append(classes[wanted])
     return labels
 
 
-def broadcast(known: Tokens | None, count: int) -> Tokens | None:
-    """One image for all, or one each."""
-    if known is None or len(known) == count:
+def _class_rows(generator: Generator, labels: Tensor | None, count: int) -> Tensor:
+    """Labels as (count,) int64 in [0, num_classes], `num_classes` for none."""
+    if labels is None:
+        return torch.full((count,), generator.num_classes, dtype=torch.int64)
+    wrong = labels[(labels < -1) | (labels >= generator.num_classes)].unique().tolist()
+    if wrong:
+        if not generator.num_classes:
+            raise ValueError(f"labels: this generator is unconditional, found {wrong}")
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(generator.classes[:20]))
+        raise ValueError(
+            f"labels: expected 0 to {generator.num_classes - 1}, or -1 for none, found {wrong}"
+            + (f"; classes: {names}" if names else "")
+        )
+    return torch.where(labels < 0, generator.num_classes, labels)
+
+
+def _lengths(generator: Generator, lengths: Sequence[int] | Tensor, count: int) -> Tensor:
+    """Lengths as (count,) int64 in [1, N]."""
+    if not generator.spec.ordered:
+        raise ValueError(f"lengths: {generator.spec} is not ordered, a prefix does not decode")
+    given, most = torch.as_tensor(lengths).cpu(), generator.spec.num_tokens
+    whole = given.shape == (count,) and not given.is_floating_point()
+    if not whole or ((given < 1) | (given > most)).any():
+        raise ValueError(f"lengths: expected {count} numbers from 1 to {most}, found {lengths}")
+    return given.long()
+
+
+def _one_each(known: Tokens, count: int) -> Tokens:
+    """Known tokens, one image for all repeated."""
+    if len(known) == count:
         return known
     if len(known) != 1:
         raise ValueError(f"known: expected 1 or {count} images, found {len(known)}")
     return known[torch.zeros(count, dtype=torch.int64, device=known.device)]
 
 
-def rows_of(mask: Tensor, count: int) -> Tensor:
+def _mask_rows(mask: Tensor, count: int) -> Tensor:
+    """A mask (N,), (1, N) or (count, N) as (count, N)."""
     mask = mask[None] if mask.ndim == 1 else mask
     if mask.ndim != 2 or len(mask) not in (1, count):
         raise ValueError(f"mask: expected (N,) or (1 or {count}, N), found {tuple(mask.shape)}")

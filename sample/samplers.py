@@ -1,74 +1,29 @@
-"""Which sampler draws from which generator: its settings, its function, its number of steps."""
+"""Which sampler draws from which generator, and the choice of its settings."""
 
 import dataclasses
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ..config import build_config
 from ..generators.base import Generator
-from ..generators.bayesian_flow_network import BayesianFlowNetwork
-from ..generators.bigr import BiGR
-from ..generators.binary_latent_diffusion import BinaryLatentDiffusion
 from ..generators.build import GeneratorConfig
-from ..generators.masked import MaskedGenerator
-from ..tokens.tokens import Tokens
-from .autoregressive import AutoregressiveSampling, autoregressive_steps, sample_autoregressive
-from .bayesian_flow import FlowSampling, sample_flow
-from .bigr import BigrSampling, bigr_steps, head_chain, sample_bigr
-from .binary_latent_diffusion import BernoulliSampling, sample_bernoulli
-from .masked import sample_masked
-from .masked_steps import SamplingConfig, SamplingStep, sampling_table
+from . import autoregressive, bayesian_flow, bigr, binary_latent_diffusion, masked
+from .autoregressive import AutoregressiveSampling
+from .bayesian_flow import FlowSampling
+from .bigr import BigrSampling
+from .binary_latent_diffusion import BernoulliSampling
+from .masked_steps import MaskedSampling
+from .sampler import Sampler
 
-Sampling = SamplingConfig | BernoulliSampling | BigrSampling | FlowSampling | AutoregressiveSampling
+Sampling = MaskedSampling | BernoulliSampling | BigrSampling | FlowSampling | AutoregressiveSampling
 """Settings of any sampler. All have `num_steps`, `guidance` and `temperature`."""
 
-
-@dataclass(frozen=True)
-class Sampler:
-    """How tokens come out of a kind of generator.
-
-    Args:
-        settings: Dataclass of its settings.
-        draw: (generator, labels, seeds, settings, *, known, mask, lengths, predict) to Tokens.
-        num_steps: (generator, settings) to the steps that it takes for a whole image; a ValueError
-            if they cannot be taken.
-    """
-
-    settings: type[Any]
-    draw: Callable[..., Tokens]
-    num_steps: Callable[[Any, Any], int]
-
-
-def table_of(generator: MaskedGenerator, sampling: SamplingConfig) -> tuple[SamplingStep, ...]:
-    """What each step of a masked generator does when a whole image is drawn."""
-    slots = generator.spec.num_tokens * generator.num_groups
-    return sampling_table(sampling, slots // sampling.unit(generator.num_groups))
-
-
-def _masked_steps(generator: MaskedGenerator, sampling: SamplingConfig) -> int:
-    return len(table_of(generator, sampling))
-
-
-def _bernoulli_steps(generator: BinaryLatentDiffusion, sampling: BernoulliSampling) -> int:
-    return len(generator.diffusion.steps(sampling.num_steps))
-
-
-def _flow_steps(generator: BayesianFlowNetwork, sampling: FlowSampling) -> int:
-    return sampling.num_steps
-
-
-_MASKED = Sampler(SamplingConfig, sample_masked, _masked_steps)
-SAMPLERS = {
-    "maskbit": _MASKED,
-    "maskgit": _MASKED,
-    "bld": Sampler(BernoulliSampling, sample_bernoulli, _bernoulli_steps),
-    "bigr": Sampler(BigrSampling, sample_bigr, bigr_steps),
-    "bfn": Sampler(FlowSampling, sample_flow, _flow_steps),
-    "ar": Sampler(AutoregressiveSampling, sample_autoregressive, autoregressive_steps),
+SAMPLERS: dict[str, Sampler] = {
+    kind: module.SAMPLER
+    for module in (masked, binary_latent_diffusion, bigr, bayesian_flow, autoregressive)
+    for kind in module.SAMPLER.types
 }
-"""By the type of a generator's config."""
+"""Samplers by the type of a generator's config."""
 
 
 def sampler_of(generator: Generator) -> Sampler:
@@ -115,7 +70,7 @@ def choose_sampling(
 
 
 def with_steps(generator: Generator, sampling: Sampling) -> Sampling:
-    """The settings with the number of steps that they come to, for records.
+    """The settings with every number that they leave open, such as the steps, for records.
 
     Raises:
         ValueError: If the generator cannot follow them, with the reason.
@@ -125,17 +80,29 @@ def with_steps(generator: Generator, sampling: Sampling) -> Sampling:
             f"guidance {sampling.guidance:g}: this generator is unconditional, there is nothing to "
             "guide; expected 1"
         )
-    steps = sampler_of(generator).num_steps(generator, sampling)
-    if isinstance(sampling, BigrSampling) and isinstance(generator, BiGR):
-        head_steps = len(head_chain(generator, sampling))
-        sampling = dataclasses.replace(sampling, head_steps=head_steps)
-    return dataclasses.replace(sampling, num_steps=steps)
+    resolved: Sampling = sampler_of(generator).resolve(generator, sampling)
+    return resolved
 
 
 def build_sampling(config: GeneratorConfig, values: dict[str, Any], *, name: str) -> Sampling:
     """Settings of the sampler of such a generator from plain values.
 
+    Args:
+        config: Config of the generator.
+        values: Values by the names of the settings.
+        name: What to call the settings in messages.
+
     Raises:
-        ConfigError: If a setting does not exist or has a wrong value; `name` is what to call them.
+        ConfigError: If a setting does not exist or has a wrong value.
     """
-    return build_config(SAMPLERS[config.type].settings, values, name=name)
+    settings: Sampling = build_config(SAMPLERS[config.type].settings, values, name=name)
+    return settings
+
+
+def published_sampling(config: GeneratorConfig) -> dict[str, Any]:
+    """The card's `sampling` of a generator of published size: the settings of its authors.
+
+    Empty for other sizes and for generators without published settings.
+    """
+    settings = SAMPLERS[config.type].published(config)
+    return {} if settings is None else {"sampling": dataclasses.asdict(settings)}

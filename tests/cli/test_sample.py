@@ -19,7 +19,7 @@ from tessella.cli.main import main
 from tessella.data.images import read_image, to_tensor
 from tessella.sample.folder import class_name, sample_to_folder
 from tessella.sample.generate import generate
-from tessella.sample.masked_steps import SamplingConfig, format_table, sampling_table
+from tessella.sample.masked_steps import MaskedSampling, format_table, sampling_table
 from tessella.tokens.store import load_tokens
 
 Folders = tuple[Path, Path]
@@ -147,7 +147,7 @@ def test_the_table_is_printed_and_nothing_drawn(folders: Folders, tmp_path: Path
         tmp_path / "o",
     ]
     result = run(*words)
-    config = SamplingConfig(num_steps=5, guidance=2.0)
+    config = MaskedSampling(num_steps=5, guidance=2.0)
     assert result.stdout == format_table(sampling_table(config, 128)) + "\n"
     assert not (tmp_path / "o").exists()
     assert run(*words[:-2]).stdout == result.stdout  # needs no --out

@@ -20,6 +20,7 @@ from tessella.sample.autoregressive import (
 )
 from tessella.sample.generate import generate
 from tessella.sample.guidance import guide
+from tessella.sample.request import Request
 from tessella.sample.samplers import choose_sampling, with_steps
 from tessella.tokens.tokens import Tokens, TokenSpec
 
@@ -50,6 +51,17 @@ def build(
     return generator
 
 
+def draw(
+    generator: AutoregressiveGenerator,
+    labels: Tensor,
+    seeds: Tensor,
+    settings: AutoregressiveSampling,
+    **given: Any,
+) -> Tokens:
+    """`sample_autoregressive` of a request with these labels and seeds, and what else is given."""
+    return sample_autoregressive(generator, Request(labels, seeds, **given), settings)
+
+
 def random_tokens(spec: TokenSpec = GRID, batch: int = 4, seed: int = 5) -> Tokens:
     rng = torch.Generator().manual_seed(seed)
     shape = (batch, spec.num_tokens)
@@ -76,7 +88,7 @@ def test_a_code_is_the_best_of_teacher_forced_logits_and_its_noise(
 ) -> None:
     """The cache, the guidance of every code, and where the noise comes from, all in one."""
     generator, groups = build(spec), spec.num_codebooks
-    codes = sample_autoregressive(generator, LABELS, SEEDS, config).validate().indices
+    codes = draw(generator, LABELS, SEEDS, config).validate().indices
     logits = guided_logits(generator, codes, LABELS, config.guidance) / config.temperature
     for n in range(9):
         for g, size in enumerate(spec.codebook_sizes):
@@ -89,13 +101,13 @@ def test_a_code_is_the_best_of_teacher_forced_logits_and_its_noise(
 def test_top_1_takes_the_likeliest_code(depth: int) -> None:
     generator = build(TokenSpec((3, 3), (7,)) if depth == 0 else GRID, depth=depth)
     greedy = AutoregressiveSampling(top_k=1)
-    found = sample_autoregressive(generator, LABELS, SEEDS, greedy)
+    found = draw(generator, LABELS, SEEDS, greedy)
     logits = guided_logits(generator, found.indices, LABELS, 1.0)
     assert torch.equal(logits.argmax(-1), found.indices)
-    assert found.equal(sample_autoregressive(generator, LABELS, SEEDS + 1, greedy))
+    assert found.equal(draw(generator, LABELS, SEEDS + 1, greedy))
     nucleus = AutoregressiveSampling(top_p=1e-6)
-    assert found.equal(sample_autoregressive(generator, LABELS, SEEDS, nucleus))
-    assert not found.equal(sample_autoregressive(generator, LABELS, SEEDS, PLAIN))
+    assert found.equal(draw(generator, LABELS, SEEDS, nucleus))
+    assert not found.equal(draw(generator, LABELS, SEEDS, PLAIN))
 
 
 def brute_force(
@@ -135,7 +147,7 @@ def test_frequencies_are_the_models_own_probabilities(config: AutoregressiveSamp
             2 ** (-exact * generator.spec.bits_per_image), p, rtol=1e-5, atol=0
         )
     labels = torch.full((count,), 1)
-    found = sample_autoregressive(generator, labels, torch.arange(count), config).indices
+    found = draw(generator, labels, torch.arange(count), config).indices
     rows = (found.flatten(1) * torch.tensor([27, 9, 3, 1])).sum(1)
     frequency = torch.bincount(rows, minlength=81) / count
     sigma = (p * (1 - p) / count).sqrt()
@@ -149,7 +161,7 @@ def test_known_codes_stay_and_hidden_ones_are_drawn() -> None:
     mask[:, 4] = True
     mask[0] = torch.arange(9) == 8  # the last one alone
     mask[1] = torch.arange(9) == 0  # the first one alone
-    found = sample_autoregressive(generator, LABELS, SEEDS, GUIDED, known=known, mask=mask)
+    found = draw(generator, LABELS, SEEDS, GUIDED, known=known, mask=mask)
     assert torch.equal(found.indices[~mask], known.indices[~mask])
     assert (found.indices != known.indices)[mask].any(-1).float().mean() > 0.5
     logits = guided_logits(generator, found.indices, LABELS, GUIDED.guidance) / 0.8
@@ -158,24 +170,24 @@ def test_known_codes_stay_and_hidden_ones_are_drawn() -> None:
     for i in range(4):  # the masks of other images do not matter
         rows = slice(i, i + 1)
         given = {"known": known[rows], "mask": mask[rows]}
-        alone = sample_autoregressive(generator, LABELS[rows], SEEDS[rows], GUIDED, **given)
+        alone = draw(generator, LABELS[rows], SEEDS[rows], GUIDED, **given)
         assert alone.equal(found[rows])
 
 
 def test_a_drawn_position_sees_known_ones_before_it_only() -> None:
     generator, known = build(), random_tokens()
     mask = (torch.arange(9) == 4).expand(4, 9)
-    found = sample_autoregressive(generator, LABELS, SEEDS, PLAIN, known=known, mask=mask)
+    found = draw(generator, LABELS, SEEDS, PLAIN, known=known, mask=mask)
     later = known.indices.clone()
     later[:, 5:] = (later[:, 5:] + 1) % 6
     other = Tokens(later, GRID)
-    same = sample_autoregressive(generator, LABELS, SEEDS, PLAIN, known=other, mask=mask)
+    same = draw(generator, LABELS, SEEDS, PLAIN, known=other, mask=mask)
     assert torch.equal(same.indices[:, 4], found.indices[:, 4])
     assert torch.equal(same.indices[:, 5:], later[:, 5:])
     results = set()
     for seed in range(20):  # the positions before it do matter
         before = random_tokens(seed=seed)
-        drawn = sample_autoregressive(generator, LABELS, SEEDS, PLAIN, known=before, mask=mask)
+        drawn = draw(generator, LABELS, SEEDS, PLAIN, known=before, mask=mask)
         results.add(tuple(drawn.indices[:, 4].flatten().tolist()))
     assert len(results) > 1
 
@@ -187,7 +199,7 @@ def test_nothing_is_computed_after_the_last_hidden_position() -> None:
     generator.trunk.step = lambda x, caches, n: positions.append(n) or step(x, caches, n)  # type: ignore
     mask = torch.zeros(4, 9, dtype=torch.bool)
     mask[:, 2] = mask[1, 5] = True
-    sample_autoregressive(generator, LABELS, SEEDS, PLAIN, known=known, mask=mask)
+    draw(generator, LABELS, SEEDS, PLAIN, known=known, mask=mask)
     assert positions == [0, 1, 2, 3, 4, 5]
 
 
@@ -205,30 +217,28 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 def test_guidance_acts_on_labelled_images_only() -> None:
     generator = build()
     plain, guided = (
-        sample_autoregressive(generator, LABELS, SEEDS, AutoregressiveSampling(guidance=scale))
+        draw(generator, LABELS, SEEDS, AutoregressiveSampling(guidance=scale))
         for scale in (1.0, 6.0)
     )
     assert torch.equal(plain.indices[3], guided.indices[3])  # no label
     assert not torch.equal(plain.indices[:3], guided.indices[:3])
     none = torch.full_like(LABELS, 3)
-    zero = sample_autoregressive(generator, LABELS, SEEDS, AutoregressiveSampling(guidance=0.0))
-    assert zero.equal(sample_autoregressive(generator, none, SEEDS, PLAIN))
+    zero = draw(generator, LABELS, SEEDS, AutoregressiveSampling(guidance=0.0))
+    assert zero.equal(draw(generator, none, SEEDS, PLAIN))
 
 
 def test_lengths_of_ordered_tokens() -> None:
     generator = build(TokenSpec((8,), (4, 3), ordered=True))
     lengths = torch.tensor([3, 8, 5, 1])
-    found = sample_autoregressive(generator, LABELS, SEEDS, GUIDED, lengths=lengths).validate()
-    full = sample_autoregressive(generator, LABELS, SEEDS, GUIDED)
+    found = draw(generator, LABELS, SEEDS, GUIDED, lengths=lengths).validate()
+    full = draw(generator, LABELS, SEEDS, GUIDED)
     assert torch.equal(found.lengths, lengths) and full.lengths is None
     for i, length in enumerate(lengths.tolist()):  # a shorter image is a prefix of the longer one
         assert torch.equal(found.indices[i, :length], full.indices[i, :length])
     longer = torch.full((4,), 8)
     mask = torch.zeros(4, 8, dtype=torch.bool)
     mask[1, 7] = mask[:, 0] = True
-    grown = sample_autoregressive(
-        generator, LABELS, SEEDS, GUIDED, known=found, mask=mask, lengths=longer
-    )
+    grown = draw(generator, LABELS, SEEDS, GUIDED, known=found, mask=mask, lengths=longer)
     assert torch.equal(grown.lengths, longer)
     kept = found.valid & ~mask
     assert torch.equal(grown.indices[kept], found.indices[kept])
@@ -243,9 +253,9 @@ def test_groups_become_the_tokenizers_codes_again() -> None:
     )
     generator = AutoregressiveGenerator(config, spec).eval()
     generator.load_state_dict(read.state_dict())
-    found = sample_autoregressive(generator, LABELS, SEEDS, GUIDED)
+    found = draw(generator, LABELS, SEEDS, GUIDED)
     assert found.spec == spec
-    assert found.regroup((8, 4, 2)).equal(sample_autoregressive(read, LABELS, SEEDS, GUIDED))
+    assert found.regroup((8, 4, 2)).equal(draw(read, LABELS, SEEDS, GUIDED))
 
 
 class NoWaiting(TorchDispatchMode):
@@ -278,10 +288,10 @@ class NoWaiting(TorchDispatchMode):
 def test_the_loop_never_waits_for_the_device() -> None:
     generator = build(MIXED)
     config = AutoregressiveSampling(guidance=2.0, top_k=4, top_p=0.9)
-    expected = sample_autoregressive(generator, LABELS, SEEDS, config)
+    expected = draw(generator, LABELS, SEEDS, config)
     watch = NoWaiting(generator, 9)
     with watch:
-        found = sample_autoregressive(generator, LABELS, SEEDS, config)
+        found = draw(generator, LABELS, SEEDS, config)
     assert watch.calls == 9 and found.equal(expected)
 
 
@@ -301,7 +311,7 @@ def test_predictions_that_are_not_finite_are_an_error(step: int, fault: float) -
 
     generator.head.step = broken  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=f"logits are not finite in step {step}$"):
-        sample_autoregressive(generator, LABELS, SEEDS, PLAIN)
+        draw(generator, LABELS, SEEDS, PLAIN)
 
 
 def test_likeliest_entries() -> None:
@@ -357,10 +367,10 @@ def test_the_number_of_steps_is_that_of_the_positions() -> None:
 def test_impossible_calls_are_refused() -> None:
     generator, known = build(), random_tokens()
     with pytest.raises(ValueError, match="known tokens and the mask"):
-        sample_autoregressive(generator, LABELS, SEEDS, PLAIN, known=known)
+        draw(generator, LABELS, SEEDS, PLAIN, known=known)
     with pytest.raises(ValueError, match="nothing to draw anew"):
         nothing = torch.zeros(4, 9, dtype=torch.bool)
-        sample_autoregressive(generator, LABELS, SEEDS, PLAIN, known=known, mask=nothing)
+        Request.make(generator, seeds=SEEDS, known=known, mask=nothing)
     with pytest.raises(ValueError, match="compile: not for generators of type ar"):
         generate(generator, [0], compile=True)
     with pytest.raises(TypeError, match="unknown argument 'top_q'; did you mean 'top_p'"):

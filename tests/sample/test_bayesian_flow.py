@@ -16,6 +16,7 @@ from tessella.generators.bayesian_flow_network import (
 )
 from tessella.generators.networks.denoising_transformer import DenoisingTransformerConfig
 from tessella.sample.bayesian_flow import FlowSampling, sample_flow
+from tessella.sample.request import Request
 from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
 TRUNK = DenoisingTransformerConfig(width=16, num_layers=1, num_heads=2)
@@ -37,11 +38,12 @@ def network(over: str, spec: TokenSpec, **fields: Any) -> BayesianFlowNetwork:
 
 def sample(generator: BayesianFlowNetwork, batch: int, **fields: Any) -> Tokens:
     """`sample_flow` with seeds 0, 1, 2, ... and settings in place of a config."""
-    names = ("known", "mask", "lengths", "predict")
+    names, predict = ("known", "mask", "lengths"), fields.pop("predict", None)
     state = {name: fields.pop(name) for name in names if name in fields}
     labels = fields.pop("labels", torch.zeros(batch, dtype=torch.int64))
     seeds = fields.pop("seeds", torch.arange(batch))
-    return sample_flow(generator, labels, seeds, FlowSampling(**fields), **state)
+    request = Request(labels, seeds, **state)
+    return sample_flow(generator, request, FlowSampling(**fields), predict=predict)
 
 
 def strings(num_bits: int) -> Tensor:
@@ -368,10 +370,11 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"known": known, "mask": mask[:, :5]}, r"mask: expected \(2, 6\) bool, found \(2, 5\)"),
         ({"known": known, "mask": mask.long()}, r"mask: expected \(2, 6\) bool, found.*int64"),
         ({"known": known[:1], "mask": mask}, "known: expected 2 images, found 1"),
-        ({"known": known, "mask": mask & False}, "nothing to draw anew"),
     ):
         with pytest.raises(ValueError, match=message):
             sample(generator, 2, **fields)
+    with pytest.raises(ValueError, match="nothing to draw anew"):
+        Request.make(generator, num=2, known=known, mask=mask & False)
     with pytest.raises(SpecMismatch, match="the generator reads"):
         sample(generator, 2, known=foreign, mask=mask)
     with pytest.raises(ValueError, match="guidance: this generator is unconditional"):

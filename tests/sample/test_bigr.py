@@ -16,7 +16,9 @@ from tessella.generators.networks.binary_transcoder import BinaryTranscoderConfi
 from tessella.generators.networks.llama import LlamaConfig
 from tessella.generators.noise import gumbel, uniform
 from tessella.generators.processes.bernoulli import BernoulliDiffusion
-from tessella.sample.bigr import BigrSampling, bigr_steps, bigr_table, sample_bigr
+from tessella.sample.bigr import BigrSampling, bigr_table, sample_bigr
+from tessella.sample.request import Request
+from tessella.sample.samplers import with_steps
 from tessella.tokens.tokens import Tokens, TokenSpec
 
 GRID = TokenSpec((4, 4), (2,) * 6)
@@ -40,6 +42,14 @@ def build(spec: TokenSpec = GRID, *, loss: Any = "balanced", num_classes: int = 
             for parameter in generator.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.5 + 0.05)
     return generator
+
+
+def draw(
+    generator: BiGR, labels: Tensor, seeds: Tensor, settings: BigrSampling, **given: Any
+) -> Tokens:
+    """`sample_bigr` of a request with these labels and seeds, and what else is given."""
+    state = {name: given.pop(name) for name in ("known", "mask", "lengths") if name in given}
+    return sample_bigr(generator, Request(labels, seeds, **state), settings, **given)
 
 
 def random_tokens(spec: TokenSpec = GRID, batch: int = 4, seed: int = 5) -> Tokens:
@@ -160,7 +170,7 @@ def test_same_as_with_the_head_on_every_token(loss: Any, fields: dict[str, Any])
     """So the head's answers for hidden tokens alone are those for all, of the same numbers."""
     generator = build(loss=loss)
     config = dataclasses.replace(QUICK, **fields)
-    found = sample_bigr(generator, LABELS, SEEDS, config)
+    found = draw(generator, LABELS, SEEDS, config)
     assert found.spec == GRID
     with torch.no_grad():
         expected = [
@@ -173,13 +183,13 @@ def test_same_as_with_the_head_on_every_token(loss: Any, fields: dict[str, Any])
 
 def test_image_i_depends_on_seed_i_alone() -> None:
     generator = build()
-    found = sample_bigr(generator, LABELS, SEEDS, QUICK)
+    found = draw(generator, LABELS, SEEDS, QUICK)
     for i in range(4):
-        alone = sample_bigr(generator, LABELS[i : i + 1], SEEDS[i : i + 1], QUICK)
+        alone = draw(generator, LABELS[i : i + 1], SEEDS[i : i + 1], QUICK)
         assert alone.equal(found[i : i + 1])
     order = torch.tensor([2, 0, 3, 1])
-    assert sample_bigr(generator, LABELS[order], SEEDS[order], QUICK).equal(found[order])
-    assert not sample_bigr(generator, LABELS, SEEDS + 1, QUICK).equal(found)
+    assert draw(generator, LABELS[order], SEEDS[order], QUICK).equal(found[order])
+    assert not draw(generator, LABELS, SEEDS + 1, QUICK).equal(found)
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 16])
@@ -187,7 +197,7 @@ def test_every_token_is_revealed_once_and_stays(num_steps: int) -> None:
     generator = build()
     shown = answer(generator, generator.predict_flips)
     config = dataclasses.replace(QUICK, num_steps=num_steps, guidance=1.0)
-    found = sample_bigr(generator, LABELS, SEEDS, config).bits()
+    found = draw(generator, LABELS, SEEDS, config).bits()
     assert len(shown) == num_steps
     for row, (bits, hidden), (_, after) in zip(
         bigr_table(config, 16), shown, [*shown[1:], (found, torch.zeros(4, 16).bool())], strict=True
@@ -202,7 +212,7 @@ def test_a_small_edit_takes_fewer_steps_than_a_whole_image() -> None:
     config = BigrSampling(head_steps=2, num_steps=12)
     generator = build()
     shown = answer(generator, generator.predict_flips)
-    sample_bigr(generator, LABELS, SEEDS, config, known=known, mask=mask.expand(4, -1))
+    draw(generator, LABELS, SEEDS, config, known=known, mask=mask.expand(4, -1))
     assert len(shown) == 2
 
 
@@ -215,7 +225,7 @@ def test_known_tokens_never_change_and_the_schedule_is_of_the_others() -> None:
         config = BigrSampling(head_steps=2, guidance=2.0)
         generator = build()
         shown = answer(generator, generator.predict_flips)
-        found = sample_bigr(generator, LABELS, SEEDS, config, known=known, mask=mask)
+        found = draw(generator, LABELS, SEEDS, config, known=known, mask=mask)
         assert torch.equal(found.indices[~mask], known.indices[~mask])
         assert not torch.equal(found.indices[mask], known.indices[mask])
         assert len(shown) == 16
@@ -232,10 +242,10 @@ def test_what_is_known_of_one_image_does_not_matter_for_another() -> None:
     for i, count in enumerate((2, 16, 7, 5)):
         mask[i, torch.randperm(16, generator=torch.Generator().manual_seed(i))[:count]] = True
     config = BigrSampling(head_steps=3, guidance=2.0)
-    found = sample_bigr(generator, LABELS, SEEDS, config, known=known, mask=mask)
+    found = draw(generator, LABELS, SEEDS, config, known=known, mask=mask)
     for i in range(4):
         rows = slice(i, i + 1)
-        alone = sample_bigr(
+        alone = draw(
             generator, LABELS[rows], SEEDS[rows], config, known=known[rows], mask=mask[rows]
         )
         assert alone.equal(found[rows])
@@ -246,32 +256,32 @@ def test_hidden_values_of_known_tokens_do_not_matter() -> None:
     mask = torch.arange(16).expand(4, -1) % 3 == 0
     known, other = random_tokens(), random_tokens(seed=6)
     mixed = Tokens(torch.where(mask[..., None], other.indices, known.indices), GRID)
-    one = sample_bigr(generator, LABELS, SEEDS, QUICK, known=known, mask=mask)
-    assert sample_bigr(generator, LABELS, SEEDS, QUICK, known=mixed, mask=mask).equal(one)
+    one = draw(generator, LABELS, SEEDS, QUICK, known=known, mask=mask)
+    assert draw(generator, LABELS, SEEDS, QUICK, known=mixed, mask=mask).equal(one)
 
 
 def test_scale_1_is_the_conditional_branch_at_its_price() -> None:
     generator = build()
     shown = answer(generator, generator.predict_flips)
     free = dataclasses.replace(QUICK, guidance=1.0)
-    found = sample_bigr(generator, LABELS, SEEDS, free)
+    found = draw(generator, LABELS, SEEDS, free)
     assert all(len(bits) == 4 for bits, _ in shown)
     shown.clear()
     near = dataclasses.replace(QUICK, guidance=1.0 + 1e-6)
-    assert sample_bigr(generator, LABELS, SEEDS, near).equal(found)
+    assert draw(generator, LABELS, SEEDS, near).equal(found)
     assert all(len(bits) == 8 for bits, _ in shown)
-    assert not sample_bigr(generator, LABELS, SEEDS, QUICK).equal(found)
+    assert not draw(generator, LABELS, SEEDS, QUICK).equal(found)
 
 
 def test_guidance_has_no_effect_without_a_label() -> None:
     generator = build()
     shown = answer(generator, generator.predict_flips)
     nothing = torch.full((4,), 3)
-    free = sample_bigr(generator, nothing, SEEDS, dataclasses.replace(QUICK, guidance=1.0))
+    free = draw(generator, nothing, SEEDS, dataclasses.replace(QUICK, guidance=1.0))
     strong = dataclasses.replace(QUICK, guidance=9.0)
-    assert sample_bigr(generator, nothing, SEEDS, strong).equal(free)
+    assert draw(generator, nothing, SEEDS, strong).equal(free)
     assert all(len(bits) == 4 for bits, _ in shown)
-    mixed = sample_bigr(generator, torch.tensor([0, 3, 3, 1]), SEEDS, strong)
+    mixed = draw(generator, torch.tensor([0, 3, 3, 1]), SEEDS, strong)
     assert mixed[1:3].equal(free[1:3])
 
 
@@ -282,7 +292,7 @@ def test_a_sure_head_is_believed(loss: Any, final: Any) -> None:
     targets = torch.tensor([1, 0, 0, 1, 1, 0])
     answer(generator, towards(targets))
     config = dataclasses.replace(QUICK, final=final)
-    assert (sample_bigr(generator, LABELS, SEEDS, config).bits() == targets).all()
+    assert (draw(generator, LABELS, SEEDS, config).bits() == targets).all()
 
 
 @pytest.mark.parametrize("final", ["reference", "sample"])
@@ -299,7 +309,7 @@ def test_bits_have_the_frequencies_that_the_head_knows(loss: Any, final: Any) ->
     answer(generator, logits)
     config = BigrSampling(num_steps=4, head_steps=8, final=final)
     batch = 500
-    found = sample_bigr(generator, torch.zeros(batch).long(), torch.arange(batch), config).bits()
+    found = draw(generator, torch.zeros(batch).long(), torch.arange(batch), config).bits()
     sigma = (chances * (1 - chances) / (16 * batch)).sqrt()
     assert ((found.float().mean((0, 1)) - chances).abs() < 4 * sigma).all()
     pairs = found[..., 1] * found[..., 3]  # bits of one token are independent here
@@ -324,11 +334,11 @@ def test_the_most_certain_tokens_come_first(confidence: Any) -> None:
     config = BigrSampling(
         num_steps=16, schedule="linear", head_steps=2, randomness=0.0, confidence=confidence
     )
-    sample_bigr(generator, LABELS, SEEDS, config)
+    draw(generator, LABELS, SEEDS, config)
     for step, mask in enumerate(shown):
         assert torch.equal(mask, (place >= step).expand(4, -1))
     shown.clear()
-    sample_bigr(generator, LABELS, SEEDS, dataclasses.replace(config, randomness=50.0))
+    draw(generator, LABELS, SEEDS, dataclasses.replace(config, randomness=50.0))
     assert any(not torch.equal(m, (place >= s).expand(4, -1)) for s, m in enumerate(shown))
 
 
@@ -339,7 +349,7 @@ def test_the_head_runs_on_hidden_tokens_only() -> None:
     generator.predict_flips = lambda x, t, conditions: (  # type: ignore[method-assign]
         widths.append((*x.shape, *t.shape)) or BiGR.predict_flips(generator, x, t, conditions)
     )
-    sample_bigr(generator, LABELS, SEEDS, QUICK)
+    draw(generator, LABELS, SEEDS, QUICK)
     left = [row.hidden + row.revealed for row in bigr_table(QUICK, 16)]
     assert widths == [(8, count, 6) for count in left for _ in range(4)]
 
@@ -349,18 +359,18 @@ def test_lengths_of_ordered_tokens() -> None:
     generator = build(spec)
     lengths = torch.tensor([3, 8, 5, 4])
     config = dataclasses.replace(QUICK, num_steps=3)
-    found = sample_bigr(generator, LABELS, SEEDS, config, lengths=lengths)
+    found = draw(generator, LABELS, SEEDS, config, lengths=lengths)
     found.validate()
     assert torch.equal(found.lengths, lengths)
     for i in range(4):
         rows = slice(i, i + 1)
-        alone = sample_bigr(generator, LABELS[rows], SEEDS[rows], config, lengths=lengths[rows])
+        alone = draw(generator, LABELS[rows], SEEDS[rows], config, lengths=lengths[rows])
         assert alone.equal(found[rows])
 
 
 def test_other_functions_stand_in_for_the_networks() -> None:
     generator = build()
-    expected = sample_bigr(generator, LABELS, SEEDS, QUICK)
+    expected = draw(generator, LABELS, SEEDS, QUICK)
     calls: list[str] = []
     kept = generator.predict, generator.predict_flips
 
@@ -368,7 +378,7 @@ def test_other_functions_stand_in_for_the_networks() -> None:
         raise AssertionError("not asked")
 
     generator.predict = generator.predict_flips = refuse  # type: ignore[method-assign]
-    found = sample_bigr(
+    found = draw(
         generator,
         LABELS,
         SEEDS,
@@ -410,9 +420,9 @@ def test_the_loop_never_waits_for_the_device(final: Any) -> None:
     config = dataclasses.replace(QUICK, final=final)
     watch = NoWaiting(generator, 5 * 4)
     with watch:
-        found = sample_bigr(generator, LABELS, SEEDS, config, predict_flips=watch.flips)
+        found = draw(generator, LABELS, SEEDS, config, predict_flips=watch.flips)
     assert watch.calls == 5 * 4
-    assert found.equal(sample_bigr(generator, LABELS, SEEDS, config))
+    assert found.equal(draw(generator, LABELS, SEEDS, config))
 
 
 @pytest.mark.parametrize("fault", [math.nan, math.inf])
@@ -434,7 +444,7 @@ def test_predictions_that_are_not_finite_are_an_error(where: str, step: int, fau
         return found
 
     with pytest.raises(ValueError, match=f"logits are not finite in step {step}$"):
-        sample_bigr(generator, LABELS, SEEDS, QUICK, predict=predict, predict_flips=flips)
+        draw(generator, LABELS, SEEDS, QUICK, predict=predict, predict_flips=flips)
 
 
 @pytest.mark.parametrize(
@@ -446,25 +456,27 @@ def test_predictions_that_are_not_finite_are_an_error(where: str, step: int, fau
 )
 def test_more_steps_than_there_are_is_refused(fields: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sample_bigr(build(), LABELS, SEEDS, dataclasses.replace(QUICK, **fields))
+        draw(build(), LABELS, SEEDS, dataclasses.replace(QUICK, **fields))
     with pytest.raises(ValueError, match=message):
-        bigr_steps(build(), dataclasses.replace(QUICK, **fields))
-    assert bigr_steps(build(), QUICK) == 5 and bigr_steps(build(), BigrSampling()) == 16
+        with_steps(build(), dataclasses.replace(QUICK, **fields))
+    assert with_steps(build(), QUICK).num_steps == 5
+    open_settings = with_steps(build(), BigrSampling())
+    assert (open_settings.num_steps, open_settings.head_steps) == (16, 16)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="unconditional, there is nothing to guide"):
-        sample_bigr(build(num_classes=0), torch.zeros(4).long(), SEEDS, QUICK)
+        draw(build(num_classes=0), torch.zeros(4).long(), SEEDS, QUICK)
     with pytest.raises(ValueError, match="go together"):
-        sample_bigr(build(), LABELS, SEEDS, QUICK, known=random_tokens())
+        draw(build(), LABELS, SEEDS, QUICK, known=random_tokens())
     mask = torch.zeros(4, 16, dtype=torch.bool)
     with pytest.raises(ValueError, match="nothing to draw anew in at least one image"):
-        sample_bigr(build(), LABELS, SEEDS, QUICK, known=random_tokens(), mask=mask)
+        Request.make(build(), seeds=SEEDS, known=random_tokens(), mask=mask)
 
 
 def test_an_unconditional_model_samples() -> None:
     config = dataclasses.replace(QUICK, guidance=1.0)
-    found = sample_bigr(build(num_classes=0), torch.zeros(4).long(), SEEDS, config)
+    found = draw(build(num_classes=0), torch.zeros(4).long(), SEEDS, config)
     assert len(found.bits().flatten(1).unique(dim=0)) == 4
 
 

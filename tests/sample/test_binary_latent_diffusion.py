@@ -20,6 +20,7 @@ from tessella.generators.binary_latent_diffusion import (
 from tessella.generators.networks.denoising_transformer import DenoisingTransformerConfig
 from tessella.generators.processes.bernoulli import BernoulliDiffusion
 from tessella.sample.binary_latent_diffusion import BernoulliSampling, sample_bernoulli
+from tessella.sample.request import Request
 from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
 TRUNK = DenoisingTransformerConfig(width=16, num_layers=2, num_heads=2)
@@ -71,11 +72,12 @@ def network(spec: TokenSpec, **fields: Any) -> BinaryLatentDiffusion:
 
 def sample(generator: Any, batch: int, *, labels: Tensor | None = None, **fields: Any) -> Tokens:
     """`sample_bernoulli` with seeds 0, 1, 2, ... and settings in place of a config."""
-    names = ("known", "mask", "lengths", "predict")
+    names, predict = ("known", "mask", "lengths"), fields.pop("predict", None)
     state = {name: fields.pop(name) for name in names if name in fields}
     labels = torch.zeros(batch, dtype=torch.int64) if labels is None else labels
     seeds = fields.pop("seeds", torch.arange(batch))
-    return sample_bernoulli(generator, labels, seeds, BernoulliSampling(**fields), **state)
+    request = Request(labels, seeds, **state)
+    return sample_bernoulli(generator, request, BernoulliSampling(**fields), predict=predict)
 
 
 def random_tokens(spec: TokenSpec, batch: int, seed: int = 5) -> Tokens:
@@ -293,7 +295,8 @@ def test_what_is_not_possible_is_refused() -> None:
     with pytest.raises(ValueError, match="known: expected 2 images, found 1"):
         sample(model, 2, known=known[:1], mask=mask)
     with pytest.raises(ValueError, match="nothing to draw anew in at least one image"):
-        sample(model, 2, known=known, mask=mask & torch.tensor([[True], [False]]))
+        one = mask & torch.tensor([[True], [False]])
+        Request.make(model, num=2, known=known, mask=one)
     with pytest.raises(SpecMismatch, match="the generator reads"):
         sample(model, 2, known=random_tokens(SPEC, 2), mask=mask)
     unconditional = network(GRID, num_classes=0)

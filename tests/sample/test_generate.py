@@ -11,8 +11,8 @@ from tessella.generators.base import Generator
 from tessella.generators.masked import MaskedGenerator
 from tessella.sample import generate as module
 from tessella.sample.generate import choose_sampling, generate
-from tessella.sample.masked_steps import SamplingConfig
-from tessella.sample.request import labels_of
+from tessella.sample.masked_steps import MaskedSampling
+from tessella.sample.request import class_labels
 from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
 SPEC = TokenSpec((4, 4), (2,) * 4)
@@ -58,14 +58,14 @@ def test_the_global_generators_stay_as_they_are(generator: MaskedGenerator) -> N
 
 
 def test_settings_come_from_the_card_and_are_replaced_by_name(generator: MaskedGenerator) -> None:
-    assert choose_sampling(generator, None, {}) == SamplingConfig()
+    assert choose_sampling(generator, None, {}) == MaskedSampling()
     card = {"sampling": {"num_steps": 5, "guidance": 2.0, "note": "not a field"}}
     generator.card = card
     try:
-        assert choose_sampling(generator, None, {}) == SamplingConfig(num_steps=5, guidance=2.0)
+        assert choose_sampling(generator, None, {}) == MaskedSampling(num_steps=5, guidance=2.0)
         found = choose_sampling(generator, None, {"guidance": 3.0})
-        assert found == SamplingConfig(num_steps=5, guidance=3.0)
-        own = SamplingConfig(num_steps=2)
+        assert found == MaskedSampling(num_steps=5, guidance=3.0)
+        own = MaskedSampling(num_steps=2)
         assert choose_sampling(generator, own, {}) == own
         assert choose_sampling(generator, own, {"randomness": 1.0}) == dataclasses.replace(
             own, randomness=1.0
@@ -176,7 +176,7 @@ def test_progress_counts_images(
         ({"labels": [0, 1], "num": 3}, r"labels, seeds and num must agree, found \[2, 3\]"),
         ({"labels": []}, "expected at least one image"),
         ({"num": 0}, "expected at least one image"),
-        ({"num": 1, "batch_size": 0}, "batch_size=0"),
+        ({"num": 1, "batch_size": 0}, "batch_size: expected at least 1, found 0"),
         ({"seeds": [0.5]}, "seeds: expected whole numbers"),
         ({"seeds": [[1]]}, "seeds: expected whole numbers, one per image"),
         ({"num": 1, "precision": "fp16"}, "precision: expected auto, fp32, bf16, found fp16"),
@@ -298,10 +298,10 @@ def test_a_generator_without_a_sampler_is_refused() -> None:
 
 
 def test_class_names(generator: MaskedGenerator, network: Any) -> None:
-    assert labels_of(generator, ["Ship", " grinning FACE ", "cat", "cat"]) == [2, 0, 1, 1]
+    assert class_labels(generator, ["Ship", " grinning FACE ", "cat", "cat"]) == [2, 0, 1, 1]
     with pytest.raises(ValueError, match="class 'grining face': unknown; did you mean grinning fa"):
-        labels_of(generator, ["cat", "grining face"])
+        class_labels(generator, ["cat", "grining face"])
     with pytest.raises(ValueError, match="class 'xyz': unknown; there are: grinning face, cat, sh"):
-        labels_of(generator, ["xyz"])
+        class_labels(generator, ["xyz"])
     with pytest.raises(ValueError, match="has no class names; give labels instead"):
-        labels_of(network("maskbit", SPEC), ["cat"])
+        class_labels(network("maskbit", SPEC), ["cat"])

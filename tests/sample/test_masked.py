@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from tessella.generators.noise import uniform
 from tessella.sample.halton import halton_order
 from tessella.sample.masked import draw, first, sample_masked
-from tessella.sample.masked_steps import SamplingConfig, sampling_table
+from tessella.sample.masked_steps import MaskedSampling, sampling_table
+from tessella.sample.request import Request
 from tessella.tokens.tokens import Tokens, TokenSpec
 
 SAMPLERS = ("confidence", "entropy", "halton")
@@ -25,8 +26,8 @@ def sample(generator: Any, batch: int, *, labels: Tensor | None = None, **fields
     """`sample_masked` with seeds 0, 1, 2, ... and settings in place of a config."""
     state = {name: fields.pop(name) for name in ("known", "mask", "lengths") if name in fields}
     labels = torch.zeros(batch, dtype=torch.int64) if labels is None else labels
-    config = SamplingConfig(**fields)
-    return sample_masked(generator, labels, torch.arange(batch), config, **state)
+    request = Request(labels, torch.arange(batch), **state)
+    return sample_masked(generator, request, MaskedSampling(**fields))
 
 
 def constant(logits: Tensor) -> Any:
@@ -197,7 +198,7 @@ def test_every_step_reveals_what_the_table_says_and_nothing_changes_later(
     found = sample(generator, 4, known=known, mask=mask, **settings)
     assert len(generator.calls) == 4
     final = found.regroup(PAIRED).indices
-    config = SamplingConfig(**settings)
+    config = MaskedSampling(**settings)
     unit = config.unit(2)
     hidden_before = mask.sum(1) * 2
     states = [call.mask[:4] for call in generator.calls] + [torch.zeros(4, 16, 2, dtype=torch.bool)]
@@ -284,7 +285,7 @@ def test_exactly_the_top_slots_are_kept_in_every_step(oracle: Any) -> None:
     order = logits.softmax(-1).amax(-1).flatten().argsort(descending=True)
     for call, row in zip(
         generator.calls[1:],
-        sampling_table(SamplingConfig(num_steps=6), 32),
+        sampling_table(MaskedSampling(num_steps=6), 32),
         strict=False,
     ):
         seen = (~call.mask[0]).flatten().nonzero().flatten()
@@ -324,7 +325,7 @@ def test_ties_reveal_as_many_as_planned_first_slots_first(oracle: Any, sampler: 
     """The reference reveals too few, or all of them."""
     generator = oracle(GRID, constant(torch.zeros(16, 2, 8)), groups=PAIRED)
     sample(generator, 3, sampler=sampler, num_steps=5, randomness=0.0)
-    rows = sampling_table(SamplingConfig(num_steps=5), 32)
+    rows = sampling_table(MaskedSampling(num_steps=5), 32)
     for call, row in zip(generator.calls[1:], rows, strict=False):
         assert torch.equal(
             call.mask.flatten(1), (torch.arange(32) >= 32 - row.hidden).expand(3, -1)

@@ -13,7 +13,7 @@ from tessella.generators.processes.masking import MaskSchedule
 from tessella.sample.guidance import guidance_at, guide
 from tessella.sample.halton import halton_cell, halton_order
 from tessella.sample.masked_steps import (
-    SamplingConfig,
+    MaskedSampling,
     SamplingStep,
     format_table,
     sampling_table,
@@ -23,7 +23,7 @@ SCHEDULES: tuple[MaskSchedule, ...] = ("arccos", "cosine", "linear", "square")
 
 
 def table(num_slots: int, **fields: Any) -> tuple[SamplingStep, ...]:
-    return sampling_table(SamplingConfig(**fields), num_slots)
+    return sampling_table(MaskedSampling(**fields), num_slots)
 
 
 def hidden(num_slots: int, **fields: Any) -> list[int]:
@@ -215,13 +215,13 @@ def test_a_table_reads_like_a_table() -> None:
 )
 def test_impossible_settings_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SamplingConfig(**fields)
+        MaskedSampling(**fields)
 
 
 def test_what_the_table_counts_as_one() -> None:
-    assert SamplingConfig(sampler="halton", halton_groups="together").unit(3) == 3
-    assert SamplingConfig(sampler="halton", halton_groups="passes").unit(3) == 1
-    assert SamplingConfig(sampler="confidence", halton_groups="together").unit(3) == 1
+    assert MaskedSampling(sampler="halton", halton_groups="together").unit(3) == 3
+    assert MaskedSampling(sampler="halton", halton_groups="passes").unit(3) == 1
+    assert MaskedSampling(sampler="confidence", halton_groups="together").unit(3) == 1
 
 
 def test_the_halton_order_starts_as_published() -> None:

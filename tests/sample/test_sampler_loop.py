@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessella.sample.generate import generate
 from tessella.sample.masked import draw, sample_masked
-from tessella.sample.masked_steps import SamplingConfig
+from tessella.sample.masked_steps import MaskedSampling
+from tessella.sample.request import Request
 from tessella.tokens.tokens import Tokens, TokenSpec
 
 SAMPLERS = ("confidence", "entropy", "halton")
@@ -22,8 +23,8 @@ def sample(generator: Any, batch: int, *, labels: Tensor | None = None, **fields
     """`sample_masked` with seeds 0, 1, 2, ... and settings in place of a config."""
     state = {name: fields.pop(name) for name in ("known", "mask", "lengths") if name in fields}
     labels = torch.zeros(batch, dtype=torch.int64) if labels is None else labels
-    config = SamplingConfig(**fields)
-    return sample_masked(generator, labels, torch.arange(batch), config, **state)
+    request = Request(labels, torch.arange(batch), **state)
+    return sample_masked(generator, request, MaskedSampling(**fields))
 
 
 def constant(logits: Tensor) -> Any:
@@ -220,14 +221,16 @@ def test_the_loop_never_waits_for_the_device(
         watch.watching = len(passes) < 6
         return generator.predict(*state)
 
-    config = SamplingConfig(sampler=sampler, num_steps=6, guidance=3.0, temperature_end=0.5)
+    config = MaskedSampling(sampler=sampler, num_steps=6, guidance=3.0, temperature_end=0.5)
     with watch:
         sample_masked(
             generator,
-            torch.tensor([0, 3]),
-            torch.arange(2),
+            Request(
+                torch.tensor([0, 3]),
+                torch.arange(2),
+                lengths=None if lengths is None else torch.tensor(lengths) + 3,
+            ),
             config,
-            lengths=None if lengths is None else torch.tensor(lengths) + 3,
             predict=predict,
         )
     assert passes == [2, 4, 4, 4, 4, 4]
@@ -263,8 +266,8 @@ def test_a_compiled_network_gives_the_same_tokens(network: Any) -> None:
     for kind, spec in (("maskbit", GRID), ("maskgit", TokenSpec((12,), (16,), ordered=True))):
         generator = network(kind, spec)
         compiled = torch.compile(generator.predict, fullgraph=True, backend="eager", dynamic=False)
-        config = SamplingConfig(num_steps=4, guidance=2.0)
+        config = MaskedSampling(num_steps=4, guidance=2.0)
         lengths = torch.tensor([5, 12, 7]) if spec.ordered else None
-        arguments = (generator, torch.tensor([0, 1, 3]), torch.arange(3), config)
-        expected = sample_masked(*arguments, lengths=lengths)
-        assert sample_masked(*arguments, lengths=lengths, predict=compiled).equal(expected)
+        request = Request(torch.tensor([0, 1, 3]), torch.arange(3), lengths=lengths)
+        expected = sample_masked(generator, request, config)
+        assert sample_masked(generator, request, config, predict=compiled).equal(expected)

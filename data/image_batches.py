@@ -1,0 +1,139 @@
+"""Pictures as tensors and back in one call: what a program needs before and after a model."""
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .image_source import DataError
+from .images import read_image, save_png, to_pil, to_tensor
+from .path_source import open_paths
+from .tar_source import IMAGE_SUFFIXES
+from .transforms import resize_center_crop
+
+Picture = str | os.PathLike[str] | Image.Image
+
+
+def read_images(
+    pictures: Picture | Iterable[Picture],
+    *,
+    resolution: int | None = None,
+    limit: int | None = None,
+) -> Tensor:
+    """Read pictures of any size and mode as one batch for a tokenizer.
+
+    EXIF orientation is applied, transparency is flattened on white, 16-bit and grey pictures become
+    8-bit RGB.
+
+    Example:
+        >>> import tessella
+        >>> from PIL import Image
+        >>> tessella.read_images([Image.new("RGB", (300, 200), "red")], resolution=64).shape
+        torch.Size([1, 3, 64, 64])
+
+    Args:
+        pictures: A file, a folder, a glob pattern, a data source such as `bundled:emoji`, a PIL
+            image, or several of them. A path that exists is that path, whatever its characters.
+        resolution: Side of the result in pixels; each picture is resized so that its shorter side
+            fits, and its centre is cropped. None: pictures keep their size, which must be equal.
+        limit: Largest number of pictures that are read; None: all.
+
+    Returns:
+        Float32 images, (B, 3, R, R) in [-1, 1], on the CPU.
+
+    Raises:
+        DataError: If nothing is there, or sizes differ while `resolution` is None.
+        BrokenImage: If a picture cannot be decoded; names it.
+        ValueError: If `resolution` or `limit` is below 1.
+    """
+    for name, value in (("resolution", resolution), ("limit", limit)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, found {value}")
+    given = [pictures] if isinstance(pictures, str | os.PathLike | Image.Image) else list(pictures)
+    found: list[Tensor] = []
+    for image in _decoded(given):
+        if limit is not None and len(found) == limit:
+            break
+        upright = image if image.mode == "RGB" else _rgb(image)
+        found.append(
+            to_tensor(upright if resolution is None else resize_center_crop(upright, resolution))
+        )
+    if not found:
+        raise DataError("no pictures given: expected files, a folder, a pattern or PIL images")
+    sizes = sorted({tuple(image.shape[1:]) for image in found})
+    if len(sizes) > 1:
+        raise DataError(
+            f"pictures have {len(sizes)} different sizes, such as {sizes[0]} and {sizes[-1]} "
+            "(height, width); give a resolution"
+        )
+    return torch.stack(found)
+
+
+def save_images(
+    images: Tensor, folder: str | os.PathLike[str], *, names: Sequence[str] | None = None
+) -> list[Path]:
+    """Write a batch of images as PNG files.
+
+    Example:
+        >>> import tempfile, torch, tessella
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [path.name for path in tessella.save_images(torch.zeros(2, 3, 8, 8), folder)]
+        ['000000.png', '000001.png']
+
+    Args:
+        images: Float images, (B, 3, H, W) in [-1, 1]; values outside saturate.
+        folder: Folder for the files; it is made where it does not exist.
+        names: File names without `.png`, one per image; None: 000000, 000001, ...
+
+    Returns:
+        Paths of the files, one per image.
+
+    Raises:
+        ValueError: If the images have another shape, or names are missing, equal or lead elsewhere.
+        FileExistsError: If one of the files exists already; nothing is written then.
+        SaveError: If the disk refuses.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images: expected (B, 3, H, W), found {tuple(images.shape)}")
+    names = [f"{i:06d}" for i in range(len(images))] if names is None else list(names)
+    if len(names) != len(images) or len(set(names)) != len(names):
+        raise ValueError(f"names: expected {len(images)} different ones, found {len(names)}")
+    for name in names:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ValueError(f"names: {name!r} is no plain file name")
+    paths = [Path(folder) / f"{name}.png" for name in names]
+    there = [path for path in paths if path.exists()]
+    if there:
+        raise FileExistsError(f"{there[0]} exists already ({len(there)} of {len(paths)} files do)")
+    for image, path in zip(images, paths, strict=True):
+        save_png(image, path)
+    return paths
+
+
+def _decoded(pictures: Sequence[Picture]) -> Iterable[Image.Image]:
+    """Every picture of what was given, in order; patterns only where no such path exists."""
+    for picture in pictures:
+        if isinstance(picture, Image.Image):
+            yield picture
+            continue
+        name = os.fspath(picture)
+        files = [name]
+        if not Path(name).exists() and glob.has_magic(name) and ":" not in name:
+            files = sorted(glob.glob(name))
+            if not files:
+                raise DataError(f"{name}: no file fits this pattern")
+        for file in files:
+            if Path(file).suffix.lower() in IMAGE_SUFFIXES and not Path(file).is_dir():
+                yield read_image(file)
+            else:
+                source = open_paths([file])
+                yield from (source.read(i).image for i in range(len(source)))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode, upright, as RGB."""
+    return to_pil(ImageOps.exif_transpose(image))
