@@ -2,8 +2,8 @@
 
     python benchmarks/attention.py [--threads 2] [--rounds 7] [--out rules.yaml]
 
-Forward, and forward with backward, of every way that runs here on the same random tensors; rounds
-alternate, medians in milliseconds. `--out` writes the fastest of each kind of call as rules that
+Forward, and forward with backward, of every kernel that runs here on the same random tensors;
+rounds alternate, medians in milliseconds. `--out` writes the fastest of each kind of call as rules that
 TESSELLA_ATTENTION_RULES=rules.yaml puts before the built-in ones. `low_bit` quantizes: its times
 are forward only, and its rules hold for `attention: fastest` alone.
 """
@@ -24,9 +24,9 @@ from tessella.generators.networks.attention import compute_attention
 from tessella.generators.networks.attention_rules import (
     HEADS,
     LENGTHS,
+    AttentionKernel,
     AttentionRule,
     RuleFile,
-    Way,
     class_of,
 )
 
@@ -42,53 +42,53 @@ SHAPES = {
 grid; on CUDA one length of every class for every usual head."""
 
 
-def seconds_of(way: Way, inputs: list[Tensor], *, backward: bool) -> float:
+def seconds_of(kernel: AttentionKernel, inputs: list[Tensor], *, backward: bool) -> float:
     """Wall-clock time of one call; on CUDA including all that it starts."""
     q, k, v = (x.detach().requires_grad_(backward) for x in inputs)
     wait: Callable[[], Any] = torch.cuda.synchronize if q.is_cuda else lambda: None
     wait()
     started = time.perf_counter()
-    out = compute_attention(way, q, k, v)
+    out = compute_attention(kernel, q, k, v)
     if backward:
         out.sum().backward()
     wait()
     return time.perf_counter() - started
 
 
-def medians(inputs: list[Tensor], *, backward: bool, rounds: int) -> dict[Way, float]:
-    """Milliseconds of every way that takes these inputs."""
-    times: dict[Way, list[float]] = {}
-    for way in get_args(Way):
-        if way == "low_bit" and (backward or not inputs[0].is_cuda):
+def medians(inputs: list[Tensor], *, backward: bool, rounds: int) -> dict[AttentionKernel, float]:
+    """Milliseconds of every kernel that takes these inputs."""
+    times: dict[AttentionKernel, list[float]] = {}
+    for kernel in get_args(AttentionKernel):
+        if kernel == "low_bit" and (backward or not inputs[0].is_cuda):
             continue
-        if way in ("cudnn", "flash", "efficient") and not inputs[0].is_cuda:
+        if kernel in ("cudnn", "flash", "efficient") and not inputs[0].is_cuda:
             continue
         try:
-            seconds_of(way, inputs, backward=backward)
+            seconds_of(kernel, inputs, backward=backward)
         except (RuntimeError, ValueError, NotImplementedError):
             continue
-        times[way] = []
+        times[kernel] = []
     for _ in range(rounds):
-        for way, values in times.items():
-            values.append(seconds_of(way, inputs, backward=backward))
-    return {way: 1000 * statistics.median(values) for way, values in times.items()}
+        for kernel, values in times.items():
+            values.append(seconds_of(kernel, inputs, backward=backward))
+    return {kernel: 1000 * statistics.median(values) for kernel, values in times.items()}
 
 
 def rules_of(row: dict[str, Any], about: str) -> list[AttentionRule]:
-    """The fastest way of a row, `low_bit` first where it is, then the fastest exact one."""
+    """The fastest kernel of a row, `low_bit` first where it is, then the fastest exact one."""
     found = []
-    exact = {way: ms for way, ms in row["ms"].items() if way != "low_bit"}
-    best = min(exact, key=lambda way: exact[way])
-    ways: list[Way] = [best]
+    exact = {kernel: ms for kernel, ms in row["ms"].items() if kernel != "low_bit"}
+    best = min(exact, key=lambda kernel: exact[kernel])
+    kernels: list[AttentionKernel] = [best]
     if row["ms"].get("low_bit", exact[best]) < exact[best]:
-        ways.insert(0, "low_bit")
+        kernels.insert(0, "low_bit")
     _, tokens, _, dim = row["shape"]
     length, head = class_of(tokens, LENGTHS), class_of(dim, HEADS)
-    for way in ways:
+    for kernel in kernels:
         found.append(
             AttentionRule(
-                way=way,
-                source=f"{about}: {row['ms'][way]:.3f} ms",
+                way=kernel,
+                source=f"{about}: {row['ms'][kernel]:.3f} ms",
                 device=row["device"],
                 tokens=(length, length),
                 head_dims=(head, head),
@@ -129,7 +129,7 @@ def main(threads: int, rounds: int, out: Path | None) -> None:
                 sizes = ",".join(map(str, shape))
                 kind = str(dtype).removeprefix("torch.")
                 both = "both" if backward else "forward"
-                found = "  ".join(f"{way} {value:.2f}" for way, value in ms.items())
+                found = "  ".join(f"{kernel} {value:.2f}" for kernel, value in ms.items())
                 click.echo(f"{kind:10}{sizes:18}{both:10}{found}")
     if out is not None:
         with atomic_file(out) as path:

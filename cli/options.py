@@ -217,7 +217,7 @@ def choose_attention(generator: Generator, options: dict[str, Any]) -> None:
     if precision is not None and backend not in ("low_bit", "fastest"):
         raise ValueError("--low-bit-precision: only of use with --attention low_bit or fastest")
     if backend is not None:
-        generator.use_attention(backend, precision)
+        generator.set_attention_backend(backend, precision)
 
 
 def chosen_sampling(generator: Generator, options: dict[str, Any]) -> Sampling:

@@ -156,7 +156,7 @@ class AutoregressiveGenerator(Generator):
     """
 
     config: AutoregressiveConfig
-    watched = "bits_per_dim"
+    monitor = "bits_per_dim"
 
     def __init__(self, config: AutoregressiveConfig, spec: TokenSpec) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class AutoregressiveGenerator(Generator):
             config.transformer, config.transformer.num_layers, spec.shape
         )
         self.head = DepthHead(config.transformer, config.num_depth_layers, sizes)
-        self.apply(_initialise)
+        self.apply(_initialize)
         nn.init.zeros_(self.head.head.weight)
 
     @property
@@ -216,7 +216,7 @@ class AutoregressiveGenerator(Generator):
         codes, real = self._read(tokens)
         if seeds is None:
             seeds = torch.randint(2**62, (len(tokens),), device=codes.device)
-        labels = self.known_labels(labels, len(tokens), codes.device)
+        labels = self.fill_missing_labels(labels, len(tokens), codes.device)
         dropped = uniform(seeds, 0, (1,))[:, 0] < self.config.label_dropout
         logits = self.logits(codes, torch.where(dropped, self.num_classes, labels))
         nats = _cross_entropy(logits, codes) * real[..., None]
@@ -243,7 +243,7 @@ class AutoregressiveGenerator(Generator):
             labels: (B,) int64, or None for none.
         """
         codes, real = self._read(tokens)
-        labels = self.known_labels(labels, len(tokens), codes.device)
+        labels = self.fill_missing_labels(labels, len(tokens), codes.device)
         nats = _cross_entropy(self.logits(codes, labels).double(), codes) * real[..., None]
         capacity = real.sum(1) * self.spec.bits_per_token
         return nats.sum((1, 2)) / math.log(2) / capacity
@@ -255,13 +255,13 @@ class AutoregressiveGenerator(Generator):
         assert isinstance(first.attention, str)
         return first.attention
 
-    def use_attention(
+    def set_attention_backend(
         self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
     ) -> None:
-        """As `CausalTransformer.use_attention`, of trunk and head; there is nothing of low bits."""
-        self.trunk.use_attention(backend)
+        """As `CausalTransformer.set_attention_backend`, of trunk and head; there is nothing of low bits."""
+        self.trunk.set_attention_backend(backend)
         if self.head.depth is not None:
-            self.head.depth.use_attention(backend)
+            self.head.depth.set_attention_backend(backend)
 
     def _embed(self, codes: Tensor, labels: Tensor) -> Tensor:
         """What the trunk reads, (B, N, D): the class, then the codes of all positions but the
@@ -280,7 +280,7 @@ def _cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view_as(codes)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """Weights normal, biases 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=_INITIAL_STD)

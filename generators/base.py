@@ -40,7 +40,7 @@ class Generator(nn.Module):
         spec: The tokens that it learns and emits.
         num_classes: Number of labels; 0: unconditional.
         classes: Names by label, if the training data had any.
-        watched: The metric that says how well it predicts, the smaller the better.
+        monitor: The metric that says how well it predicts, the smaller the better.
         uniform_loss: Loss of knowing nothing, in nats, where the loss is a cross-entropy.
         fingerprint: Hash of config and weights, once loaded from a folder.
         card: What the folder says of the model, once loaded.
@@ -50,7 +50,7 @@ class Generator(nn.Module):
     spec: TokenSpec
     num_classes: int
     classes: tuple[str, ...] = ()
-    watched: str = "masked_loss"
+    monitor: str = "masked_loss"
     uniform_loss: float | None = None
     fingerprint: str | None = None
     card: dict[str, Any] | None = None
@@ -68,13 +68,15 @@ class Generator(nn.Module):
         """
         raise NotImplementedError
 
-    def known_labels(self, labels: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    def fill_missing_labels(
+        self, labels: Tensor | None, batch: int, device: torch.device
+    ) -> Tensor:
         """Labels with every "no label" as `num_classes`, (B,) int64, a new tensor."""
         if labels is None or self.num_classes == 0:
             return torch.full((batch,), self.num_classes, dtype=torch.int64, device=device)
         return torch.where(labels < 0, self.num_classes, labels)
 
-    def prepare(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
+    def calibrate(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
         """Fit what is not learned by gradients; training calls it once, before its first step.
 
         Args:
@@ -88,7 +90,7 @@ class Generator(nn.Module):
         """How attention is computed, for records."""
         raise NotImplementedError
 
-    def use_attention(
+    def set_attention_backend(
         self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
     ) -> None:
         """Compute attention by this backend from now on; config and files keep theirs.

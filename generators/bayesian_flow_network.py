@@ -86,7 +86,7 @@ class BayesianFlowNetwork(Generator):
     """
 
     config: BayesianFlowNetworkConfig
-    watched = "flow_loss"
+    monitor = "flow_loss"
     flow: BayesianFlow
 
     def __init__(self, config: BayesianFlowNetworkConfig, spec: TokenSpec) -> None:
@@ -169,7 +169,7 @@ class BayesianFlowNetwork(Generator):
         x, valid = self.variables(tokens), _valid(tokens)
         if seeds is None:
             seeds = torch.randint(2**62, (len(tokens),), device=x.device)
-        labels = self.known_labels(labels, len(tokens), x.device)
+        labels = self.fill_missing_labels(labels, len(tokens), x.device)
         draws = uniform(seeds, 0, (2,))
         t = draws[:, 0]
         labels = torch.where(draws[:, 1] < self.config.label_dropout, self.num_classes, labels)
@@ -220,7 +220,7 @@ class BayesianFlowNetwork(Generator):
         if num_times < 1:
             raise ValueError(f"num_times: expected at least 1, found {num_times}")
         x, valid = self.variables(tokens), _valid(tokens)
-        labels = self.known_labels(labels, len(tokens), x.device)
+        labels = self.fill_missing_labels(labels, len(tokens), x.device)
         real = _real(x, valid)
 
         def predict(t: Tensor, number: int) -> Tensor:
@@ -243,7 +243,7 @@ class BayesianFlowNetwork(Generator):
         capacity = real.flatten(1).sum(1) * math.log(self.flow.size)
         return (nats * real).flatten(1).sum(1) / capacity
 
-    def prepare(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
+    def calibrate(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
         """Fit the hashes of `binarized_attention: hashed` to beliefs at random times.
 
         Padding counts as tokens here.
@@ -253,7 +253,7 @@ class BayesianFlowNetwork(Generator):
         x = self.variables(tokens)
         seeds = seed + torch.arange(len(tokens), device=x.device)
         t = uniform(seeds, 0, (1,))[:, 0]
-        labels = self.known_labels(labels, len(tokens), x.device)
+        labels = self.fill_missing_labels(labels, len(tokens), x.device)
         values = self.flow.network_input(self._believe(x, t, seeds, 1))
         self.network.fit_hashes(values, t, labels, seed)
 
@@ -262,11 +262,11 @@ class BayesianFlowNetwork(Generator):
         """As `Transformer.attention`."""
         return self.network.trunk.attention
 
-    def use_attention(
+    def set_attention_backend(
         self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
     ) -> None:
-        """As `Transformer.use_attention`."""
-        self.network.trunk.use_attention(backend, low_bit_precision)
+        """As `Transformer.set_attention_backend`."""
+        self.network.trunk.set_attention_backend(backend, low_bit_precision)
 
     def _believe(self, x: Tensor, t: Tensor, seeds: Tensor, draw: int) -> Tensor:
         """Beliefs about x after all messages up to times t, float64."""

@@ -86,7 +86,7 @@ class BiGR(Generator):
     """
 
     config: BigrConfig
-    watched = "masked_bits_per_dim"
+    monitor = "masked_bits_per_dim"
 
     def __init__(self, config: BigrConfig, spec: TokenSpec) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class BiGR(Generator):
         self.trunk = LlamaTrunk(config.transformer, spec.shape)
         self.position = nn.Parameter(torch.empty(1, spec.num_tokens, width))
         self.head = BinaryTranscoder(config.head, self.num_bits, width)
-        self.apply(_initialise)
+        self.apply(_initialize)
         nn.init.normal_(self.position, std=_INITIAL_STD)
         nn.init.zeros_(self.trunk.modulation.weight)
         self.head.start_at_zero()
@@ -169,7 +169,7 @@ class BiGR(Generator):
                 f"layers: expected rising numbers from 0 to {count - 1}, found {wanted}"
             )
         bits, valid = self._read(tokens)
-        classes = self.embed_classes(self.known_labels(labels, len(tokens), bits.device))
+        classes = self.embed_classes(self.fill_missing_labels(labels, len(tokens), bits.device))
         nothing = torch.zeros(bits.shape[:2], dtype=torch.bool, device=bits.device)
         real = torch.ones_like(nothing) if valid is None else valid
         means = []
@@ -197,7 +197,7 @@ class BiGR(Generator):
         x_0, valid = self._read(tokens)
         if seeds is None:
             seeds = torch.randint(2**62, (len(tokens),), device=x_0.device)
-        labels = self.known_labels(labels, len(tokens), x_0.device)
+        labels = self.fill_missing_labels(labels, len(tokens), x_0.device)
         draws = uniform(seeds, 0, (2,))
         dropped = draws[:, 1] < self.config.label_dropout
         classes = self.embed_classes(torch.where(dropped, self.num_classes, labels))
@@ -221,11 +221,11 @@ class BiGR(Generator):
         """As `LlamaTrunk.attention`."""
         return self.trunk.attention
 
-    def use_attention(
+    def set_attention_backend(
         self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
     ) -> None:
-        """As `LlamaTrunk.use_attention`."""
-        self.trunk.use_attention(backend, low_bit_precision)
+        """As `LlamaTrunk.set_attention_backend`."""
+        self.trunk.set_attention_backend(backend, low_bit_precision)
 
     def _embed(
         self, bits: Tensor, mask: Tensor, classes: Tensor, valid: Tensor | None
@@ -280,7 +280,7 @@ class BiGR(Generator):
         return metrics
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """Weights normal, biases 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=_INITIAL_STD)

@@ -77,7 +77,7 @@ class BinaryLatentDiffusion(Generator):
     """
 
     config: BinaryLatentDiffusionConfig
-    watched = "bits_per_dim"
+    monitor = "bits_per_dim"
 
     def __init__(self, config: BinaryLatentDiffusionConfig, spec: TokenSpec) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class BinaryLatentDiffusion(Generator):
         x_0, valid = self._read(tokens)
         if seeds is None:
             seeds = torch.randint(2**62, (len(tokens),), device=x_0.device)
-        labels = self.known_labels(labels, len(tokens), x_0.device)
+        labels = self.fill_missing_labels(labels, len(tokens), x_0.device)
         draws = uniform(seeds, 0, (2,))
         t = self.diffusion.draw_time(draws[:, 0])
         labels = torch.where(draws[:, 1] < self.config.label_dropout, self.num_classes, labels)
@@ -169,7 +169,7 @@ class BinaryLatentDiffusion(Generator):
             ValueError: If there are more steps than in the training.
         """
         x_0, valid = self._read(tokens)
-        labels = self.known_labels(labels, len(tokens), x_0.device)
+        labels = self.fill_missing_labels(labels, len(tokens), x_0.device)
         real = torch.ones_like(x_0) if valid is None else valid[..., None].expand_as(x_0)
         nats = torch.zeros(len(tokens), dtype=torch.float64, device=x_0.device)
         for number, pair in enumerate(self.diffusion.steps(num_steps)):
@@ -179,7 +179,7 @@ class BinaryLatentDiffusion(Generator):
             nats += (self.diffusion.step_divergence(logits, flips, s, t) * real).sum((1, 2))
         return nats / real.sum((1, 2)) / math.log(2)
 
-    def prepare(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
+    def calibrate(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
         """Fit the hashes of `binarized_attention: hashed` to images at random times.
 
         Padding counts as tokens here.
@@ -190,7 +190,7 @@ class BinaryLatentDiffusion(Generator):
         seeds = seed + torch.arange(len(tokens), device=x_0.device)
         t = self.diffusion.draw_time(uniform(seeds, 0, (1,))[:, 0])
         x_t, _ = self.diffusion.corrupt(x_0, t, uniform(seeds, 1, x_0.shape[1:]))
-        labels = self.known_labels(labels, len(tokens), x_0.device)
+        labels = self.fill_missing_labels(labels, len(tokens), x_0.device)
         time = (t - 1).float() / self.diffusion.num_steps
         self.network.fit_hashes(2 * x_t - 1, time, labels, seed)
 
@@ -199,11 +199,11 @@ class BinaryLatentDiffusion(Generator):
         """As `Transformer.attention`."""
         return self.network.trunk.attention
 
-    def use_attention(
+    def set_attention_backend(
         self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
     ) -> None:
-        """As `Transformer.use_attention`."""
-        self.network.trunk.use_attention(backend, low_bit_precision)
+        """As `Transformer.set_attention_backend`."""
+        self.network.trunk.set_attention_backend(backend, low_bit_precision)
 
     def _read(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """Bits (B, N, K) and the real positions; None: all."""

@@ -59,7 +59,7 @@ class GeneratorFileConfig:
 
 
 def build_generator(config: GeneratorConfig, spec: TokenSpec) -> Generator:
-    """The generator that a config describes, freshly initialised from the global torch RNG.
+    """The generator that a config describes, freshly initialized from the global torch RNG.
 
     Raises:
         ValueError: If it cannot learn tokens of `spec`, with the reason.

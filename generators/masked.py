@@ -31,7 +31,7 @@ from ..tokens.packing import split_bits
 from ..tokens.tokens import Tokens, TokenSpec
 from .base import Generator, GeneratorOutput
 from .networks.attention import AttentionBackend
-from .networks.bert import LayerNorm, Transformer, TransformerConfig, check_tokens, initialise
+from .networks.bert import LayerNorm, Transformer, TransformerConfig, check_tokens, initialize
 from .noise import uniform
 from .processes.masking import MaskSchedule, masked_share
 
@@ -212,14 +212,14 @@ class MaskedGenerator(Generator):
         else:
             self.head = nn.Linear(width, sum(self.codebook_sizes))
         nn.init.normal_(self.position, std=0.02)
-        self.apply(initialise)
+        self.apply(initialize)
 
     @property
     def num_groups(self) -> int:
         """Groups G of a position."""
         return len(self.codebook_sizes)
 
-    def prepare(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
+    def calibrate(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
         """Fit the hashes of `binarized_attention: hashed` to images that are hidden in part.
 
         Padding counts as tokens here.
@@ -234,7 +234,7 @@ class MaskedGenerator(Generator):
         with torch.no_grad():
             self.eval()
             x = self._embed(
-                codes.indices, mask, self.known_labels(labels, len(tokens), mask.device)
+                codes.indices, mask, self.fill_missing_labels(labels, len(tokens), mask.device)
             )
             self.trunk.fit_hashes(x, torch.Generator().manual_seed(seed))
             self.train(training)
@@ -244,11 +244,11 @@ class MaskedGenerator(Generator):
         """As `Transformer.attention`."""
         return self.trunk.attention
 
-    def use_attention(
+    def set_attention_backend(
         self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
     ) -> None:
-        """As `Transformer.use_attention`."""
-        self.trunk.use_attention(backend, low_bit_precision)
+        """As `Transformer.set_attention_backend`."""
+        self.trunk.set_attention_backend(backend, low_bit_precision)
 
     def predict(
         self, indices: Tensor, mask: Tensor, labels: Tensor, valid: Tensor | None = None
@@ -310,7 +310,7 @@ class MaskedGenerator(Generator):
         draws = uniform(seeds, 0, (2,))
         share = masked_share(draws[:, 0], self.config.mask_schedule)
         mask = self._hide(seeds, share, real)
-        labels = self.known_labels(labels, len(tokens), device)
+        labels = self.fill_missing_labels(labels, len(tokens), device)
         dropped = draws[:, 1] < self.config.label_dropout
         logits = self.predict(targets, mask, torch.where(dropped, self.num_classes, labels), valid)
         smoothed, exact = self._cross_entropy(logits, targets)

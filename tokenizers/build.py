@@ -10,7 +10,7 @@ TokenizerConfig = VQGANConfig
 
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
-    """The tokenizer that a config describes, freshly initialised from the global torch RNG."""
+    """The tokenizer that a config describes, freshly initialized from the global torch RNG."""
     match config:
         case VQGANConfig(quantizer=BernoulliConfig()):
             return BinaryAutoencoder(config)

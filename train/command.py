@@ -102,7 +102,7 @@ def format_numbers(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
-def sound(alarms: Sequence[Alarm], step: int, folder: RunFolder) -> None:
+def log_alarms(alarms: Sequence[Alarm], step: int, folder: RunFolder) -> None:
     """Alarms to the log and, on the process that writes it, to the person watching."""
     for alarm in alarms:
         folder.log({"step": step, "alarm": str(alarm)})

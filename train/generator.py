@@ -26,9 +26,9 @@ from tessella.tokens.store import TokenStore
 from tessella.train.command import (
     flat_config,
     format_numbers,
+    log_alarms,
     run_script,
     say,
-    sound,
     stopped_message,
     training_options,
 )
@@ -45,7 +45,7 @@ from tessella.train.generator_recipe import (
     resolve_generator,
 )
 from tessella.train.generator_run import GeneratorRun
-from tessella.train.health import check_finite, loss_alarms, memorising_alarms, prediction_alarms
+from tessella.train.health import check_finite, loss_alarms, memorization_alarms, prediction_alarms
 from tessella.train.pictures import CURVES_HINT, draw_curves, draw_samples
 from tessella.train.run_folder import RunFolder
 from tessella.train.token_batches import ImageReader, StoreReader, TokenReader, encode_split
@@ -175,7 +175,7 @@ def train(
     state = GeneratorRun(config, accelerator, tokenizer, classes)
     # The first update of the averaged weights replaces what is fitted here to try the sampler.
     tried = validation.to(device)
-    state.ema.module.prepare(tried.tokens, tried.labels, seed=run.seed)
+    state.ema.module.calibrate(tried.tokens, tried.labels, seed=run.seed)
     state.samples(limit=1)
     folder = RunFolder(out, config, resume=resume, writes=main, model="generator")
     accelerator.wait_for_everyone()
@@ -223,7 +223,7 @@ def train(
                 seed_step(run.seed, state.step, accelerator.process_index)
             batch = batch.to(device)
             if number == 0:
-                state.generator.prepare(batch.tokens, batch.labels, seed=run.seed)
+                state.generator.calibrate(batch.tokens, batch.labels, seed=run.seed)
             state.train_batch(batch)
             if (number + 1) % accumulation:
                 continue
@@ -243,7 +243,7 @@ def train(
                 accelerator.log(record, step=state.step)
                 check_finite(record, batch.ids)
                 alarms = prediction_alarms(record, config.optimizer.lr.warmup_steps)
-                sound([*alarms, *loss_alarms(record)], state.step, folder)
+                log_alarms([*alarms, *loss_alarms(record)], state.step, folder)
                 bar.set_postfix_str(f"{speed:.0f} images/s, loss {record['loss']:.4f}")
             pause = time.perf_counter()
             if main and (state.step % run.evaluate_every == 0 or last):
@@ -251,8 +251,8 @@ def train(
                 folder.log({"step": state.step, **measured})
                 accelerator.log(measured, step=state.step)
                 say(main, f"step {state.step}: " + format_numbers(measured))
-                sound(
-                    memorising_alarms(folder.read_log(), state.generator.watched),
+                log_alarms(
+                    memorization_alarms(folder.read_log(), state.generator.monitor),
                     state.step,
                     folder,
                 )

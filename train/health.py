@@ -15,7 +15,7 @@ from ..tokens.tokens import TokenSpec
 
 SETTLING_STEPS = 200
 """Steps after the warm-up before the masked loss is judged."""
-MEMORISING_EVALUATIONS, MEMORISING_SHARE = 3, 0.03
+MEMORIZATION_EVALUATIONS, MEMORIZATION_SHARE = 3, 0.03
 """Validations in a row that are worse than the best by this share."""
 
 
@@ -149,26 +149,26 @@ def prediction_alarms(record: dict[str, float], warmup_steps: int) -> list[Alarm
     return alarms
 
 
-def memorising_alarms(
-    records: Sequence[dict[str, float]], watched: str = "masked_loss"
+def memorization_alarms(
+    records: Sequence[dict[str, float]], monitor: str = "masked_loss"
 ) -> list[Alarm]:
     """Alarm if validation gets worse while training gets better, from all lines of the log.
 
     Worse: three validations in a row more than 3 % above the best one. Better: a lower value of the
-    metric `watched` in training than at that best one.
+    metric `monitor` in training than at that best one.
     """
-    measured = f"val_{watched}"
+    measured = f"val_{monitor}"
     validations = [r for r in records if measured in r]
-    if len(validations) <= MEMORISING_EVALUATIONS:
+    if len(validations) <= MEMORIZATION_EVALUATIONS:
         return []
     best = min(validations, key=lambda r: r[measured])
-    last = validations[-MEMORISING_EVALUATIONS:]
-    limit = (1 + MEMORISING_SHARE) * best[measured]
-    training = [r for r in records if watched in r]
-    before = [r[watched] for r in training if r["step"] <= best["step"]]
+    last = validations[-MEMORIZATION_EVALUATIONS:]
+    limit = (1 + MEMORIZATION_SHARE) * best[measured]
+    training = [r for r in records if monitor in r]
+    before = [r[monitor] for r in training if r["step"] <= best["step"]]
     if not before or any(r[measured] <= limit for r in last):
         return []
-    if training[-1][watched] >= before[-1]:
+    if training[-1][monitor] >= before[-1]:
         return []
     return [
         Alarm(

@@ -97,7 +97,7 @@ class StoreReader:
         self._store, self._labels, self._seed = store, store.labels, seed
         shards = "".join(shard.sha256 for shard in store.header.shards)
         self.fingerprint = hashlib.sha256(shards.encode()).hexdigest()
-        check_labels(self._labels, num_classes, str(store.path))
+        check_label_range(self._labels, num_classes, str(store.path))
         fits = len(store) * store.spec.packed_bytes <= memory
         self._packed = store.packed if fits else None
         self._lengths = store.lengths
@@ -201,7 +201,7 @@ class ImageReader:
             pin_memory=tokenizer.device.type == "cuda",
         )
         for batch in loader:
-            check_labels(batch["labels"], self._num_classes, self._dataset.source.name)
+            check_label_range(batch["labels"], self._num_classes, self._dataset.source.name)
             images = batch["images"].to(tokenizer.device, non_blocking=True)
             # The tokens of a sample depend on nothing before it, even of a stochastic quantizer.
             seed = int(derive_seeds(self._seed, batch["numbers"][:1]))
@@ -227,11 +227,11 @@ def encode_split(
         tokens.append(tokenizer.encode(batch["images"].to(tokenizer.device)).to("cpu"))
         labels.append(batch["labels"])
         ids += batch["ids"]
-    check_labels(torch.cat(labels), num_classes, source.name)
+    check_label_range(torch.cat(labels), num_classes, source.name)
     return TokenBatch(Tokens.cat(tokens), torch.cat(labels), ids, torch.arange(len(ids)))
 
 
-def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
+def check_label_range(labels: Tensor, num_classes: int, name: str) -> None:
     """Refuse labels that a generator has no class for; -1 is none.
 
     Raises:

@@ -30,9 +30,9 @@ from tessella.tokenizers.probe import choose_probe
 from tessella.train.command import (
     flat_config,
     format_numbers,
+    log_alarms,
     run_script,
     say,
-    sound,
     stopped_message,
     training_options,
 )
@@ -100,7 +100,7 @@ def train(
     # What can be refused is refused here: before anything is written, and on every process.
     for images in (dataset.sample(0)["images"], preview):
         check_first_batch(images)
-    state.rehearse(preview)
+    state.dry_run(preview)
     folder = RunFolder(out, config, resume=resume, writes=main, model="tokenizer")
     accelerator.wait_for_everyone()
     folder.begin()
@@ -164,7 +164,7 @@ def train(
                 accelerator.log(record, step=state.step)
                 check_finite(record, batch["ids"])
                 alarms = code_alarms(record, state.tokenizer.spec.vocab_size)
-                sound([*alarms, *loss_alarms(record)], state.step, folder)
+                log_alarms([*alarms, *loss_alarms(record)], state.step, folder)
                 bar.set_postfix_str(f"{speed:.0f} images/s, loss {record['loss']:.4f}")
             pause = time.perf_counter()
             if main and (state.step % run.preview_every == 0 or last):

@@ -53,7 +53,7 @@ class TokenizerRun:
             self.tokenizer.compile()
 
     @torch.no_grad()
-    def rehearse(self, images: Tensor) -> None:
+    def dry_run(self, images: Tensor) -> None:
         """Show two images to the networks that judge, before anything is written.
 
         Raises:

@@ -13,11 +13,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...kernels.backends import BackendUnavailable
 from ...kernels.low_bit_attention.op import LowBitPrecision, low_bit_attention
-from .attention_rules import HEADS, LENGTHS, Way, choose_way, class_of, measured_rules
+from .attention_rules import (
+    HEADS,
+    LENGTHS,
+    AttentionKernel,
+    choose_kernel,
+    class_of,
+    measured_rules,
+)
 
 AttentionBackend = Literal["auto", "fastest", "sdpa", "plain", "xformers", "low_bit"]
-"""`auto` is the fastest exact way by the rules of `attention_rules.py`; `fastest` may be `low_bit`
-too, where a measured rule says so and no gradient is wanted. The others are taken as named."""
+"""`auto` is the fastest exact kernel by the rules of `attention_rules.py`; `fastest` may also be
+`low_bit` where a measured rule says so and no gradient is wanted. The others are taken as named."""
 
 _SDPA_ORDER = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -62,14 +69,14 @@ def attention(
         training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
         lossy = backend == "fastest" and not (dropout or causal) and takes_low_bit(q.shape[3])
         length, dim = class_of(q.shape[1], LENGTHS), class_of(q.shape[3], HEADS)
-        way: Way = _chosen(q.device, q.dtype, length, dim, training, lossy)
+        kernel: AttentionKernel = _chosen(q.device, q.dtype, length, dim, training, lossy)
     else:
-        way = backend
-    return compute_attention(way, q, k, v, valid, dropout, low_bit_precision, causal=causal)
+        kernel = backend
+    return compute_attention(kernel, q, k, v, valid, dropout, low_bit_precision, causal=causal)
 
 
 def compute_attention(
-    way: Way,
+    kernel: AttentionKernel,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -79,16 +86,16 @@ def compute_attention(
     *,
     causal: bool = False,
 ) -> Tensor:
-    """`attention` in this way, whatever the rules say."""
+    """`attention` by the named kernel, whatever the rules say."""
     if causal and valid is not None:
         raise ValueError("valid: not with causal attention; padding stands at the end")
     if causal and q.shape[1] not in (1, k.shape[1]):
         raise ValueError(
             f"causal: expected {k.shape[1]} queries, as there are keys, or 1, found {q.shape[1]}"
         )
-    if way == "low_bit":
+    if kernel == "low_bit":
         if causal:
-            check_causal(way)
+            check_causal(kernel)
         if dropout:
             raise ValueError(
                 f"attention: low_bit has no dropout of attention weights, found {dropout}; set "
@@ -98,15 +105,15 @@ def compute_attention(
             q, k, v, valid=valid, precision=low_bit_precision, straight_through=True
         )
     causal = causal and q.shape[1] > 1
-    if way == "xformers":
+    if kernel == "xformers":
         return _xformers(q, k, v, valid, dropout, causal)
     mask = None if valid is None else valid[:, None, None, :]
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    if way == "plain":
+    if kernel == "plain":
         return _plain(q, k, v, mask, dropout, causal).transpose(1, 2)
-    if way == "sdpa":
+    if kernel == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal).transpose(1, 2)
-    order = [_SDPA_ORDER[way], *(kind for name, kind in _SDPA_ORDER.items() if name != way)]
+    order = [_SDPA_ORDER[kernel], *(kind for name, kind in _SDPA_ORDER.items() if name != kernel)]
     with sdpa_kernel(order, set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal).transpose(1, 2)
 
@@ -161,9 +168,9 @@ def check_causal(backend: AttentionBackend) -> None:
 
 def _chosen(
     device: torch.device, dtype: torch.dtype, length: int, dim: int, training: bool, lossy: bool
-) -> Way:
-    """`choose_way`, which torch.compile runs once instead of tracing files and logs."""
-    return choose_way(device, dtype, length, dim, training=training, lossy=lossy)
+) -> AttentionKernel:
+    """`choose_kernel`, which torch.compile runs once instead of tracing files and logs."""
+    return choose_kernel(device, dtype, length, dim, training=training, lossy=lossy)
 
 
 # What `torch.compiler.assume_constant_result` does, which would load the compiler on import.

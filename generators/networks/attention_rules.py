@@ -19,7 +19,7 @@ import torch
 
 from ...config import STRICT, ConfigError, load_config
 
-Way = Literal["plain", "sdpa", "cudnn", "flash", "efficient", "xformers", "low_bit"]
+AttentionKernel = Literal["plain", "sdpa", "cudnn", "flash", "efficient", "xformers", "low_bit"]
 """`plain`: two matrix products around a softmax. `sdpa`: torch's scaled_dot_product_attention in
 its own order of backends; `cudnn`, `flash`, `efficient`: that one first. `low_bit`: quantized."""
 
@@ -52,7 +52,7 @@ class AttentionRule:
     """
 
     __pydantic_config__ = STRICT
-    way: Way
+    way: AttentionKernel
     source: str
     device: str
     capability: tuple[int, int] | None = None
@@ -152,7 +152,7 @@ def class_of(number: int, classes: tuple[int, ...]) -> int:
 
 
 @cache
-def choose_way(
+def choose_kernel(
     device: torch.device,
     dtype: torch.dtype,
     tokens: int,
@@ -160,7 +160,7 @@ def choose_way(
     *,
     training: bool,
     lossy: bool = False,
-) -> Way:
+) -> AttentionKernel:
     """The way of the first rule that fits, `sdpa` if none does; logged once for each kind of call.
 
     Args:
@@ -188,17 +188,17 @@ def choose_way(
             continue
         if rule.way == "xformers" and importlib.util.find_spec("xformers") is None:
             continue
-        way, source = rule.way, rule.source
+        kernel, source = rule.way, rule.source
         break
     else:
-        way, source = "sdpa", "no rule"
+        kernel, source = "sdpa", "no rule"
     log.info(
         "attention over %d tokens or more, head dimension %d or more, %s on %s: %s (%s)",
         tokens,
         head_dim,
         str(dtype).removeprefix("torch."),
         name,
-        way,
+        kernel,
         source,
     )
-    return way
+    return kernel

@@ -229,7 +229,7 @@ class Transformer(nn.Module):
         low_bit = first.attention in ("low_bit", "fastest")
         return f"{first.attention} {first.low_bit_precision}" if low_bit else first.attention
 
-    def use_attention(
+    def set_attention_backend(
         self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
     ) -> None:
         """Compute softmax attention by this backend from now on; config and files keep theirs.
@@ -258,7 +258,7 @@ class Transformer(nn.Module):
 
 
 @torch.no_grad()
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Weights normal, std 0.02 (published with a cut at 100 std, which is none); biases 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

@@ -262,7 +262,7 @@ class CausalTransformer(nn.Module):
         """Empty caches for `step`, of so many positions."""
         return [KVCache(length) for _ in self.blocks]
 
-    def use_attention(self, backend: AttentionBackend) -> None:
+    def set_attention_backend(self, backend: AttentionBackend) -> None:
         """Compute attention by this backend from now on; config and files keep theirs.
 
         Raises:
@@ -333,7 +333,7 @@ class LlamaTrunk(nn.Module):
         low_bit = first.attention in ("low_bit", "fastest")
         return f"{first.attention} {first.low_bit_precision}" if low_bit else first.attention
 
-    def use_attention(
+    def set_attention_backend(
         self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
     ) -> None:
         """Compute attention by this backend from now on; config and files keep theirs.

@@ -353,15 +353,15 @@ def test_attention_can_be_chosen() -> None:
     labels = torch.tensor([0, 1, 2, 3])
     expected = generator.logits(codes, labels)
     for backend in ("plain", "sdpa", "fastest"):
-        generator.use_attention(backend)
+        generator.set_attention_backend(backend)
         assert generator.attention == backend
         blocks = [*generator.trunk.blocks, *generator.head.depth.blocks]
         assert {block.attention for block in blocks} == {backend}
         torch.testing.assert_close(generator.logits(codes, labels), expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="attention: low_bit is not causal"):
-        generator.use_attention("low_bit", "int8")
+        generator.set_attention_backend("low_bit", "int8")
     with pytest.raises(ValueError, match="attention: expected one of"):
-        generator.use_attention("quick")
+        generator.set_attention_backend("quick")
     assert generator.attention == "fastest"
 
 

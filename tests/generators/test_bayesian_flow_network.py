@@ -328,7 +328,7 @@ def test_hashes_are_fitted_before_the_first_step(make: Any) -> None:
     spec = TokenSpec((5, 5), (2,) * 4)
     generator, tokens = build("bits", spec, transformer=trunk), make.tokens(spec, 4)
     before = {name: value.clone() for name, value in generator.state_dict().items()}
-    generator.prepare(tokens, torch.zeros(4, dtype=torch.int64), seed=0)
+    generator.calibrate(tokens, torch.zeros(4, dtype=torch.int64), seed=0)
     after = generator.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("hash" in name for name in changed)
@@ -338,7 +338,7 @@ def test_hashes_are_fitted_before_the_first_step(make: Any) -> None:
 
 def test_attention_is_chosen_by_name() -> None:
     generator = build("bits", BITS)
-    generator.use_attention("plain")
+    generator.set_attention_backend("plain")
     assert generator.attention == "plain"
 
 

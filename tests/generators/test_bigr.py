@@ -458,12 +458,12 @@ def test_attention_backends_agree() -> None:
     torch.nn.init.normal_(generator.trunk.modulation.weight, std=0.1)
     arguments = inputs(generator)
     with torch.no_grad():
-        generator.use_attention("plain")
+        generator.set_attention_backend("plain")
         plain = generator.predict(*arguments)
         assert generator.attention == "plain"
-        generator.use_attention("sdpa")
+        generator.set_attention_backend("sdpa")
         torch.testing.assert_close(generator.predict(*arguments), plain, atol=1e-5, rtol=1e-5)
-        generator.use_attention("low_bit", "int8")
+        generator.set_attention_backend("low_bit", "int8")
         assert generator.attention == "low_bit int8"
         low = generator.predict(*arguments)
     assert low.isfinite().all()  # the class token's queries and keys are 0

@@ -429,7 +429,7 @@ def test_attention_is_that_of_the_trunk() -> None:
     with torch.no_grad():
         expected = model.predict(bits, t, labels)
         for backend in ("sdpa", "plain"):
-            model.use_attention(backend)
+            model.set_attention_backend(backend)
             assert model.attention == backend
             assert (model.predict(bits, t, labels) - expected).abs().max() < 1e-4
 
@@ -442,8 +442,8 @@ def test_hashes_are_fitted_before_the_first_step() -> None:
     model = make(spec, transformer=trunk)
     before = {n: p.clone() for n, p in model.state_dict().items()}
     codes, labels = tokens(spec, 8), torch.zeros(8, dtype=torch.int64)
-    model.prepare(codes, labels, seed=0)
+    model.calibrate(codes, labels, seed=0)
     changed = [n for n, p in model.state_dict().items() if not torch.equal(p, before[n])]
     assert changed and all(".hash." in name for name in changed)
     assert model(codes, labels, seeds=torch.arange(8)).loss.isfinite()
-    assert make().prepare(tokens(), torch.zeros(4, dtype=torch.int64), seed=0) is None
+    assert make().calibrate(tokens(), torch.zeros(4, dtype=torch.int64), seed=0) is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tessella.train.engine import MetricWindow
-from tessella.train.health import SETTLING_STEPS, memorising_alarms, prediction_alarms
+from tessella.train.health import SETTLING_STEPS, memorization_alarms, prediction_alarms
 
 GOOD = {
     "step": 1000,
@@ -57,13 +57,13 @@ def _log(validations: list[float], training: list[float]) -> list[dict[str, Any]
 def test_memorising() -> None:
     """Three validations in a row 3 % above the best while training improves."""
     falling = [3.0, 2.9, 2.8, 2.7, 2.6]
-    (alarm,) = memorising_alarms(_log([3.2, 3.0, 3.1, 3.2, 3.3], falling))
+    (alarm,) = memorization_alarms(_log([3.2, 3.0, 3.1, 3.2, 3.3], falling))
     assert "best at step 20 (3.000, now 3.300)" in alarm.what and "views" in alarm.advice
-    assert not memorising_alarms(_log([3.2, 3.0, 3.08, 3.1, 3.2], falling))  # 3.08 is within 3 %
-    assert not memorising_alarms(_log([3.2, 3.0, 3.1, 3.2], falling[:4]))  # two in a row
-    assert not memorising_alarms(_log([3.2, 3.0, 3.1, 3.2, 3.3], [3.0, 2.9, 3.0, 3.1, 3.2]))
-    assert not memorising_alarms(_log([3.5, 3.4, 3.3, 3.2, 3.1], falling))
-    assert not memorising_alarms([])
+    assert not memorization_alarms(_log([3.2, 3.0, 3.08, 3.1, 3.2], falling))  # 3.08 is within 3 %
+    assert not memorization_alarms(_log([3.2, 3.0, 3.1, 3.2], falling[:4]))  # two in a row
+    assert not memorization_alarms(_log([3.2, 3.0, 3.1, 3.2, 3.3], [3.0, 2.9, 3.0, 3.1, 3.2]))
+    assert not memorization_alarms(_log([3.5, 3.4, 3.3, 3.2, 3.1], falling))
+    assert not memorization_alarms([])
 
 
 def test_metrics_are_sums_over_counts() -> None:

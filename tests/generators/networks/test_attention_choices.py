@@ -20,7 +20,7 @@ from tessella.generators.networks.attention_rules import (
     RULES_VARIABLE,
     AttentionRule,
     RuleFile,
-    choose_way,
+    choose_kernel,
     measured_rules,
 )
 from tessella.generators.networks.bert import TransformerConfig
@@ -66,12 +66,12 @@ def test_use_attention_changes_the_backend_and_not_the_config() -> None:
     generator, quantized = build(dropout=0.1).eval(), build(attention="low_bit").eval()
     before = to_dict(generator.config)
     assert generator.attention == "auto"
-    generator.use_attention("low_bit")
+    generator.set_attention_backend("low_bit")
     with torch.no_grad():
         assert torch.equal(generator.predict(*slots()), quantized.predict(*slots()))
     assert (generator.attention, quantized.attention) == ("low_bit int8", "low_bit int8")
     assert to_dict(generator.config) == before
-    generator.use_attention("low_bit", "fp8")
+    generator.set_attention_backend("low_bit", "fp8")
     assert generator.attention == "low_bit fp8"
 
 
@@ -104,7 +104,7 @@ def test_binarized_attention_is_another_function_and_learns(method: Any) -> None
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.2, losses
     with pytest.raises(ValueError, match=f"binarized_attention: {method}, which no backend"):
-        generator.use_attention("sdpa")
+        generator.set_attention_backend("sdpa")
 
 
 def test_hashes_are_fitted_before_training_and_stored() -> None:
@@ -117,7 +117,7 @@ def test_hashes_are_fitted_before_training_and_stored() -> None:
     with pytest.raises(RuntimeError, match="expected a fitted hash"):
         generator(tokens, labels, seeds=seeds)
     for one in (generator, again):
-        one.train().prepare(tokens, labels, seed=7)
+        one.train().calibrate(tokens, labels, seed=7)
         assert one.training
     stored = generator.state_dict()
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in stored.items())
@@ -194,7 +194,7 @@ def test_binary_qk_is_refused_for_tokens_of_several_lengths() -> None:
 
 def test_dropout_with_low_bit_is_refused_when_it_acts() -> None:
     generator = build(dropout=0.1)
-    generator.use_attention("low_bit")
+    generator.set_attention_backend("low_bit")
     generator.eval().predict(*slots())
     with pytest.raises(ValueError, match="low_bit has no dropout of attention weights"):
         generator.train().predict(*slots())
@@ -206,7 +206,7 @@ def test_dropout_with_low_bit_is_refused_when_it_acts() -> None:
 def test_a_head_that_the_kernel_cannot_take_says_so() -> None:
     generator = build(num_heads=8)
     with pytest.raises(ValueError, match="this model's are 8"):
-        generator.use_attention("low_bit")
+        generator.set_attention_backend("low_bit")
     with pytest.raises(ValueError, match="this model's are 8"):
         build(num_heads=8, attention="low_bit")
     assert [d for d in range(200) if takes_low_bit(d)] == list(HEAD_DIMS)
@@ -215,9 +215,9 @@ def test_a_head_that_the_kernel_cannot_take_says_so() -> None:
 def test_wrong_names_are_refused_at_once() -> None:
     generator = build()
     with pytest.raises(ValueError, match=r"attention: expected one of \('auto'.*found 'bogus'"):
-        generator.use_attention("bogus")  # type: ignore[arg-type]
+        generator.set_attention_backend("bogus")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"low_bit_precision: expected one of .* found 'int4'"):
-        generator.use_attention("low_bit", "int4")  # type: ignore[arg-type]
+        generator.set_attention_backend("low_bit", "int4")  # type: ignore[arg-type]
     assert generator.attention == "auto"
     with pytest.raises(ValueError, match="fp8 is of attention: low_bit or fastest, found auto"):
         build(low_bit_precision="fp8")
@@ -230,11 +230,11 @@ def low_bit_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     path = tmp_path / "rules.yaml"
     path.write_text(to_yaml(RuleFile(about="a test", rules=(rule,))), encoding="utf-8")
     monkeypatch.setenv(RULES_VARIABLE, str(path))
-    for cached in (choose_way, measured_rules):
+    for cached in (choose_kernel, measured_rules):
         cached.cache_clear()
     yield
     monkeypatch.undo()
-    for cached in (choose_way, measured_rules):
+    for cached in (choose_kernel, measured_rules):
         cached.cache_clear()
 
 

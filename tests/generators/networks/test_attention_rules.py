@@ -15,7 +15,7 @@ from tessella.generators.networks.attention_rules import (
     RULES,
     AttentionRule,
     RuleFile,
-    choose_way,
+    choose_kernel,
     class_of,
     measured_rules,
 )
@@ -30,10 +30,10 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(attention_rules.RULES_VARIABLE, raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: NAME)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    for cached in (choose_way, measured_rules):
+    for cached in (choose_kernel, measured_rules):
         cached.cache_clear()
     yield
-    for cached in (choose_way, measured_rules):
+    for cached in (choose_kernel, measured_rules):
         cached.cache_clear()
 
 
@@ -64,13 +64,13 @@ def test_hopper(
     tokens: int, head_dim: int, training: bool, dtype: torch.dtype, expected: str
 ) -> None:
     length, head = class_of(tokens, LENGTHS), class_of(head_dim, HEADS)
-    way = choose_way(GPU, dtype, length, head, training=training)
+    way = choose_kernel(GPU, dtype, length, head, training=training)
     assert way == expected
 
 
 def test_other_gpus_keep_the_order_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert choose_way(GPU, torch.bfloat16, 3073, 65, training=True) == "sdpa"
+    assert choose_kernel(GPU, torch.bfloat16, 3073, 65, training=True) == "sdpa"
 
 
 def test_no_built_in_rule_quantizes() -> None:
@@ -85,11 +85,11 @@ def test_measured_rules_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path = write(tmp_path / "rules.yaml", other, lossy, exact)
     monkeypatch.setenv(attention_rules.RULES_VARIABLE, path)
     half = torch.bfloat16
-    assert choose_way(GPU, half, 769, 33, training=False) == "flash"
-    assert choose_way(GPU, half, 769, 33, training=False, lossy=True) == "low_bit"
-    assert choose_way(GPU, half, 769, 33, training=True, lossy=True) == "flash"
-    assert choose_way(GPU, half, 385, 65, training=False) == "cudnn"
-    assert choose_way(CPU, half, 1, 33, training=True) == "plain"
+    assert choose_kernel(GPU, half, 769, 33, training=False) == "flash"
+    assert choose_kernel(GPU, half, 769, 33, training=False, lossy=True) == "low_bit"
+    assert choose_kernel(GPU, half, 769, 33, training=True, lossy=True) == "flash"
+    assert choose_kernel(GPU, half, 385, 65, training=False) == "cudnn"
+    assert choose_kernel(CPU, half, 1, 33, training=True) == "plain"
 
 
 def test_a_rule_for_xformers_waits_until_it_is_installed(
@@ -99,17 +99,17 @@ def test_a_rule_for_xformers_waits_until_it_is_installed(
     monkeypatch.setenv(attention_rules.RULES_VARIABLE, write(tmp_path / "rules.yaml", rule))
     installed = {"xformers": None}
     monkeypatch.setattr(attention_rules.importlib.util, "find_spec", installed.get)
-    assert choose_way(GPU, torch.float32, 129, 33, training=False) == "sdpa"
-    choose_way.cache_clear()
+    assert choose_kernel(GPU, torch.float32, 129, 33, training=False) == "sdpa"
+    choose_kernel.cache_clear()
     installed["xformers"] = object()  # type: ignore[assignment]
-    assert choose_way(GPU, torch.float32, 129, 33, training=False) == "xformers"
+    assert choose_kernel(GPU, torch.float32, 129, 33, training=False) == "xformers"
 
 
 def test_a_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="tessella"):
         for _ in range(3):
-            choose_way(CPU, torch.bfloat16, 1, 33, training=True)
-        choose_way(CPU, torch.float32, 129, 33, training=False)
+            choose_kernel(CPU, torch.bfloat16, 1, 33, training=True)
+        choose_kernel(CPU, torch.float32, 129, 33, training=False)
     assert len(caplog.records) == 2
     assert (
         "1 tokens or more, head dimension 33 or more, bfloat16 on cpu: plain (benchmarks"

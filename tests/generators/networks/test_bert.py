@@ -11,7 +11,7 @@ from tessella.generators.networks.bert import (
     LayerNorm,
     Transformer,
     TransformerConfig,
-    initialise,
+    initialize,
 )
 
 ATOL = 2e-6
@@ -175,7 +175,7 @@ def test_initialisation_is_the_published_one() -> None:
     linear, table = nn.Linear(64, 4096), nn.Embedding(4096, 64)
     nn.init.ones_(linear.bias)
     for module in (linear, table):
-        initialise(module)
+        initialize(module)
         count = module.weight.numel()
         assert abs(module.weight.std().item() - 0.02) < 4 * 0.02 / (2 * count) ** 0.5
         assert abs(module.weight.mean().item()) < 4 * 0.02 / count**0.5

@@ -13,7 +13,7 @@ from tessella.generators.networks.attention import (
     attention,
     compute_attention,
 )
-from tessella.generators.networks.attention_rules import Way
+from tessella.generators.networks.attention_rules import AttentionKernel
 from tessella.generators.networks.llama import CausalTransformer, LlamaConfig
 
 ATOL = 1e-6
@@ -33,7 +33,7 @@ def trunk(**fields: Any) -> CausalTransformer:
 
 
 @pytest.mark.parametrize("way", ["plain", "sdpa", "flash", "math"])
-def test_a_query_sees_the_keys_up_to_itself(way: Way) -> None:
+def test_a_query_sees_the_keys_up_to_itself(way: AttentionKernel) -> None:
     q, k, v = qkv()
     found = compute_attention(way, q, k, v, causal=True)
     for n in range(7):
@@ -66,7 +66,7 @@ def test_impossible_calls_are_refused() -> None:
     with pytest.raises(ValueError, match="low_bit is not causal"):
         trunk(attention="low_bit")
     with pytest.raises(ValueError, match="low_bit is not causal"):
-        trunk().use_attention("low_bit")
+        trunk().set_attention_backend("low_bit")
 
 
 def test_the_fastest_way_is_never_low_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_the_fastest_way_is_never_low_bit(monkeypatch: pytest.MonkeyPatch) -> No
         asked.append(lossy)
         return "sdpa"
 
-    monkeypatch.setattr("tessella.generators.networks.attention.choose_way", choose)
+    monkeypatch.setattr("tessella.generators.networks.attention.choose_kernel", choose)
     q, k, v = (x.repeat(1, 1, 1, 8) for x in qkv())  # heads that low_bit takes
     attention(q, k, v, backend="fastest")
     attention(q, k, v, backend="fastest", causal=True)
