@@ -9,12 +9,10 @@ checkpoints/; in the end `generator/` holds the averaged weights for `tessella.l
 Ctrl-C finishes the step and saves; --resume continues exactly where it stopped.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 import tessella
 from tessella.checkpoints import find_folder, load_tokenizer, save_generator
@@ -25,29 +23,22 @@ from tessella.tokenizers.probe import NoProbe, check_store, verify_probe, verify
 from tessella.tokens.store import TokenStore
 from tessella.train.command import (
     flat_config,
-    format_numbers,
     log_alarms,
     run_script,
     say,
-    stopped_message,
     training_options,
 )
-from tessella.train.engine import (
-    StopSignal,
-    build_accelerator,
-    images_per_step,
-    run_facts,
-    seed_step,
-)
+from tessella.train.engine import build_accelerator, run_facts
 from tessella.train.generator_recipe import (
     TrainGeneratorConfig,
     check_val_source,
     resolve_generator,
 )
 from tessella.train.generator_run import GeneratorRun
-from tessella.train.health import check_finite, loss_alarms, memorization_alarms, prediction_alarms
-from tessella.train.pictures import CURVES_HINT, draw_curves, draw_samples
+from tessella.train.health import loss_alarms, memorization_alarms, prediction_alarms
+from tessella.train.pictures import draw_samples
 from tessella.train.run_folder import RunFolder
+from tessella.train.steps import end_run, log_measurements, training_steps, update_curves
 from tessella.train.token_batches import ImageReader, StoreReader, TokenReader, encode_split
 
 DEFAULT_CONFIG = Path(tessella.__file__).parent / "configs" / "generator" / "maskbit_emoji_64.yaml"
@@ -210,75 +201,36 @@ def train(
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-    batch_images = images_per_step(run, accelerator)
-    bar = tqdm(
-        total=run.steps, initial=state.step, unit="step", disable=not main, dynamic_ncols=True
-    )
     measured: dict[str, float] = {}
-    started = time.perf_counter() - state.seconds
-    clock, clock_step = time.perf_counter(), state.step
-    with StopSignal() as stop, bar:
-        for number, batch in enumerate(batches, state.step * accumulation):
-            if number % accumulation == 0:
-                seed_step(run.seed, state.step, accelerator.process_index)
+    for step in training_steps(batches, state, run, accelerator):
+        for batch in step.batches:
             batch = batch.to(device)
-            if number == 0:
+            if step.first_batch and state.step == 0:
                 state.generator.calibrate(batch.tokens, batch.labels, seed=run.seed)
             state.train_batch(batch)
-            if (number + 1) % accumulation:
-                continue
-            state.step += 1
-            state.ema.update(state.generator)
-            bar.update()
-            last = state.step == run.steps
-            stopping = stop.agreed(device)
-            if state.step % run.log_every == 0 or last:
-                now = time.perf_counter()
-                speed = (state.step - clock_step) * batch_images / (now - clock)
-                clock, clock_step = now, state.step
-                record: dict[str, float] = {"step": state.step, "images": state.step * batch_images}
-                record |= state.report()
-                record |= {"lr": state.optimizer.param_groups[0]["lr"], "images_per_second": speed}
-                folder.log(record)
-                accelerator.log(record, step=state.step)
-                check_finite(record, batch.ids)
-                alarms = prediction_alarms(record, config.optimizer.lr.warmup_steps)
-                log_alarms([*alarms, *loss_alarms(record)], state.step, folder)
-                bar.set_postfix_str(f"{speed:.0f} images/s, loss {record['loss']:.4f}")
-            pause = time.perf_counter()
-            if main and (state.step % run.evaluate_every == 0 or last):
-                measured = state.evaluate(validation)
-                folder.log({"step": state.step, **measured})
-                accelerator.log(measured, step=state.step)
-                say(main, f"step {state.step}: " + format_numbers(measured))
-                log_alarms(
-                    memorization_alarms(folder.read_log(), state.generator.monitor),
-                    state.step,
-                    folder,
-                )
-            if main and (state.step % run.preview_every == 0 or last):
-                path = out / "samples" / f"step_{state.step:07d}.png"
-                draw_samples(*state.samples(), config.samples_per_class, path)
-                if not draw_curves(folder.read_log(), out / "curves.png", PANELS) and last:
-                    say(main, CURVES_HINT)
-            state.seconds = time.perf_counter() - started
-            if state.step % run.checkpoint_every == 0 or last or stopping:
-                state.save(folder, reader.fingerprint, batch.ids)
-            clock += time.perf_counter() - pause  # pictures and checkpoints are not training speed
-            if stopping and not last:
-                break
-    for name, reason in reader.broken.items():
-        say(main, f"skipped broken image {name}: {reason}")
-        folder.log({"step": state.step, "broken": name, "reason": reason})
-    # Not `end_training`: it also tears the process group down, and a rank that leaves while another
-    # is still in its last collective can leave that one waiting. The group ends with the processes.
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    if state.step < run.steps:
-        say(main, stopped_message(state.step, accelerator.num_processes, command))
+        state.ema.update(state.generator)
+        ids = step.batch.ids
+        if step.logs:
+            record = step.log(state.report, state.optimizer, ids, folder, accelerator)
+            alarms = prediction_alarms(record, config.optimizer.lr.warmup_steps)
+            log_alarms([*alarms, *loss_alarms(record)], step.number, folder)
+        step.pause_clock()  # pictures and checkpoints are not training speed
+        if main and step.evaluates:
+            measured = state.evaluate(validation)
+            log_measurements(measured, step.number, folder, accelerator)
+            alarms = memorization_alarms(folder.read_log(), state.generator.monitor)
+            log_alarms(alarms, step.number, folder)
+        if main and step.previews:
+            path = out / "samples" / f"step_{step.number:07d}.png"
+            draw_samples(*state.samples(), config.samples_per_class, path)
+            update_curves(folder, PANELS, hint=step.last)
+        if step.saves:
+            state.seconds = step.seconds
+            state.save(folder, reader.fingerprint, ids)
+    if not end_run(state, run, reader.broken, folder, accelerator, command):
         return None
     if main:
-        draw_curves(folder.read_log(), out / "curves.png", PANELS)
+        update_curves(folder, PANELS)
         if not measured:  # resumed after its last step
             measured = state.evaluate(validation)
         card = {

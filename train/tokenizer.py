@@ -9,13 +9,11 @@ weights for `tessella.load_tokenizer`. Ctrl-C finishes the step and saves; --res
 exactly where it stopped.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from tqdm import tqdm
 
 import tessella
 from tessella.checkpoints import save_tokenizer
@@ -29,23 +27,16 @@ from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.probe import choose_probe
 from tessella.train.command import (
     flat_config,
-    format_numbers,
     log_alarms,
     run_script,
     say,
-    stopped_message,
     training_options,
 )
-from tessella.train.engine import (
-    StopSignal,
-    build_accelerator,
-    images_per_step,
-    run_facts,
-    seed_step,
-)
-from tessella.train.health import check_finite, check_first_batch, code_alarms, loss_alarms
-from tessella.train.pictures import CURVES_HINT, draw_curves, draw_reconstructions
+from tessella.train.engine import build_accelerator, run_facts
+from tessella.train.health import check_first_batch, code_alarms, loss_alarms
+from tessella.train.pictures import draw_reconstructions
 from tessella.train.run_folder import RunFolder
+from tessella.train.steps import end_run, log_measurements, training_steps, update_curves
 from tessella.train.tokenizer_recipe import TrainTokenizerConfig, resolve
 from tessella.train.tokenizer_run import TokenizerRun
 
@@ -131,75 +122,36 @@ def train(
         num_workers=config.data.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
-    batch_images = images_per_step(run, accelerator)
-    bar = tqdm(
-        total=run.steps, initial=state.step, unit="step", disable=not main, dynamic_ncols=True
-    )
-    first_step, measured = state.step, {}
-    started = time.perf_counter() - state.seconds
-    clock, clock_step = time.perf_counter(), state.step
-    with StopSignal() as stop, bar:
-        for number, batch in enumerate(loader, state.step * accumulation):
-            if number % accumulation == 0:
-                seed_step(run.seed, state.step, accelerator.process_index)
+    measured: dict[str, float] = {}
+    for step in training_steps(loader, state, run, accelerator):
+        for batch in step.batches:
             images = batch["images"].to(accelerator.device, non_blocking=True)
-            if number == first_step * accumulation:
+            if step.first_batch:
                 check_first_batch(images)
             state.train_batch(images)
-            if (number + 1) % accumulation:
-                continue
-            state.step += 1
-            state.ema.update(state.tokenizer)
-            bar.update()
-            last = state.step == run.steps
-            stopping = stop.agreed(accelerator.device)
-            if state.step % run.log_every == 0 or last:
-                now = time.perf_counter()
-                speed = (state.step - clock_step) * batch_images / (now - clock)
-                clock, clock_step = now, state.step
-                record: dict[str, float] = {"step": state.step, "images": state.step * batch_images}
-                record |= state.report()
-                record |= {"lr": state.optimizer.param_groups[0]["lr"], "images_per_second": speed}
-                folder.log(record)
-                accelerator.log(record, step=state.step)
-                check_finite(record, batch["ids"])
-                alarms = code_alarms(record, state.tokenizer.spec.vocab_size)
-                log_alarms([*alarms, *loss_alarms(record)], state.step, folder)
-                bar.set_postfix_str(f"{speed:.0f} images/s, loss {record['loss']:.4f}")
-            pause = time.perf_counter()
-            if main and (state.step % run.preview_every == 0 or last):
-                averaged = state.ema.module
-                pictures = averaged.decode(averaged.encode(preview))
-                draw_reconstructions(
-                    preview, pictures, out / "previews" / f"step_{state.step:07d}.png"
-                )
-                if not draw_curves(folder.read_log(), out / "curves.png", PANELS) and last:
-                    say(main, CURVES_HINT)
-            if main and (state.step % run.evaluate_every == 0 or last):
-                measured = evaluate(
-                    state.ema.module, val_source, perceptual, run.batch_size_per_device
-                )
-                folder.log({"step": state.step, **measured})
-                accelerator.log(measured, step=state.step)
-                say(main, f"step {state.step}: " + format_numbers(measured))
-            state.seconds = time.perf_counter() - started
-            if state.step % run.checkpoint_every == 0 or last or stopping:
-                state.save(folder, batch["ids"])
-            clock += time.perf_counter() - pause  # pictures and checkpoints are not training speed
-            if stopping and not last:
-                break
-    for name, reason in dataset.broken.items():
-        say(main, f"skipped broken image {name}: {reason}")
-        folder.log({"step": state.step, "broken": name, "reason": reason})
-    # Not `end_training`: it also tears the process group down, and a rank that leaves while another
-    # is still in its last collective can leave that one waiting. The group ends with the processes.
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    if state.step < run.steps:
-        say(main, stopped_message(state.step, accelerator.num_processes, command))
+        state.ema.update(state.tokenizer)
+        ids = step.batch["ids"]
+        if step.logs:
+            record = step.log(state.report, state.optimizer, ids, folder, accelerator)
+            alarms = code_alarms(record, state.tokenizer.spec.vocab_size)
+            log_alarms([*alarms, *loss_alarms(record)], step.number, folder)
+        step.pause_clock()  # pictures and checkpoints are not training speed
+        if main and step.previews:
+            averaged = state.ema.module
+            pictures = averaged.decode(averaged.encode(preview))
+            path = out / "previews" / f"step_{step.number:07d}.png"
+            draw_reconstructions(preview, pictures, path)
+            update_curves(folder, PANELS, hint=step.last)
+        if main and step.evaluates:
+            measured = evaluate(state.ema.module, val_source, perceptual, run.batch_size_per_device)
+            log_measurements(measured, step.number, folder, accelerator)
+        if step.saves:
+            state.seconds = step.seconds
+            state.save(folder, ids)
+    if not end_run(state, run, dataset.broken, folder, accelerator, command):
         return None
     if main:
-        draw_curves(folder.read_log(), out / "curves.png", PANELS)
+        update_curves(folder, PANELS)
         if not measured:  # resumed after its last step
             measured = evaluate(state.ema.module, val_source, perceptual, run.batch_size_per_device)
         card = {

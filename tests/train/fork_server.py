@@ -28,21 +28,23 @@ import torch._dynamo
 import torchmetrics  # noqa: F401
 
 import tessella.train.generator
+import tessella.train.steps
 import tessella.train.tokenizer
 
 SCRIPTS = {"tokenizer": tessella.train.tokenizer, "generator": tessella.train.generator}
 
 
-def signal_at(script: ModuleType, name: str, step: int) -> None:
+def signal_at(name: str, step: int) -> None:
     """Send this process a signal at the start of `step`, when every module waits for it."""
-    seed_step = script.seed_step
+    loop: ModuleType = tessella.train.steps
+    seed_step = loop.seed_step
 
     def seed_and_signal(seed: int, now: int, rank: int) -> None:
         seed_step(seed, now, rank)
         if now == step:
             os.kill(os.getpid(), getattr(signal, name))
 
-    script.seed_step = seed_and_signal  # type: ignore[attr-defined]
+    loop.seed_step = seed_and_signal  # type: ignore[attr-defined]
 
 
 def run(job: dict[str, Any]) -> NoReturn:
@@ -56,7 +58,7 @@ def run(job: dict[str, Any]) -> NoReturn:
         for name in [name for name in sys.modules if name.startswith("matplotlib")]:
             sys.modules[name] = None  # type: ignore[assignment]
     if job.get("signal"):
-        signal_at(script, *job["signal"])
+        signal_at(*job["signal"])
     if job.get("limit"):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes then fail with EFBIG
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))

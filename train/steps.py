@@ -1,0 +1,269 @@
+"""The step loop of every training script, and what stands at the end of every run.
+
+A script keeps its own order of what is logged, drawn, measured and saved; counters, seeds, clock,
+progress bar and Ctrl-C are here:
+
+    for step in training_steps(loader, state, run, accelerator):
+        for batch in step.batches:
+            ...  # forward and backward; the optimizer steps with the last one
+        if step.logs: ...
+        step.pause_clock()
+        if step.previews: ...
+        if step.evaluates: ...
+        if step.saves: ...
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from accelerate import Accelerator
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from .command import format_numbers, say, stopped_message
+from .engine import RunConfig, StopSignal, images_per_step, seed_step
+from .health import check_finite
+from .pictures import CURVES_HINT, draw_curves
+from .run_folder import RunFolder
+
+B = TypeVar("B")
+
+
+class Counters(Protocol):
+    """The part of a training state that the loop counts up, and a checkpoint stores.
+
+    Attributes:
+        step: Optimizer steps done.
+        seconds: Seconds of training at the last checkpoint, those before a resume included.
+    """
+
+    step: int
+    seconds: float
+
+
+class Clock:
+    """Wall time of a run, and the speed since the last log line.
+
+    Args:
+        state: Counters of the run.
+        images_per_step: Images of one optimizer step on all processes.
+    """
+
+    def __init__(self, state: Counters, images_per_step: int) -> None:
+        self.images_per_step = images_per_step
+        self._started = time.perf_counter() - state.seconds
+        self._since, self._since_step = time.perf_counter(), state.step
+        self._paused: float | None = None
+
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return time.perf_counter() - self._started
+
+    def pause(self) -> None:
+        """Leave what follows, up to `go_on`, out of the speed."""
+        self._paused = time.perf_counter()
+
+    def go_on(self) -> None:
+        """End a pause, if there is one."""
+        if self._paused is not None:
+            self._since += time.perf_counter() - self._paused
+            self._paused = None
+
+    def images_per_second(self, step: int) -> float:
+        """Images of all processes per second since the last call, pauses left out.
+
+        Args:
+            step: Optimizer steps done.
+        """
+        now = time.perf_counter()
+        speed = (step - self._since_step) * self.images_per_step / (now - self._since)
+        self._since, self._since_step = now, step
+        return speed
+
+
+class TrainingStep(Generic[B]):
+    """One optimizer step: its batches, and what is due after them.
+
+    Attributes:
+        number: Optimizer steps done with this one; the first step of a run has number 1.
+        batches: Batches of this step, one for each forward pass; the step counts as done when they
+            are used up.
+        batch: Batch in work; in the end the last one of the step.
+        first_batch: Whether `batch` is the first one since the start or the resume.
+        last: Whether the run ends with this step.
+        stopping: Whether any process was asked to stop; known when the batches are used up.
+    """
+
+    batches: Iterator[B]
+    batch: B
+
+    def __init__(self, number: int, run: RunConfig, clock: Clock, bar: "tqdm[None]") -> None:
+        self.number, self.last = number, number == run.steps
+        self.first_batch = self.stopping = False
+        self._run, self._clock, self._bar = run, clock, bar
+
+    @property
+    def logs(self) -> bool:
+        """Whether a line of the log is due."""
+        return self._due(self._run.log_every)
+
+    @property
+    def previews(self) -> bool:
+        """Whether pictures are due."""
+        return self._due(self._run.preview_every)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether a measurement on the validation split is due."""
+        return self._due(self._run.evaluate_every)
+
+    @property
+    def saves(self) -> bool:
+        """Whether a checkpoint is due."""
+        return self._due(self._run.checkpoint_every) or self.stopping
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return self._clock.seconds()
+
+    def pause_clock(self) -> None:
+        """Leave what follows in this step out of the logged images per second."""
+        self._clock.pause()
+
+    def log(
+        self,
+        report: Callable[[], dict[str, float]],
+        optimizer: Optimizer,
+        ids: Sequence[str],
+        folder: RunFolder,
+        accelerator: Accelerator,
+    ) -> dict[str, float]:
+        """Write a line of the log: step, images, means, learning rate and images per second.
+
+        Args:
+            report: Means since the last line, by name; called after the clock has been read.
+            optimizer: Optimizer whose learning rate is logged.
+            ids: Names of the last batch's images, for the error message.
+            folder: Run folder.
+            accelerator: Trackers of the run.
+
+        Returns:
+            The line.
+
+        Raises:
+            NonFiniteLoss: If a number is not finite; the line has been written then.
+        """
+        speed = self._clock.images_per_second(self.number)
+        record: dict[str, float] = {"step": self.number}
+        record |= {"images": self.number * self._clock.images_per_step} | report()
+        record |= {"lr": optimizer.param_groups[0]["lr"], "images_per_second": speed}
+        folder.log(record)
+        accelerator.log(record, step=self.number)
+        check_finite(record, ids)
+        self._bar.set_postfix_str(f"{speed:.0f} images/s, loss {record['loss']:.4f}")
+        return record
+
+    def _due(self, every: int) -> bool:
+        return self.number % every == 0 or self.last
+
+
+def training_steps(
+    batches: Iterable[B], state: Counters, run: RunConfig, accelerator: Accelerator
+) -> Iterator[TrainingStep[B]]:
+    """The remaining optimizer steps of a run; Ctrl-C on any process ends them after a step.
+
+    torch's random generators are seeded from the step when its first batch has been read.
+
+    Args:
+        batches: Batches of this process, one for each forward pass of the remaining steps.
+        state: Counters of the run; `step` counts up when the batches of a step are used up.
+        run: Length, accumulation and reporting of the run.
+        accelerator: Processes and device of the run.
+    """
+    source, first_step = iter(batches), state.step
+    bar = tqdm(
+        total=run.steps,
+        initial=state.step,
+        unit="step",
+        disable=not accelerator.is_main_process,
+        dynamic_ncols=True,
+    )
+    clock = Clock(state, images_per_step(run, accelerator))
+
+    def batches_of(step: TrainingStep[B]) -> Iterator[B]:
+        for number in range(run.gradient_accumulation_steps):
+            step.batch = next(source)
+            if number == 0:
+                seed_step(run.seed, state.step, accelerator.process_index)
+            step.first_batch = number == 0 and state.step == first_step
+            yield step.batch
+        state.step += 1
+        bar.update()
+        step.stopping = stop.agreed(accelerator.device)
+
+    with StopSignal() as stop, bar:
+        for number in range(state.step + 1, run.steps + 1):
+            step: TrainingStep[B] = TrainingStep(number, run, clock, bar)
+            step.batches = batches_of(step)
+            yield step
+            assert state.step == number, "the batches of a step must be used up"
+            clock.go_on()
+            if step.stopping:
+                return
+
+
+def log_measurements(
+    measured: dict[str, float], step: int, folder: RunFolder, accelerator: Accelerator
+) -> None:
+    """Write measurements of the validation split to the log, the trackers and the terminal."""
+    folder.log({"step": step, **measured})
+    accelerator.log(measured, step=step)
+    say(folder.writes, f"step {step}: " + format_numbers(measured))
+
+
+def update_curves(folder: RunFolder, panels: dict[str, list[str]], *, hint: bool = False) -> None:
+    """Draw curves.png of the log anew, if matplotlib is installed.
+
+    Args:
+        folder: Run folder.
+        panels: Title to names of the series; see `draw_curves`.
+        hint: Say what to install if it is not.
+    """
+    if not draw_curves(folder.read_log(), folder.path / "curves.png", panels) and hint:
+        say(folder.writes, CURVES_HINT)
+
+
+def end_run(
+    state: Counters,
+    run: RunConfig,
+    broken: dict[str, str],
+    folder: RunFolder,
+    accelerator: Accelerator,
+    command: str,
+) -> bool:
+    """Report the images that could not be read and close the trackers.
+
+    Args:
+        state: Counters of the run.
+        run: Length of the run.
+        broken: Reason by name of the images that could not be read.
+        folder: Run folder.
+        accelerator: Processes and trackers of the run.
+        command: Command that started the run, for whoever stopped it.
+
+    Returns:
+        Whether the run is complete; if it was stopped, a line has said how to continue.
+    """
+    for name, reason in broken.items():
+        say(folder.writes, f"skipped broken image {name}: {reason}")
+        folder.log({"step": state.step, "broken": name, "reason": reason})
+    # Not `end_training`: it also tears the process group down, and a rank that leaves while another
+    # is still in its last collective can leave that one waiting. The group ends with the processes.
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    if state.step < run.steps:
+        say(folder.writes, stopped_message(state.step, accelerator.num_processes, command))
+        return False
+    return True
