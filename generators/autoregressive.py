@@ -12,26 +12,30 @@ exact. The sampler is `sample/autoregressive.py`.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import STRICT
-from ..kernels.low_bit_attention.op import LowBitPrecision
 from ..tokens.tokens import Tokens, TokenSpec
-from .base import Generator, GeneratorOutput
+from .base import (
+    AttentionTrunk,
+    ClassConditional,
+    Generator,
+    GeneratorOutput,
+    seeds_or_new,
+)
 from .masked import MaskGITConfig, read_sizes
-from .networks.attention import AttentionBackend, check_causal
+from .networks.attention import check_causal
+from .networks.initialization import initialize
 from .networks.llama import CausalTransformer, KVCache, LlamaConfig
 from .noise import uniform
 
-_INITIAL_STD = 0.02
-
 
 @dataclass(frozen=True, kw_only=True)
-class AutoregressiveConfig:
+class AutoregressiveConfig(ClassConditional):
     """An autoregressive transformer; the defaults are LlamaGen-L with one block over depth.
 
     Args:
@@ -56,15 +60,12 @@ class AutoregressiveConfig:
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_causal(self.transformer.attention)
         if self.num_depth_layers < 0:
             raise ValueError(
                 f"num_depth_layers: expected at least 0, found {self.num_depth_layers}"
             )
-        if self.num_classes is not None and self.num_classes < 0:
-            raise ValueError(f"num_classes: expected at least 0, found {self.num_classes}")
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout: expected 0 to 1, found {self.label_dropout}")
 
 
 class CodeEmbedding(nn.Module):
@@ -157,12 +158,15 @@ class AutoregressiveGenerator(Generator):
 
     config: AutoregressiveConfig
     monitor = "bits_per_dim"
+    panels: ClassVar = {
+        "bits of the model per bit of tokens": ["bits_per_dim", "val_bits_per_dim"],
+        "cross-entropy (nats)": ["cross_entropy", "val_cross_entropy", "uniform_loss"],
+        "accuracy": ["accuracy", "val_accuracy"],
+    }
+    likelihood = "exact"
 
     def __init__(self, config: AutoregressiveConfig, spec: TokenSpec) -> None:
-        super().__init__()
-        if config.num_classes is None:
-            raise ValueError("num_classes: not given; 0 is unconditional")
-        self.config, self.spec, self.num_classes = config, spec, config.num_classes
+        super().__init__(config, spec)
         sizes = read_sizes(MaskGITConfig(codebook_sizes=config.codebook_sizes), spec)
         if len(sizes) > 1 and not config.num_depth_layers:
             raise ValueError(
@@ -179,7 +183,7 @@ class AutoregressiveGenerator(Generator):
             config.transformer, config.transformer.num_layers, spec.shape
         )
         self.head = DepthHead(config.transformer, config.num_depth_layers, sizes)
-        self.apply(_initialize)
+        self.apply(initialize)
         nn.init.zeros_(self.head.head.weight)
 
     @property
@@ -214,8 +218,7 @@ class AutoregressiveGenerator(Generator):
         Source: arXiv:2406.06525 section 2.2; over groups arXiv:2502.20321's code.
         """
         codes, real = self._read(tokens)
-        if seeds is None:
-            seeds = torch.randint(2**62, (len(tokens),), device=codes.device)
+        seeds = seeds_or_new(seeds, len(tokens), codes.device)
         labels = self.fill_missing_labels(labels, len(tokens), codes.device)
         dropped = uniform(seeds, 0, (1,))[:, 0] < self.config.label_dropout
         logits = self.logits(codes, torch.where(dropped, self.num_classes, labels))
@@ -232,36 +235,48 @@ class AutoregressiveGenerator(Generator):
         return GeneratorOutput(nats.sum() / count, count, metrics)
 
     @torch.no_grad()
-    def bits_per_dim(self, tokens: Tokens, labels: Tensor | None = None) -> Tensor:
+    def bits_per_dim(
+        self,
+        tokens: Tokens,
+        labels: Tensor | None = None,
+        *,
+        seeds: Tensor | None = None,
+        num_steps: int | None = None,
+    ) -> Tensor:
         """Information of each image, in bits per bit of its capacity, (B,) float64; exact.
 
         -log2 of its probability, that of unguided sampling at temperature 1, over
         `Tokens.bits_per_image`. 1 is what knowing nothing needs.
 
         Args:
-            tokens: Of this generator's spec.
-            labels: (B,) int64, or None for none.
+            tokens: Tokens of this generator's spec.
+            labels: Labels, (B,) int64; None: no image has one.
+            seeds: Not read, nothing is drawn.
+            num_steps: None; there is no chain of steps.
+
+        Raises:
+            ValueError: If `num_steps` is given.
         """
+        self.describe_likelihood(num_steps)
         codes, real = self._read(tokens)
         labels = self.fill_missing_labels(labels, len(tokens), codes.device)
         nats = _cross_entropy(self.logits(codes, labels).double(), codes) * real[..., None]
         capacity = real.sum(1) * self.spec.bits_per_token
         return nats.sum((1, 2)) / math.log(2) / capacity
 
-    @property
-    def attention(self) -> str:
-        """How attention is computed, for records."""
-        first = self.trunk.blocks[0]
-        assert isinstance(first.attention, str)
-        return first.attention
+    def describe_likelihood(self, num_steps: int | None = None) -> str:
+        """The word exact; arguments and errors as for `bits_per_dim`."""
+        if num_steps is not None:
+            raise ValueError(
+                f"num_steps: the bits of generators of type {self.config.type} are exact, of no "
+                "steps"
+            )
+        return "exact"
 
-    def set_attention_backend(
-        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
-    ) -> None:
-        """As `CausalTransformer.set_attention_backend`, of trunk and head; there is nothing of low bits."""
-        self.trunk.set_attention_backend(backend)
-        if self.head.depth is not None:
-            self.head.depth.set_attention_backend(backend)
+    @property
+    def trunks(self) -> tuple[AttentionTrunk, ...]:
+        """The trunk, and the depth head if it has blocks."""
+        return (self.trunk,) if self.head.depth is None else (self.trunk, self.head.depth)
 
     def _embed(self, codes: Tensor, labels: Tensor) -> Tensor:
         """What the trunk reads, (B, N, D): the class, then the codes of all positions but the
@@ -278,11 +293,3 @@ class AutoregressiveGenerator(Generator):
 def _cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
     """Nats of every code, (B, N, G), of logits (B, N, G, K)."""
     return F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view_as(codes)
-
-
-def _initialize(module: nn.Module) -> None:
-    """Weights normal, biases 0."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=_INITIAL_STD)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

@@ -1,7 +1,8 @@
-"""The base class `Generator` and what its training step returns."""
+"""What all generators share: the base class `Generator`, its training step, class conditioning."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,52 @@ from ..tokens.tokens import Tokens, TokenSpec
 from .networks.attention import AttentionBackend
 
 
+class ClassConditional:
+    """Base of the generators' config dataclasses: checks the two fields about classes.
+
+    It is no dataclass itself, so that each config states the two fields at their own place: files
+    and fingerprints follow the order of the fields.
+
+    Attributes:
+        num_classes: Labels 0 to num_classes - 1; 0: unconditional; None: not known yet.
+        label_dropout: Share of labels hidden in training.
+    """
+
+    num_classes: int | None
+    label_dropout: float
+
+    def __post_init__(self) -> None:
+        if self.num_classes is not None and self.num_classes < 0:
+            raise ValueError(f"num_classes: expected at least 0, found {self.num_classes}")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout: expected 0 to 1, found {self.label_dropout}")
+
+
+class AttentionTrunk(Protocol):
+    """A network whose attention can be computed by several backends."""
+
+    @property
+    def attention(self) -> str:
+        """Name of the attention in use, for records."""
+        ...
+
+    def set_attention_backend(
+        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
+    ) -> None:
+        """See `Generator.set_attention_backend`."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class GeneratorOutput:
     """One training step of a generator.
 
     Args:
-        loss: What to minimise, a scalar: a mean.
-        weight: What the mean was divided by, a scalar. Means of several processes are averaged
-            with these weights.
-        metrics: Sum and count, (2,) float32, of everything worth watching, by name. Sums and
-            counts add up over steps and processes; a count may be 0.
+        loss: Loss to minimize, a scalar: a weighted mean.
+        weight: Sum of the weights that the mean was divided by, a scalar. Means of several
+            processes are averaged with these weights.
+        metrics: Sum and count, (2,) float32, of every metric by name. Sums and counts add up over
+            steps and processes; a count may be 0.
     """
 
     loss: Tensor
@@ -32,28 +69,46 @@ class GeneratorOutput:
 class Generator(nn.Module):
     """A model of `Tokens`, given labels.
 
-    `forward` is the training step, always: only it synchronises gradients between processes.
+    `forward` is the training step, always: only it synchronizes gradients between processes.
     Labels are (B,) int64 in [0, num_classes); -1 and `num_classes` both mean "no label".
 
+    Args:
+        config: Settings; `num_classes` must be given.
+        spec: Tokens that the generator learns and emits.
+
     Attributes:
-        config: The dataclass it was built from.
-        spec: The tokens that it learns and emits.
+        config: Settings it was built from.
+        spec: Tokens that it learns and emits.
         num_classes: Number of labels; 0: unconditional.
         classes: Names by label, if the training data had any.
-        monitor: The metric that says how well it predicts, the smaller the better.
-        uniform_loss: Loss of knowing nothing, in nats, where the loss is a cross-entropy.
+        monitor: Name of the metric that says how well it predicts, the smaller the better.
+        panels: Curves of a training: title of a panel to the names of the metrics in it.
+        likelihood: Whether `bits_per_dim` is the `exact` likelihood of an image or a variational
+            `bound` on it; None: there is neither.
+        uniform_loss: Loss of uniform predictions, in nats, where the loss is a cross-entropy.
         fingerprint: Hash of config and weights, once loaded from a folder.
-        card: What the folder says of the model, once loaded.
+        card: Model card of the folder, once loaded.
+
+    Raises:
+        ValueError: If `num_classes` is not given.
     """
 
     config: Any
     spec: TokenSpec
     num_classes: int
     classes: tuple[str, ...] = ()
-    monitor: str = "masked_loss"
+    monitor: ClassVar[str]
+    panels: ClassVar[dict[str, list[str]]]
+    likelihood: ClassVar[Literal["exact", "bound"] | None] = None
     uniform_loss: float | None = None
     fingerprint: str | None = None
     card: dict[str, Any] | None = None
+
+    def __init__(self, config: ClassConditional, spec: TokenSpec) -> None:
+        super().__init__()
+        if config.num_classes is None:
+            raise ValueError("num_classes: not given; 0 is unconditional")
+        self.config, self.spec, self.num_classes = config, spec, config.num_classes
 
     def forward(
         self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None
@@ -61,17 +116,61 @@ class Generator(nn.Module):
         """The training step.
 
         Args:
-            tokens: Of this generator's spec.
-            labels: (B,) int64, or None for none.
-            seeds: One per image, (B,) int64: everything drawn for an image (but dropout) depends
-                on its seed alone. None: drawn from torch's global generator.
+            tokens: Tokens of this generator's spec.
+            labels: Labels, (B,) int64; None: no image has one.
+            seeds: One seed per image, (B,) int64: everything drawn for an image (but dropout)
+                depends on its seed alone. None: drawn from torch's global generator.
         """
         raise NotImplementedError
+
+    def bits_per_dim(
+        self,
+        tokens: Tokens,
+        labels: Tensor | None = None,
+        *,
+        seeds: Tensor | None = None,
+        num_steps: int | None = None,
+    ) -> Tensor:
+        """Information of each image, or a bound on it, in bits per bit of its capacity.
+
+        1 is what knowing nothing needs. `describe_likelihood` says what the value is.
+
+        Args:
+            tokens: Tokens of this generator's spec.
+            labels: Labels, (B,) int64; None: no image has one.
+            seeds: One seed per image, (B,) int64: the estimate of a bound depends on nothing else.
+                None: drawn from torch's global generator. An exact value draws nothing.
+            num_steps: Steps of the chain whose bound is computed; None: the generator's own.
+
+        Returns:
+            (B,) float64.
+
+        Raises:
+            ValueError: If there is no likelihood, or not with so many steps.
+        """
+        raise ValueError(self._no_likelihood())
+
+    def describe_likelihood(self, num_steps: int | None = None) -> str:
+        """The value of `bits_per_dim` in words: exact, or which bound.
+
+        Args:
+            num_steps: Steps of the chain, as for `bits_per_dim`.
+
+        Raises:
+            ValueError: If there is no likelihood, or not with so many steps.
+        """
+        raise ValueError(self._no_likelihood())
+
+    def _no_likelihood(self) -> str:
+        return (
+            f"bits: generators of type {self.config.type} have no likelihood, nor a bound on it: "
+            "they learn to fill in hidden tokens in any order; expected one of type ar, bld or bfn"
+        )
 
     def fill_missing_labels(
         self, labels: Tensor | None, batch: int, device: torch.device
     ) -> Tensor:
-        """Labels with every "no label" as `num_classes`, (B,) int64, a new tensor."""
+        """Labels with `num_classes` for every "no label", (B,) int64, a new tensor."""
         if labels is None or self.num_classes == 0:
             return torch.full((batch,), self.num_classes, dtype=torch.int64, device=device)
         return torch.where(labels < 0, self.num_classes, labels)
@@ -80,15 +179,20 @@ class Generator(nn.Module):
         """Fit what is not learned by gradients; training calls it once, before its first step.
 
         Args:
-            tokens: A first batch.
-            labels: Its labels, (B,) int64.
-            seed: Of all that is drawn.
+            tokens: Tokens of a first batch.
+            labels: Labels of the batch, (B,) int64.
+            seed: Seed of everything that is drawn.
         """
 
     @property
-    def attention(self) -> str:
-        """How attention is computed, for records."""
+    def trunks(self) -> Sequence[AttentionTrunk]:
+        """The networks with attention, the one that `attention` names first."""
         raise NotImplementedError
+
+    @property
+    def attention(self) -> str:
+        """Name of the attention in use, for records."""
+        return self.trunks[0].attention
 
     def set_attention_backend(
         self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
@@ -97,17 +201,18 @@ class Generator(nn.Module):
 
         Args:
             backend: One of `AttentionBackend`.
-            low_bit_precision: Of `low_bit`; None: the config's.
+            low_bit_precision: Precision of `low_bit`; None: the config's.
 
         Raises:
             RuntimeError: If the backend is not installed.
             ValueError: If this generator's attention is not computed by it.
         """
-        raise NotImplementedError
+        for trunk in self.trunks:
+            trunk.set_attention_backend(backend, low_bit_precision)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that decodes its tokens; not a part of the module (no weights, no `to`).
+        """Tokenizer that decodes its tokens; not a part of the module (no weights, no `to`).
 
         Raises:
             RuntimeError: If none was attached; `load_generator` does that.
@@ -139,3 +244,13 @@ class Generator(nn.Module):
         }
         counts |= {name: p.numel() for name, p in self.named_parameters(recurse=False)}
         return counts | {"total": sum(p.numel() for p in self.parameters())}
+
+
+def seeds_or_new(seeds: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """Seeds of a batch, (B,) int64; new ones from torch's global generator if there are none."""
+    return torch.randint(2**62, (batch,), device=device) if seeds is None else seeds
+
+
+def valid_positions(tokens: Tokens) -> Tensor | None:
+    """True at real positions, (B, N) bool; None: all positions are real."""
+    return None if tokens.lengths is None else tokens.valid

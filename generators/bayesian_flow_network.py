@@ -8,18 +8,22 @@ and whose K logits come out.
 
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..config import STRICT
-from ..kernels.low_bit_attention.op import LowBitPrecision
 from ..tokens.tokens import Tokens, TokenSpec
-from .base import Generator, GeneratorOutput
-from .binary_latent_diffusion import BUCKETS
-from .networks.attention import AttentionBackend
+from .base import (
+    AttentionTrunk,
+    ClassConditional,
+    Generator,
+    GeneratorOutput,
+    seeds_or_new,
+    valid_positions,
+)
+from .bucket_metrics import bucket_metrics
 from .networks.bert import check_tokens
 from .networks.denoising_transformer import DenoisingTransformer, DenoisingTransformerConfig
 from .noise import normal, uniform
@@ -32,7 +36,7 @@ _GAP = 18.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class BayesianFlowNetworkConfig:
+class BayesianFlowNetworkConfig(ClassConditional):
     """A Bayesian flow network; the trunk's defaults are those of binary latent diffusion.
 
     Args:
@@ -63,12 +67,9 @@ class BayesianFlowNetworkConfig:
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.accuracy is not None and not 0 < self.accuracy < math.inf:
             raise ValueError(f"accuracy: must be > 0, found {self.accuracy}")
-        if self.num_classes is not None and self.num_classes < 0:
-            raise ValueError(f"num_classes: expected at least 0, found {self.num_classes}")
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout: expected 0 to 1, found {self.label_dropout}")
 
 
 class BayesianFlowNetwork(Generator):
@@ -87,13 +88,15 @@ class BayesianFlowNetwork(Generator):
 
     config: BayesianFlowNetworkConfig
     monitor = "flow_loss"
+    panels: ClassVar = {
+        "loss of the flow (nats)": ["flow_loss", "val_flow_loss"],
+        "accuracy": ["accuracy", "val_accuracy"],
+    }
+    likelihood = "bound"
     flow: BayesianFlow
 
     def __init__(self, config: BayesianFlowNetworkConfig, spec: TokenSpec) -> None:
-        super().__init__()
-        if config.num_classes is None:
-            raise ValueError("num_classes: not given; 0 is unconditional")
-        self.config, self.spec, self.num_classes = config, spec, config.num_classes
+        super().__init__(config, spec)
         if config.over == "bits":
             if not spec.is_binary:
                 raise ValueError(
@@ -166,9 +169,8 @@ class BayesianFlowNetwork(Generator):
 
         Source: arXiv:2308.07037 section 6 and algorithm 8.
         """
-        x, valid = self.variables(tokens), _valid(tokens)
-        if seeds is None:
-            seeds = torch.randint(2**62, (len(tokens),), device=x.device)
+        x, valid = self.variables(tokens), valid_positions(tokens)
+        seeds = seeds_or_new(seeds, len(tokens), x.device)
         labels = self.fill_missing_labels(labels, len(tokens), x.device)
         draws = uniform(seeds, 0, (2,))
         t = draws[:, 0]
@@ -182,10 +184,7 @@ class BayesianFlowNetwork(Generator):
             "flow_loss": torch.stack([nats.detach().sum(), count.sum()]),
             "accuracy": torch.stack([right.sum().float(), count.sum()]),
         }
-        for low, high in pairwise(BUCKETS):
-            here = ((t > low) & (t <= high)).float()
-            name = f"flow_loss_{100 * low:.0f}_{100 * high:.0f}"
-            metrics[name] = torch.stack([(nats.detach() * here).sum(), (count * here).sum()])
+        metrics |= bucket_metrics("flow_loss", t, nats.detach(), count)
         return GeneratorOutput(nats.sum() / count.sum(), count.sum(), metrics)
 
     @torch.no_grad()
@@ -194,7 +193,7 @@ class BayesianFlowNetwork(Generator):
         tokens: Tokens,
         labels: Tensor | None = None,
         *,
-        seeds: Tensor,
+        seeds: Tensor | None = None,
         num_steps: int | None = None,
         num_times: int = 64,
     ) -> Tensor:
@@ -206,7 +205,8 @@ class BayesianFlowNetwork(Generator):
         Args:
             tokens: Of this generator's spec.
             labels: (B,) int64, or None for none.
-            seeds: One per image, (B,) int64: its estimate depends on nothing else.
+            seeds: One seed per image, (B,) int64: its estimate depends on nothing else. None: drawn
+                from torch's global generator.
             num_steps: Messages of a chain, each at one draw of the beliefs before it: the n-step
                 loss; None: that of continuous time.
             num_times: Times at which continuous time is estimated, one in each of as many equal
@@ -219,9 +219,9 @@ class BayesianFlowNetwork(Generator):
         """
         if num_times < 1:
             raise ValueError(f"num_times: expected at least 1, found {num_times}")
-        x, valid = self.variables(tokens), _valid(tokens)
+        x, valid = self.variables(tokens), valid_positions(tokens)
         labels = self.fill_missing_labels(labels, len(tokens), x.device)
-        real = _real(x, valid)
+        seeds, real = seeds_or_new(seeds, len(tokens), x.device), _real(x, valid)
 
         def predict(t: Tensor, number: int) -> Tensor:
             return self.predict(self._believe(x, t, seeds, 2 * number), t, labels, valid).double()
@@ -243,6 +243,12 @@ class BayesianFlowNetwork(Generator):
         capacity = real.flatten(1).sum(1) * math.log(self.flow.size)
         return (nats * real).flatten(1).sum(1) / capacity
 
+    def describe_likelihood(self, num_steps: int | None = None) -> str:
+        """Which bound `bits_per_dim` is; arguments and errors as there."""
+        if num_steps is None:
+            return "bound, continuous time"
+        return f"bound, chain of {len(self.flow.alphas(num_steps))} steps"
+
     def calibrate(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
         """Fit the hashes of `binarized_attention: hashed` to beliefs at random times.
 
@@ -258,24 +264,13 @@ class BayesianFlowNetwork(Generator):
         self.network.fit_hashes(values, t, labels, seed)
 
     @property
-    def attention(self) -> str:
-        """As `Transformer.attention`."""
-        return self.network.trunk.attention
-
-    def set_attention_backend(
-        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
-    ) -> None:
-        """As `Transformer.set_attention_backend`."""
-        self.network.trunk.set_attention_backend(backend, low_bit_precision)
+    def trunks(self) -> tuple[AttentionTrunk, ...]:
+        """The trunk of the network."""
+        return (self.network.trunk,)
 
     def _believe(self, x: Tensor, t: Tensor, seeds: Tensor, draw: int) -> Tensor:
         """Beliefs about x after all messages up to times t, float64."""
         return self.flow.message(x, self.flow.beta(t), normal(seeds, draw, self.belief_shape))
-
-
-def _valid(tokens: Tokens) -> Tensor | None:
-    """The real positions, (B, N) bool; None: all."""
-    return None if tokens.lengths is None else tokens.valid
 
 
 def _real(x: Tensor, valid: Tensor | None) -> Tensor:

@@ -10,31 +10,33 @@ sampler `sample/bigr.py`. The features between the blocks tell classes apart
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import STRICT
-from ..kernels.low_bit_attention.op import LowBitPrecision
 from ..tokens.tokens import Tokens, TokenSpec
-from .base import Generator, GeneratorOutput
-from .networks.attention import AttentionBackend
+from .base import (
+    AttentionTrunk,
+    ClassConditional,
+    Generator,
+    GeneratorOutput,
+    seeds_or_new,
+    valid_positions,
+)
+from .bucket_metrics import bucket_metrics
 from .networks.binary_transcoder import BinaryTranscoder, BinaryTranscoderConfig
+from .networks.initialization import INITIAL_STD, initialize
 from .networks.llama import LlamaConfig, LlamaTrunk
 from .noise import uniform
 from .processes.bernoulli import BernoulliDiffusion
-from .processes.masking import MaskSchedule, masked_share
-
-BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Edges of the mask-ratio buckets in which the bound is watched."""
-_INITIAL_STD = 0.02
+from .processes.masking import MaskSchedule, hide_exactly, masked_share
 
 
 @dataclass(frozen=True, kw_only=True)
-class BigrConfig:
+class BigrConfig(ClassConditional):
     """BiGR; the defaults are the published BiGR-L, with the exact weights of the loss.
 
     Args:
@@ -61,10 +63,7 @@ class BigrConfig:
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.num_classes is not None and self.num_classes < 0:
-            raise ValueError(f"num_classes: expected at least 0, found {self.num_classes}")
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout: expected 0 to 1, found {self.label_dropout}")
+        super().__post_init__()
         if self.diffusion.weights == "image":
             raise ValueError(
                 "diffusion.weights: image goes with one time per image; here a token has one: "
@@ -87,17 +86,20 @@ class BiGR(Generator):
 
     config: BigrConfig
     monitor = "masked_bits_per_dim"
+    panels: ClassVar = {
+        "bits of the model per bit of hidden tokens": [
+            *("masked_bits_per_dim", "val_masked_bits_per_dim"),
+        ],
+        "accuracy": ["bit_accuracy", "val_bit_accuracy"],
+    }
 
     def __init__(self, config: BigrConfig, spec: TokenSpec) -> None:
-        super().__init__()
-        if config.num_classes is None:
-            raise ValueError("num_classes: not given; 0 is unconditional")
+        super().__init__(config, spec)
         if not spec.is_binary:
             raise ValueError(
                 f"BiGR reads bits, and {spec} has sizes that are not powers of two; "
                 "use {type: maskgit}"
             )
-        self.config, self.spec, self.num_classes = config, spec, config.num_classes
         self.num_bits = spec.vocab_size.bit_length() - 1
         width = config.transformer.width
         self.input = nn.Linear(self.num_bits, width)
@@ -106,8 +108,8 @@ class BiGR(Generator):
         self.trunk = LlamaTrunk(config.transformer, spec.shape)
         self.position = nn.Parameter(torch.empty(1, spec.num_tokens, width))
         self.head = BinaryTranscoder(config.head, self.num_bits, width)
-        self.apply(_initialize)
-        nn.init.normal_(self.position, std=_INITIAL_STD)
+        self.apply(initialize)
+        nn.init.normal_(self.position, std=INITIAL_STD)
         nn.init.zeros_(self.trunk.modulation.weight)
         self.head.start_at_zero()
 
@@ -195,8 +197,7 @@ class BiGR(Generator):
         Source: arXiv:2410.14672 section 3.2 and its code.
         """
         x_0, valid = self._read(tokens)
-        if seeds is None:
-            seeds = torch.randint(2**62, (len(tokens),), device=x_0.device)
+        seeds = seeds_or_new(seeds, len(tokens), x_0.device)
         labels = self.fill_missing_labels(labels, len(tokens), x_0.device)
         draws = uniform(seeds, 0, (2,))
         dropped = draws[:, 1] < self.config.label_dropout
@@ -217,15 +218,9 @@ class BiGR(Generator):
         )
 
     @property
-    def attention(self) -> str:
-        """As `LlamaTrunk.attention`."""
-        return self.trunk.attention
-
-    def set_attention_backend(
-        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
-    ) -> None:
-        """As `LlamaTrunk.set_attention_backend`."""
-        self.trunk.set_attention_backend(backend, low_bit_precision)
+    def trunks(self) -> tuple[AttentionTrunk, ...]:
+        """The trunk; the head has no attention."""
+        return (self.trunk,)
 
     def _embed(
         self, bits: Tensor, mask: Tensor, classes: Tensor, valid: Tensor | None
@@ -247,14 +242,12 @@ class BiGR(Generator):
         total = real.sum(1)
         share = masked_share((ratio * total).floor().double() / total, self.config.mask_schedule)
         count = (share * total + 1e-9).floor().clamp(min=1)
-        noise = uniform(seeds, 1, real.shape[1:]).masked_fill(~real, 2.0)
-        rank = noise.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-        return rank < count[:, None]
+        return hide_exactly(count, real, uniform(seeds, 1, real.shape[1:]))
 
     def _read(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """Bits (B, N, K) and the real positions; None: all."""
         bits = tokens.require(self.spec, reader="this generator").bits()
-        return bits, tokens.valid if tokens.lengths is not None else None
+        return bits, valid_positions(tokens)
 
     def _measure(
         self, logits: Tensor, flips: Tensor, t: Tensor, mask: Tensor, real: Tensor
@@ -273,16 +266,4 @@ class BiGR(Generator):
             "bit_accuracy": torch.stack([right.sum().float(), count.sum()]),
         }
         share = mask.sum(1) / real.sum(1)
-        for low, high in pairwise(BUCKETS):
-            here = ((share > low) & (share <= high)).float()
-            name = f"masked_bits_per_dim_{100 * low:.0f}_{100 * high:.0f}"
-            metrics[name] = torch.stack([(bits * here).sum(), (count * here).sum()])
-        return metrics
-
-
-def _initialize(module: nn.Module) -> None:
-    """Weights normal, biases 0."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=_INITIAL_STD)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+        return metrics | bucket_metrics("masked_bits_per_dim", share, bits, count)

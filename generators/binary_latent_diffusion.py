@@ -10,29 +10,31 @@ smaller.
 
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import STRICT
-from ..kernels.low_bit_attention.op import LowBitPrecision
 from ..tokens.tokens import Tokens, TokenSpec
-from .base import Generator, GeneratorOutput
-from .networks.attention import AttentionBackend
+from .base import (
+    AttentionTrunk,
+    ClassConditional,
+    Generator,
+    GeneratorOutput,
+    seeds_or_new,
+    valid_positions,
+)
+from .bucket_metrics import bucket_metrics
 from .networks.bert import check_tokens
 from .networks.denoising_transformer import DenoisingTransformer, DenoisingTransformerConfig
 from .noise import uniform
 from .processes.bernoulli import BernoulliDiffusion
 
-BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Edges of the buckets of t / T in which the loss is watched."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class BinaryLatentDiffusionConfig:
+class BinaryLatentDiffusionConfig(ClassConditional):
     """Binary latent diffusion; the defaults are the published model, whose steps are 64 or 256.
 
     Args:
@@ -54,10 +56,7 @@ class BinaryLatentDiffusionConfig:
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.num_classes is not None and self.num_classes < 0:
-            raise ValueError(f"num_classes: expected at least 0, found {self.num_classes}")
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout: expected 0 to 1, found {self.label_dropout}")
+        super().__post_init__()
         if self.diffusion.weights == "token":
             raise ValueError(
                 "diffusion.weights: token goes with one time per token; here an image has one: "
@@ -78,17 +77,19 @@ class BinaryLatentDiffusion(Generator):
 
     config: BinaryLatentDiffusionConfig
     monitor = "bits_per_dim"
+    panels: ClassVar = {
+        "bits of the model per bit of tokens": ["bits_per_dim", "val_bits_per_dim"],
+        "accuracy": ["bit_accuracy", "val_bit_accuracy"],
+    }
+    likelihood = "bound"
 
     def __init__(self, config: BinaryLatentDiffusionConfig, spec: TokenSpec) -> None:
-        super().__init__()
-        if config.num_classes is None:
-            raise ValueError("num_classes: not given; 0 is unconditional")
+        super().__init__(config, spec)
         if not spec.is_binary:
             raise ValueError(
                 f"binary latent diffusion reads bits, and {spec} has sizes that are not powers of "
                 "two; use {type: maskgit}"
             )
-        self.config, self.spec, self.num_classes = config, spec, config.num_classes
         self.num_bits = spec.vocab_size.bit_length() - 1
         check_tokens(config.transformer, spec)
         self.network = DenoisingTransformer(
@@ -127,8 +128,7 @@ class BinaryLatentDiffusion(Generator):
         Source: arXiv:2304.04820 and its code, whose `focal = 0` is the balanced loss.
         """
         x_0, valid = self._read(tokens)
-        if seeds is None:
-            seeds = torch.randint(2**62, (len(tokens),), device=x_0.device)
+        seeds = seeds_or_new(seeds, len(tokens), x_0.device)
         labels = self.fill_missing_labels(labels, len(tokens), x_0.device)
         draws = uniform(seeds, 0, (2,))
         t = self.diffusion.draw_time(draws[:, 0])
@@ -150,7 +150,7 @@ class BinaryLatentDiffusion(Generator):
         tokens: Tokens,
         labels: Tensor | None = None,
         *,
-        seeds: Tensor,
+        seeds: Tensor | None = None,
         num_steps: int | None = None,
     ) -> Tensor:
         """Variational bound on the information of each image, in bits per bit of it, (B,) float64.
@@ -162,14 +162,16 @@ class BinaryLatentDiffusion(Generator):
         Args:
             tokens: Of this generator's spec.
             labels: (B,) int64, or None for none.
-            seeds: One per image, (B,) int64: its estimate depends on nothing else.
-            num_steps: Of the chain, and forward passes; None: those of the training.
+            seeds: One seed per image, (B,) int64: its estimate depends on nothing else. None: drawn
+                from torch's global generator.
+            num_steps: Steps of the chain, and forward passes; None: as many as in the training.
 
         Raises:
             ValueError: If there are more steps than in the training.
         """
         x_0, valid = self._read(tokens)
         labels = self.fill_missing_labels(labels, len(tokens), x_0.device)
+        seeds = seeds_or_new(seeds, len(tokens), x_0.device)
         real = torch.ones_like(x_0) if valid is None else valid[..., None].expand_as(x_0)
         nats = torch.zeros(len(tokens), dtype=torch.float64, device=x_0.device)
         for number, pair in enumerate(self.diffusion.steps(num_steps)):
@@ -178,6 +180,10 @@ class BinaryLatentDiffusion(Generator):
             logits = self.predict(x_t, t, labels, valid)
             nats += (self.diffusion.step_divergence(logits, flips, s, t) * real).sum((1, 2))
         return nats / real.sum((1, 2)) / math.log(2)
+
+    def describe_likelihood(self, num_steps: int | None = None) -> str:
+        """Which bound `bits_per_dim` is; arguments and errors as there."""
+        return f"bound, chain of {len(self.diffusion.steps(num_steps))} steps"
 
     def calibrate(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
         """Fit the hashes of `binarized_attention: hashed` to images at random times.
@@ -195,20 +201,14 @@ class BinaryLatentDiffusion(Generator):
         self.network.fit_hashes(2 * x_t - 1, time, labels, seed)
 
     @property
-    def attention(self) -> str:
-        """As `Transformer.attention`."""
-        return self.network.trunk.attention
-
-    def set_attention_backend(
-        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
-    ) -> None:
-        """As `Transformer.set_attention_backend`."""
-        self.network.trunk.set_attention_backend(backend, low_bit_precision)
+    def trunks(self) -> tuple[AttentionTrunk, ...]:
+        """The trunk of the network."""
+        return (self.network.trunk,)
 
     def _read(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """Bits (B, N, K) and the real positions; None: all."""
         bits = tokens.require(self.spec, reader="this generator").bits()
-        return bits, tokens.valid if tokens.lengths is not None else None
+        return bits, valid_positions(tokens)
 
     def _measure(self, logits: Tensor, flips: Tensor, t: Tensor, real: Tensor) -> dict[str, Tensor]:
         """The metrics of a training step."""
@@ -225,8 +225,4 @@ class BinaryLatentDiffusion(Generator):
             "bit_accuracy": torch.stack([right.float(), count.sum()]),
         }
         share = t / diffusion.num_steps  # in (0, 1]
-        for low, high in pairwise(BUCKETS):
-            here = ((share > low) & (share <= high)).float()
-            name = f"flip_loss_{100 * low:.0f}_{100 * high:.0f}"
-            metrics[name] = torch.stack([(nats * here).sum(), (count * here).sum()])
-        return metrics
+        return metrics | bucket_metrics("flip_loss", share, nats, count)

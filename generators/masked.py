@@ -16,8 +16,7 @@ The class token stands last. Samplers are in `sample/masked.py`.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,25 +25,30 @@ from torch.nn import functional as F
 from ..config import STRICT
 from ..kernels.bit_embedding.op import MAX_BITS, bit_embedding
 from ..kernels.codebook_sum.op import codebook_embedding_sum
-from ..kernels.low_bit_attention.op import LowBitPrecision
 from ..tokens.packing import split_bits
 from ..tokens.tokens import Tokens, TokenSpec
-from .base import Generator, GeneratorOutput
-from .networks.attention import AttentionBackend
-from .networks.bert import LayerNorm, Transformer, TransformerConfig, check_tokens, initialize
+from .base import (
+    AttentionTrunk,
+    ClassConditional,
+    Generator,
+    GeneratorOutput,
+    seeds_or_new,
+    valid_positions,
+)
+from .bucket_metrics import bucket_metrics, bucket_names
+from .networks.bert import LayerNorm, Transformer, TransformerConfig, check_tokens
+from .networks.initialization import INITIAL_STD, initialize
 from .noise import uniform
-from .processes.masking import MaskSchedule, masked_share
+from .processes.masking import MaskSchedule, hide_exactly, masked_share
 
 MAX_GROUP = 2**16
 """Largest group a head is built for."""
 _JOINT = 2**14  # a MaskGIT position up to this size is read as one index by default
 _GROUP_BITS = 9  # MaskBit's published groups have 5 to 9 bits
-BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Edges of the mask-ratio buckets in which the masked loss is watched."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedConfig:
+class MaskedConfig(ClassConditional):
     """What MaskBit and MaskGIT have in common.
 
     Args:
@@ -76,9 +80,8 @@ class MaskedConfig:
     embedding: Literal["plain", "fused"] = "plain"
 
     def __post_init__(self) -> None:
-        if self.num_classes is not None and self.num_classes < 0:
-            raise ValueError(f"num_classes: expected at least 0, found {self.num_classes}")
-        for name in ("unmasked_weight", "label_smoothing", "label_dropout"):
+        super().__post_init__()
+        for name in ("unmasked_weight", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected 0 to 1, found {getattr(self, name)}")
 
@@ -179,11 +182,16 @@ class MaskedGenerator(Generator):
         ValueError: If this reading of the tokens is not possible, with the reason.
     """
 
+    config: MaskBitConfig | MaskGITConfig
+    monitor = "masked_loss"
+    panels: ClassVar = {
+        "cross-entropy of hidden slots (nats)": ["masked_loss", "val_masked_loss", "uniform_loss"],
+        "masked loss by masked share (%)": bucket_names("masked_loss"),
+        "accuracy on hidden slots": ["masked_accuracy", "val_masked_accuracy"],
+    }
+
     def __init__(self, config: MaskBitConfig | MaskGITConfig, spec: TokenSpec) -> None:
-        super().__init__()
-        if config.num_classes is None:
-            raise ValueError("num_classes: not given; 0 is unconditional")
-        self.config, self.spec, self.num_classes = config, spec, config.num_classes
+        super().__init__(config, spec)
         self.codebook_sizes = read_sizes(config, spec)
         self.masked_spec = TokenSpec(spec.shape, self.codebook_sizes, spec.ordered)
         self.uniform_loss = sum(map(math.log, self.codebook_sizes)) / len(self.codebook_sizes)
@@ -211,7 +219,7 @@ class MaskedGenerator(Generator):
             self.biases.extend(torch.zeros(num_tokens, size) for size in self.codebook_sizes)
         else:
             self.head = nn.Linear(width, sum(self.codebook_sizes))
-        nn.init.normal_(self.position, std=0.02)
+        nn.init.normal_(self.position, std=INITIAL_STD)
         self.apply(initialize)
 
     @property
@@ -240,15 +248,9 @@ class MaskedGenerator(Generator):
             self.train(training)
 
     @property
-    def attention(self) -> str:
-        """As `Transformer.attention`."""
-        return self.trunk.attention
-
-    def set_attention_backend(
-        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
-    ) -> None:
-        """As `Transformer.set_attention_backend`."""
-        self.trunk.set_attention_backend(backend, low_bit_precision)
+    def trunks(self) -> tuple[AttentionTrunk, ...]:
+        """The trunk."""
+        return (self.trunk,)
 
     def predict(
         self, indices: Tensor, mask: Tensor, labels: Tensor, valid: Tensor | None = None
@@ -301,9 +303,7 @@ class MaskedGenerator(Generator):
         """
         codes = tokens.require(self.spec, reader="this generator").regroup(self.codebook_sizes)
         targets, device = codes.indices, tokens.device
-        if seeds is None:
-            seeds = torch.randint(2**62, (len(tokens),), device=device)
-        valid = tokens.valid if tokens.lengths is not None else None
+        seeds, valid = seeds_or_new(seeds, len(tokens), device), valid_positions(tokens)
         real = torch.ones_like(targets, dtype=torch.bool)
         if valid is not None:
             real &= valid[..., None]
@@ -325,24 +325,16 @@ class MaskedGenerator(Generator):
             "masked_accuracy": torch.stack([(correct * hidden).sum(), count.sum()]),
         }
         hidden_share = count / real.sum((1, 2))
-        for low, high in pairwise(BUCKETS):
-            inside = hidden_share < high if high < 1 else hidden_share <= high
-            here = (inside & (hidden_share >= low)).float()
-            metrics[bucket_name(low, high)] = torch.stack(
-                [(nats * here).sum(), (count * here).sum()]
-            )
+        metrics |= bucket_metrics("masked_loss", hidden_share, nats, count, edge="lower")
         return GeneratorOutput(loss, total, metrics)
 
     def _hide(self, seeds: Tensor, share: Tensor, real: Tensor) -> Tensor:
         """The slots to predict, (B, N, G) bool, out of the real ones."""
         noise = uniform(seeds, 1, real.shape[1:])
-        share = share[:, None, None]
         if self.config.mask_count == "independent":
-            return (noise < share) & real
-        count = (share * real.sum((1, 2), keepdim=True)).round().clamp(min=1)
-        noise = noise.masked_fill(~real, 2.0).flatten(1)
-        rank = noise.argsort(dim=1, stable=True).argsort(dim=1, stable=True).view_as(real)
-        return (rank < count) & real
+            return (noise < share[:, None, None]) & real
+        count = (share * real.sum((1, 2))).round().clamp(min=1)
+        return hide_exactly(count, real, noise)
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of every slot in nats with and without label smoothing, both (B, N, G)."""
@@ -355,11 +347,6 @@ class MaskedGenerator(Generator):
             real = torch.arange(logits.shape[-1], device=logits.device) < sizes[:, None]
             mean = log_p.where(real, 0).sum(-1) / sizes
         return exact.lerp(-mean, self.config.label_smoothing), exact
-
-
-def bucket_name(low: float, high: float) -> str:
-    """Name of the masked loss of images whose masked share is in [low, high)."""
-    return f"masked_loss_{100 * low:.0f}_{100 * high:.0f}"
 
 
 def read_sizes(config: MaskBitConfig | MaskGITConfig, spec: TokenSpec) -> tuple[int, ...]:

@@ -255,12 +255,3 @@ class Transformer(nn.Module):
             assert isinstance(block, Block)
             block.attention = backend
             block.low_bit_precision = precision
-
-
-@torch.no_grad()
-def initialize(module: nn.Module) -> None:
-    """Weights normal, std 0.02 (published with a cut at 100 std, which is none); biases 0."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)

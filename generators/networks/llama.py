@@ -262,8 +262,21 @@ class CausalTransformer(nn.Module):
         """Empty caches for `step`, of so many positions."""
         return [KVCache(length) for _ in self.blocks]
 
-    def set_attention_backend(self, backend: AttentionBackend) -> None:
+    @property
+    def attention(self) -> str:
+        """Name of the attention in use, for records."""
+        first = self.blocks[0]
+        assert isinstance(first, CausalBlock)
+        return first.attention
+
+    def set_attention_backend(
+        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
+    ) -> None:
         """Compute attention by this backend from now on; config and files keep theirs.
+
+        Args:
+            backend: One of `AttentionBackend` but `low_bit`, which is not causal.
+            low_bit_precision: Not read, there is nothing of low bits.
 
         Raises:
             RuntimeError: If the backend is not installed.

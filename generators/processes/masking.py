@@ -36,3 +36,16 @@ def masked_share(t: Tensor, schedule: MaskSchedule) -> Tensor:
         case "square":
             share = 1 - t.square()
     return share.clamp(0, 1)
+
+
+def hide_exactly(count: Tensor, real: Tensor, noise: Tensor) -> Tensor:
+    """Slots with the smallest noise among the real ones, bool of the shape of `real`.
+
+    Args:
+        count: Slots to hide in each image, (B,), whole numbers of any type.
+        real: True at real slots, (B, ...) bool; no other slot is hidden.
+        noise: Uniform numbers below 2, of the shape of `real`.
+    """
+    flat = noise.masked_fill(~real, 2.0).flatten(1)
+    rank = flat.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    return (rank < count[:, None]).view_as(real) & real

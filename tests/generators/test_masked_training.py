@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.generators.masked import BUCKETS, bucket_name
+from tessella.generators.bucket_metrics import BUCKETS, bucket_name
 from tessella.generators.noise import uniform
 from tessella.generators.processes.masking import MEAN_SHARE, MaskSchedule, masked_share
 from tessella.tokens.tokens import TokenSpec
@@ -319,7 +319,7 @@ def test_metrics_are_sums_that_add_up_over_batches_and_buckets(make: Any) -> Non
     tokens, seeds = make.tokens(BITS, 24), torch.arange(24)
     whole = generator(tokens, seeds=seeds).metrics
     parts = [generator(tokens[i : i + 1], seeds=seeds[i : i + 1]).metrics for i in range(24)]
-    buckets = [bucket_name(low, high) for low, high in itertools.pairwise(BUCKETS)]
+    buckets = [bucket_name("masked_loss", low, high) for low, high in itertools.pairwise(BUCKETS)]
     assert buckets == [f"masked_loss_{a}" for a in ("0_25", "25_50", "50_75", "75_100")]
     assert list(whole) == ["masked_loss", "masked_accuracy", *buckets]
     for name, value in whole.items():
@@ -341,7 +341,8 @@ def test_an_image_counts_in_the_bucket_of_its_share(make: Any) -> None:
         share = metrics["masked_loss"][1].item() / slots
         for low, high in itertools.pairwise(BUCKETS):
             here = low <= share < high or share == high == 1
-            assert metrics[bucket_name(low, high)][1] == (metrics["masked_loss"][1] if here else 0)
+            name = bucket_name("masked_loss", low, high)
+            assert metrics[name][1] == (metrics["masked_loss"][1] if here else 0)
             seen |= {low} if here else set()
     assert len(seen) == 4
 

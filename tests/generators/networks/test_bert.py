@@ -11,8 +11,8 @@ from tessella.generators.networks.bert import (
     LayerNorm,
     Transformer,
     TransformerConfig,
-    initialize,
 )
+from tessella.generators.networks.initialization import initialize
 
 ATOL = 2e-6
 """Two layers of unit-sized float32 sums in another order."""
