@@ -1,15 +1,12 @@
 """Bits per dimension: how few bits a generator would need for images that it never saw.
 
-A generator with a likelihood, or a bound on it, says how many bits the tokens of an image need when
-its predictions are the code. One bit per bit of the tokens is what knowing nothing needs, so the
-figure compares generators of the same tokens, whatever their kind: exact for autoregressive ones, a
-variational bound for Bernoulli diffusion and Bayesian flows. Fewer bits are no promise of better
-pictures.
+A generator with a likelihood, or a bound on it (`Generator.likelihood`), says how many bits the
+tokens of an image need when its predictions are the code. Uniform predictions need one bit per bit
+of the tokens, so the number compares generators of the same tokens, whatever their kind: exact for
+autoregressive ones, a variational bound for Bernoulli diffusion and Bayesian flows. Fewer bits are
+no promise of better pictures.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,59 +15,11 @@ from tqdm import tqdm
 
 from ..data.image_source import DataError, ImageSource
 from ..data.loader import eval_batches, evenly_spaced
-from ..generators.autoregressive import AutoregressiveGenerator
 from ..generators.base import Generator
-from ..generators.bayesian_flow_network import BayesianFlowNetwork
-from ..generators.binary_latent_diffusion import BinaryLatentDiffusion
 from ..generators.noise import derive_seeds
 
 DEFAULT_DRAWS = 2
-
-
-@dataclass(frozen=True)
-class Figure:
-    """What bits per dimension are for one generator.
-
-    Args:
-        value: In words: exact, or which bound.
-        exact: Whether nothing is drawn.
-        measure: (tokens, labels, *, seeds) to the bits per dimension of each image, (B,) float64.
-    """
-
-    value: str
-    exact: bool
-    measure: Callable[..., Tensor]
-
-
-def figure_of(generator: Generator, num_steps: int | None = None) -> Figure:
-    """What `measure_bits` measures of a generator; arguments as there.
-
-    Raises:
-        ValueError: If it has no likelihood and no bound on one, or not in so many steps.
-    """
-    kind = generator.config.type
-    match generator:
-        case AutoregressiveGenerator():
-            if num_steps is not None:
-                raise ValueError(
-                    f"num_steps: the bits of generators of type {kind} are exact, of no steps"
-                )
-            return Figure("exact", True, partial(_exact, generator))
-        case BinaryLatentDiffusion():
-            steps = len(generator.diffusion.steps(num_steps))
-            measure = partial(generator.bits_per_dim, num_steps=num_steps)
-            return Figure(f"bound, chain of {steps} steps", False, measure)
-        case BayesianFlowNetwork():
-            if num_steps is not None:
-                generator.flow.alphas(num_steps)
-            time = "continuous time" if num_steps is None else f"chain of {num_steps} steps"
-            measure = partial(generator.bits_per_dim, num_steps=num_steps)
-            return Figure(f"bound, {time}", False, measure)
-        case _:
-            raise ValueError(
-                f"bits: generators of type {kind} have no likelihood, nor a bound on it: they "
-                "learn to fill in hidden tokens in any order; expected one of type ar, bld or bfn"
-            )
+"""Draws of a bound for each image."""
 
 
 def measure_bits(
@@ -87,36 +36,37 @@ def measure_bits(
 ) -> dict[str, Any]:
     """Bits that the tokens of a source need; in float32, images not augmented.
 
-    Every draw of an image has a seed of its own, from `seed`, its number and that of the image.
-    It visits each step of a chain once, or each 64th part of continuous time, so none of the error
-    comes from which times were drawn.
+    Every draw of an image has a seed of its own, derived from `seed`, the number of the draw and
+    the number of the image. A draw visits each step of a chain once, or each 64th part of
+    continuous time, so that none of the error comes from which times were drawn.
 
     Args:
         generator: In eval mode, with its tokenizer.
         source: The images.
-        draws: Independent estimates of the bound of each image; None: 2, or 1 of what is exact.
-        num_steps: Of the chain whose bound is measured; None: that of the training, or continuous
-            time for Bayesian flows.
-        unconditional: Tell the generator no labels.
-        seed: Of the draws, at least 0.
-        limit: Images at most, evenly spaced; None: all.
-        batch_size: Images at once; it has no influence beyond rounding.
+        draws: Independent estimates of the bound for each image, at least 1; None: 2, or 1 if the
+            likelihood is exact.
+        num_steps: Steps of the chain whose bound is measured; None: as many as in the training, or
+            continuous time for Bayesian flows.
+        unconditional: Show the generator no labels.
+        seed: Seed of the draws, at least 0.
+        limit: Largest number of images, evenly spaced; None: all.
+        batch_size: Images per forward pass; no influence beyond rounding.
         progress: Show a progress bar on stderr.
 
     Returns:
-        What `summarise` says; `value`, as of `Figure`; `images`, `labels` (how many of them had one
-        to tell) and `draws`; `seed`, `data`, `generator` and `tokenizer` (fingerprints); `broken`,
-        reason by id of the images that could not be read.
+        The entries of `summarize`; `value`, the words of `Generator.describe_likelihood`; `images`,
+        `labels` (how many of the images had one) and `draws`; `seed`, `data`, `generator` and
+        `tokenizer` (fingerprints); `broken`, reason by id of the images that could not be read.
 
     Raises:
         DataError: If no image can be read.
         ValueError: If the generator has no bound or is in training mode, the settings do not fit
             it, or the labels of the source are not its own.
     """
-    figure = figure_of(generator, num_steps)
-    draws = (1 if figure.exact else DEFAULT_DRAWS) if draws is None else draws
-    if draws < 1 or (figure.exact and draws > 1):
-        expected = "1, for nothing is drawn" if figure.exact else "at least 1"
+    value, exact = generator.describe_likelihood(num_steps), generator.likelihood == "exact"
+    draws = (1 if exact else DEFAULT_DRAWS) if draws is None else draws
+    if draws < 1 or (exact and draws > 1):
+        expected = "1, for nothing is drawn" if exact else "at least 1"
         raise ValueError(f"draws: expected {expected}; found {draws}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1 image, found {limit}")
@@ -139,7 +89,8 @@ def measure_bits(
             estimates = []
             for draw in range(draws):
                 seeds = derive_seeds(seed, draw * len(source) + batch["numbers"]).to(device)
-                estimates.append(figure.measure(tokens, labels, seeds=seeds) * room)
+                found = generator.bits_per_dim(tokens, labels, seeds=seeds, num_steps=num_steps)
+                estimates.append(found * room)
                 if not estimates[-1].isfinite().all():
                     raise ValueError("bits: the predicted logits are not finite")
                 bar.update(len(tokens))
@@ -148,8 +99,8 @@ def measure_bits(
     if not bits:
         raise DataError(f"{source.name}: none of {len(chosen)} images can be read")
     return {
-        **summarise(torch.cat(bits, 1), torch.cat(capacity), exact=figure.exact),
-        "value": figure.value,
+        **summarize(torch.cat(bits, 1), torch.cat(capacity), exact=exact),
+        "value": value,
         "images": sum(map(len, capacity)),
         "labels": told,
         "draws": draws,
@@ -161,19 +112,19 @@ def measure_bits(
     }
 
 
-def summarise(bits: Tensor, capacity: Tensor, *, exact: bool = False) -> dict[str, float | None]:
-    """Means and standard errors of what images need.
+def summarize(bits: Tensor, capacity: Tensor, *, exact: bool = False) -> dict[str, float | None]:
+    """Means and standard errors of the bits of images.
 
     Args:
-        bits: Draws of the bits of each image, (R, M) float64.
-        capacity: Bits of each image if nothing is known, (M,) float64.
-        exact: Whether the draws have no error.
+        bits: Bits of each image in R draws, (R, M) float64.
+        capacity: Bits of each image under uniform predictions, (M,) float64.
+        exact: Whether the bits are exact, so that the draws have no error.
 
     Returns:
-        `bits_per_dim`: all bits over all capacity. Its standard errors: `error_over_images`, if the
-        images are a sample of many, that of the draws included; `error_over_draws`, for these very
-        images. None: one image, or one draw, does not tell. `bits_per_image`, and its
-        `capacity_per_image`.
+        `bits_per_dim`: sum of the bits over sum of the capacity. Its standard errors:
+        `error_over_images`, of a sample of images, the error of the draws included;
+        `error_over_draws`, for these very images; None if there is a single image or draw.
+        `bits_per_image` and `capacity_per_image`: means over the images.
     """
     draws, images = bits.shape
     means, total = bits.mean(0), capacity.sum()
@@ -195,18 +146,11 @@ def summarise(bits: Tensor, capacity: Tensor, *, exact: bool = False) -> dict[st
     }
 
 
-def _exact(
-    generator: AutoregressiveGenerator, tokens: Any, labels: Tensor | None, *, seeds: Tensor
-) -> Tensor:
-    """`AutoregressiveGenerator.bits_per_dim`, which needs no seeds."""
-    return generator.bits_per_dim(tokens, labels)
-
-
 def _check_classes(generator: Generator, source: ImageSource) -> None:
-    """Refuse labels that mean something else to the generator, or nothing.
+    """Refuse a source whose classes are not those of the generator.
 
     Raises:
-        ValueError: With the way out.
+        ValueError: With the classes of both, and how to measure without labels.
     """
     theirs, own = source.classes, generator.classes
     if theirs and (theirs != own if own else len(theirs) != generator.num_classes):

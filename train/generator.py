@@ -47,23 +47,11 @@ EVAL_IMAGES = 1000
 """Validation images at most, encoded once."""
 
 PANELS = {
-    "bits of the model per bit of tokens": [
-        *("bits_per_dim", "val_bits_per_dim"),
-        *("masked_bits_per_dim", "val_masked_bits_per_dim"),
-    ],
-    "cross-entropy, of hidden slots if any are (nats)": [
-        *("masked_loss", "val_masked_loss", "cross_entropy", "val_cross_entropy", "uniform_loss"),
-    ],
-    "masked loss by masked share (%)": [
-        f"masked_loss_{low}_{low + 25}" for low in range(0, 100, 25)
-    ],
-    "accuracy on hidden slots": ["masked_accuracy", "val_masked_accuracy"],
-    "accuracy": ["bit_accuracy", "val_bit_accuracy", "accuracy", "val_accuracy"],
-    "loss of the flow (nats)": ["flow_loss", "val_flow_loss"],
     "loss": ["loss"],
     "gradient norm": ["grad_norm"],
     "images/s": ["images_per_second"],
 }
+"""Curves of every generator, after its own (`Generator.panels`)."""
 
 
 def open_store(path: Path, tokenizer: Tokenizer) -> TokenStore:
@@ -201,6 +189,7 @@ def train(
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
+    panels = {**state.generator.panels, **PANELS}
     measured: dict[str, float] = {}
     for step in training_steps(batches, state, run, accelerator):
         for batch in step.batches:
@@ -223,14 +212,14 @@ def train(
         if main and step.previews:
             path = out / "samples" / f"step_{step.number:07d}.png"
             draw_samples(*state.samples(), config.samples_per_class, path)
-            update_curves(folder, PANELS, hint=step.last)
+            update_curves(folder, panels, hint=step.last)
         if step.saves:
             state.seconds = step.seconds
             state.save(folder, reader.fingerprint, ids)
     if not end_run(state, run, reader.broken, folder, accelerator, command):
         return None
     if main:
-        update_curves(folder, PANELS)
+        update_curves(folder, panels)
         if not measured:  # resumed after its last step
             measured = state.evaluate(validation)
         card = {

@@ -18,7 +18,7 @@ from tessella.cli.main import main
 from tessella.data.image_source import DataError, ImageSource, Sample
 from tessella.data.images import BrokenImage
 from tessella.data.sources import open_source
-from tessella.evaluation.bits_per_dim import measure_bits, summarise
+from tessella.evaluation.bits_per_dim import measure_bits, summarize
 from tessella.generators.autoregressive import AutoregressiveConfig
 from tessella.generators.base import Generator
 from tessella.generators.bayesian_flow_network import BayesianFlowNetworkConfig
@@ -270,20 +270,20 @@ def test_errors_of_a_summary() -> None:
     """Against the formulas of the mean, and of a ratio by leaving out one image at a time."""
     rng = torch.Generator().manual_seed(0)
     bits = torch.rand(5, 40, generator=rng, dtype=torch.float64) + torch.arange(40) / 10
-    even = summarise(bits, torch.full((40,), 8.0, dtype=torch.float64))
+    even = summarize(bits, torch.full((40,), 8.0, dtype=torch.float64))
     assert even["bits_per_dim"] == pytest.approx(bits.mean().item() / 8)
     assert even["error_over_images"] == pytest.approx(bits.mean(0).std().item() / 40**0.5 / 8)
     assert even["error_over_draws"] == pytest.approx(
         math.sqrt((bits.var(0) / 5).sum().item()) / 40 / 8
     )
     lengths = torch.randint(4, 9, (40,), generator=rng).double()
-    ratio = summarise(bits * lengths, lengths)
+    ratio = summarize(bits * lengths, lengths)
     means = (bits * lengths).mean(0)
     assert ratio["bits_per_dim"] == pytest.approx((means.sum() / lengths.sum()).item())
     left = (means.sum() - means) / (lengths.sum() - lengths)
     jackknife = math.sqrt(39 / 40 * (left - left.mean()).square().sum().item())
     assert ratio["error_over_images"] == pytest.approx(jackknife, rel=0.02)
-    assert summarise(bits[:1], lengths, exact=True)["error_over_draws"] == 0
+    assert summarize(bits[:1], lengths, exact=True)["error_over_draws"] == 0
 
 
 @pytest.mark.parametrize(
