@@ -112,7 +112,7 @@ class DepthHead(nn.Module):
         """
         rows = [table(codes[:, g]) for g, table in enumerate(self.tables)]
         x = torch.stack([h, *rows], 1)
-        scores = self.head(x if self.depth is None else self.depth(x)).float()
+        scores: Tensor = self.head(x if self.depth is None else self.depth(x)).float()
         if min(self.sizes) == max(self.sizes):
             return scores
         sizes = torch.tensor(self.sizes, device=h.device)[:, None]
@@ -129,11 +129,13 @@ class DepthHead(nn.Module):
         """
         if self.depth is not None:
             x = self.depth.step(x, caches, group)
-        return self.head(x).float()[:, : self.sizes[group]]
+        logits: Tensor = self.head(x).float()[:, : self.sizes[group]]
+        return logits
 
     def embed(self, codes: Tensor, group: int) -> Tensor:
         """What stands for a code of `group`, (B, D) of (B,) int64; not for the last one."""
-        return self.tables[group](codes)
+        rows: Tensor = self.tables[group](codes)
+        return rows
 
     def new_caches(self) -> list[KVCache]:
         """Empty caches for `step`."""
@@ -202,7 +204,10 @@ class AutoregressiveGenerator(Generator):
             (B, N, G, K) float32 with K the largest group; -inf beyond the size of a smaller group.
         """
         h = self.trunk(self._embed(codes, labels))
-        return self.head(h.flatten(0, 1), codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
+        logits: Tensor = self.head(h.flatten(0, 1), codes.flatten(0, 1)).unflatten(
+            0, codes.shape[:2]
+        )
+        return logits
 
     def forward(
         self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None
@@ -279,10 +284,10 @@ class AutoregressiveGenerator(Generator):
         return (self.trunk,) if self.head.depth is None else (self.trunk, self.head.depth)
 
     def _embed(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """What the trunk reads, (B, N, D): the class, then the codes of all positions but the
-        last."""
+        """Trunk input (B, N, D): the class, then the codes of all positions but the last."""
         x = torch.cat([self.class_embedding(labels)[:, None], self.input(codes)], 1)[:, :-1]
-        return self.input_dropout(x)
+        hidden: Tensor = self.input_dropout(x)
+        return hidden
 
     def _read(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Codes (B, N, G) int64 and real positions (B, N) bool."""

@@ -152,7 +152,7 @@ class BayesianFlowNetwork(Generator):
             labels: (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
             valid: True at real positions, (B, N) bool; None: all.
         """
-        logits = self.network(self.flow.network_input(beliefs), t.float(), labels, valid)
+        logits: Tensor = self.network(self.flow.network_input(beliefs), t.float(), labels, valid)
         return logits + beliefs.float() if self.config.add_beliefs else logits
 
     def forward(

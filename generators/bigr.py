@@ -129,7 +129,7 @@ class BiGR(Generator):
             classes: Class embeddings, (B, D): rows of `embed_classes`, or mixtures of them.
             valid: True at real positions, (B, N) bool; None: all.
         """
-        x = self.trunk(*self._embed(bits, mask, classes, valid))
+        x: Tensor = self.trunk(*self._embed(bits, mask, classes, valid))
         return x[:, 1:].float() + self.position
 
     def predict_flips(self, bits: Tensor, t: Tensor, conditions: Tensor) -> Tensor:
@@ -140,11 +140,13 @@ class BiGR(Generator):
             t: Times in [1, T], int64 of a shape that broadcasts over that of the tokens.
             conditions: Of `predict` at their positions, (..., D).
         """
-        return self.head(bits, t, conditions)
+        logits: Tensor = self.head(bits, t, conditions)
+        return logits
 
     def embed_classes(self, labels: Tensor) -> Tensor:
         """Class embeddings (B, D) of labels in [0, num_classes], (B,) int64."""
-        return self.class_embedding(labels)
+        embeddings: Tensor = self.class_embedding(labels)
+        return embeddings
 
     @torch.no_grad()
     def features(

@@ -113,7 +113,8 @@ class BinaryLatentDiffusion(Generator):
             valid: True at real positions, (B, N) bool; None: all.
         """
         time = (t - 1).float() / self.diffusion.num_steps
-        return self.network(2 * bits - 1, time, labels, valid)
+        logits: Tensor = self.network(2 * bits - 1, time, labels, valid)
+        return logits
 
     def forward(
         self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None

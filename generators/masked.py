@@ -122,7 +122,8 @@ class BitInput(nn.Module):
 
     def forward(self, indices: Tensor, mask: Tensor) -> Tensor:
         """Hidden states (B, N, D) of indices and mask (B, N, G)."""
-        return self.project(self.signs(indices, mask).to(self.project.weight.dtype))
+        hidden: Tensor = self.project(self.signs(indices, mask).to(self.project.weight.dtype))
+        return hidden
 
     def signs(self, indices: Tensor, mask: Tensor) -> Tensor:
         """(B, N, n) float32 in {-1, 0, 1}, bit i of the joint code at place i."""
@@ -141,7 +142,7 @@ class BitInput(nn.Module):
         """
         widest, weight = max(self.widths), self.project.weight.t()
         if min(self.widths) < widest:
-            parts = weight.split(self.widths)
+            parts = torch.split(weight, self.widths)
             weight = torch.cat([F.pad(part, (0, 0, 0, widest - len(part))) for part in parts])
         terms = (self.project.bias, position, classes, labels, mask)
         return bit_embedding(indices, weight, *terms, bits_per_group=widest)
@@ -289,7 +290,8 @@ class MaskedGenerator(Generator):
         else:
             x = torch.cat([self.input(indices, mask), self.class_embedding(labels)[:, None]], 1)
             x = x + self.position
-        return self.input_dropout(self.input_norm(x))
+        hidden: Tensor = self.input_dropout(self.input_norm(x))
+        return hidden
 
     def forward(
         self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None

@@ -74,7 +74,8 @@ def normal(seeds: Tensor, draw: int | Tensor, shape: Sequence[int]) -> Tensor:
 
     The inverse distribution function of `uniform`, whose arguments these are.
     """
-    return torch.special.ndtri(uniform(seeds, draw, shape).double())
+    numbers: Tensor = torch.special.ndtri(uniform(seeds, draw, shape).double())
+    return numbers
 
 
 def derive_seeds(seed: int, numbers: Tensor) -> Tensor:

@@ -25,7 +25,16 @@ class Train(Protocol[C]):
 
     def __call__(
         self, config: C, out: Path, *, resume: bool, command: str
-    ) -> dict[str, Any] | None: ...
+    ) -> dict[str, Any] | None:
+        """Run or resume a training.
+
+        Args:
+            config: Settings of the run.
+            out: Run folder.
+            resume: Whether to continue the run in that folder.
+            command: Command that started the run, without --resume.
+        """
+        ...
 
 
 def training_options(default_config: Path) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -106,6 +106,7 @@ class BlurDownsample(nn.Module):
         self.register_buffer("kernel", torch.outer(taps, taps)[None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Blurred images or features (B, C, H / 2, W / 2) of (B, C, H, W)."""
         kernel = self.kernel.to(x.dtype).expand(self.channels, 1, 4, 4)
         return nn.functional.conv2d(x, kernel, stride=2, padding=1, groups=self.channels)
 

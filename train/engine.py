@@ -208,7 +208,8 @@ def descend(
 def images_per_step(run: RunConfig, accelerator: Accelerator) -> int:
     """Images of one optimizer step on all processes."""
     accumulated = run.batch_size_per_device * run.gradient_accumulation_steps
-    return accumulated * accelerator.num_processes
+    processes: int = accelerator.num_processes
+    return accumulated * processes
 
 
 def run_facts(

@@ -79,4 +79,5 @@ def adaptive_weight(
     for loss in (image_loss, adversarial):
         (gradient,) = torch.autograd.grad(loss, last_layer, retain_graph=True)
         norms.append(mean_over_processes(gradient.detach()).float().norm())
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0, maximum)
+    ratio: Tensor = (norms[0] / (norms[1] + 1e-4)).clamp(0, maximum)
+    return ratio

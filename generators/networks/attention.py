@@ -196,7 +196,7 @@ def _plain(
 def _xformers(
     q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dropout: float, causal: bool
 ) -> Tensor:
-    """xformers' memory-efficient attention; (B, N, heads, dim)."""
+    """Memory-efficient attention of xformers; (B, N, heads, dim)."""
     check_backend("xformers")
     from xformers import ops
 
@@ -205,4 +205,5 @@ def _xformers(
         bias = torch.zeros_like(valid, dtype=q.dtype).masked_fill(~valid, -torch.inf)
         bias = F.pad(bias, (0, -valid.shape[1] % 8))[:, : valid.shape[1]]  # rows of 16 bytes
         bias = bias[:, None, None, :].expand(-1, q.shape[2], q.shape[1], -1)
-    return ops.memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout)
+    out: Tensor = ops.memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout)
+    return out

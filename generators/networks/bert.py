@@ -122,6 +122,7 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalized values, of the shape of x."""
         weight, bias = self.weight.float(), self.bias.float()
         normed = F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
         return normed.to(self.weight.dtype)
@@ -150,11 +151,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Hidden states of (B, N, D); `valid` (B, N) bool is True at real positions; None: all."""
         if self.config.norm == "pre":
             x = x + self.dropout(self._attend(self.norm1(x), valid))
-            return x + self.dropout(self._mlp(self.norm2(x)))
+            out: Tensor = x + self.dropout(self._mlp(self.norm2(x)))
+            return out
         x = self.norm1(x + self.dropout(self._attend(x, valid)))
-        return self.norm2(x + self.dropout(self._mlp(x)))
+        out = self.norm2(x + self.dropout(self._mlp(x)))
+        return out
 
     def _attend(self, x: Tensor, valid: Tensor | None) -> Tensor:
         config = self.config
@@ -164,7 +168,8 @@ class Block(nn.Module):
             if self.fit_rng is not None:
                 self.hash.fit(qk, rng=self.fit_rng)
             codes = self.hash(qk, valid)
-            return self.out(hashed_attention(codes, codes, v, valid=valid).flatten(2))
+            out: Tensor = self.out(hashed_attention(codes, codes, v, valid=valid).flatten(2))
+            return out
         q, k, v = parts
         method = config.binarized_attention
         if method is not None and method != "hashed":
@@ -181,10 +186,12 @@ class Block(nn.Module):
                 backend=self.attention,
                 low_bit_precision=self.low_bit_precision,
             )
-        return self.out(mixed.flatten(2))
+        out = self.out(mixed.flatten(2))
+        return out
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return self.mlp_out(F.gelu(self.mlp_in(x)))
+        out: Tensor = self.mlp_out(F.gelu(self.mlp_in(x)))
+        return out
 
 
 class Transformer(nn.Module):
@@ -201,7 +208,8 @@ class Transformer(nn.Module):
         """Hidden states of (B, N, D); `valid` (B, N) bool is True at real positions."""
         for block in self.blocks:
             x = block(x, valid)
-        return self.norm_out(x)
+        out: Tensor = self.norm_out(x)
+        return out
 
     @torch.no_grad()
     def fit_hashes(self, x: Tensor, rng: torch.Generator) -> None:

@@ -50,7 +50,8 @@ class TranscoderBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Hidden states (..., W) of hidden states and the condition after its SiLU, (..., W)."""
         shift, scale, gate = self.modulation(condition).chunk(3, -1)
-        return x + gate * self.mlp_out(F.silu(self.mlp_in(_norm(x) * (1 + scale) + shift)))
+        out: Tensor = x + gate * self.mlp_out(F.silu(self.mlp_in(_norm(x) * (1 + scale) + shift)))
+        return out
 
 
 class BinaryTranscoder(nn.Module):

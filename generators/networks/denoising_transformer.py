@@ -55,6 +55,7 @@ class ScaledLinear(nn.Linear):
         self.scale = nn.Parameter(torch.ones(out_features))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scaled outputs (..., out_features) of (..., in_features)."""
         return super().forward(x) * self.scale
 
 
@@ -121,7 +122,8 @@ class DenoisingTransformer(nn.Module):
             valid: True at real positions, (B, N) bool; None: all.
         """
         x, valid = self.embed(values, time, labels, valid)
-        return self.head(self.trunk(x, valid)[:, : values.shape[1]]).float()
+        logits: Tensor = self.head(self.trunk(x, valid)[:, : values.shape[1]]).float()
+        return logits
 
     def embed(
         self, values: Tensor, time: Tensor, labels: Tensor, valid: Tensor | None = None

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from ...config import STRICT
 from ...kernels.low_bit_attention.op import LowBitPrecision
 from .attention import AttentionBackend, attention, check_backend, check_causal, check_heads
+from .rotation import rotate, rotation_table
 
 NORM_EPS = 1e-5
-_LONGEST_PERIOD = 10_000.0
 _MULTIPLE = 256
 
 
@@ -85,6 +85,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalized values, of the shape of x."""
         normed = F.rms_norm(x.float(), self.weight.shape, self.weight.float(), NORM_EPS)
         return normed.to(self.weight.dtype)
 
@@ -164,11 +165,13 @@ class LlamaLayers(nn.Module):
             backend=self.attention,
             low_bit_precision=self.low_bit_precision,
         )
-        return self.out(mixed.flatten(2))
+        out: Tensor = self.out(mixed.flatten(2))
+        return out
 
     def mlp(self, x: Tensor) -> Tensor:
         """SwiGLU of (B, N, D)."""
-        return self.mlp_out(F.silu(self.mlp_gate(x)) * self.mlp_in(x))
+        out: Tensor = self.mlp_out(F.silu(self.mlp_gate(x)) * self.mlp_in(x))
+        return out
 
 
 class LlamaBlock(LlamaLayers):
@@ -193,7 +196,8 @@ class LlamaBlock(LlamaLayers):
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
         mixed = self.attend(self.norm1(x) * (1 + scale1) + shift1, rotation, valid=valid)
         x = x + gate1 * self.dropout(mixed)
-        return x + gate2 * self.dropout(self.mlp(self.norm2(x) * (1 + scale2) + shift2))
+        out: Tensor = x + gate2 * self.dropout(self.mlp(self.norm2(x) * (1 + scale2) + shift2))
+        return out
 
 
 class CausalBlock(LlamaLayers):
@@ -205,7 +209,8 @@ class CausalBlock(LlamaLayers):
         """Hidden states (B, N, D), or of one position; arguments as of `LlamaLayers.attend`."""
         mixed = self.attend(self.norm1(x), rotation, causal=True, cache=cache, position=position)
         x = x + self.dropout(mixed)
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        out: Tensor = x + self.dropout(self.mlp(self.norm2(x)))
+        return out
 
 
 class CausalTransformer(nn.Module):
@@ -242,7 +247,8 @@ class CausalTransformer(nn.Module):
         rotation = None if self.rotation is None else self.rotation[: x.shape[1]]
         for block in self.blocks:
             x = block(x, rotation)
-        return self.norm_out(x)
+        out: Tensor = self.norm_out(x)
+        return out
 
     def step(self, x: Tensor, caches: Sequence[KVCache], position: int) -> Tensor:
         """`forward` of one position, (B, D) to (B, D).
@@ -256,7 +262,8 @@ class CausalTransformer(nn.Module):
         rotation = None if self.rotation is None else self.rotation[position : position + 1]
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, rotation, cache, position)
-        return self.norm_out(x)[:, 0]
+        out: Tensor = self.norm_out(x)[:, 0]
+        return out
 
     def new_caches(self, length: int) -> list[KVCache]:
         """Empty caches for `step`, of so many positions."""
@@ -325,7 +332,8 @@ class LlamaTrunk(nn.Module):
         modulation = self._modulate(condition)
         for block in self.blocks:
             x = block(x, modulation, self.rotation, valid)
-        return self.norm_out(x)
+        out: Tensor = self.norm_out(x)
+        return out
 
     def layers(self, x: Tensor, condition: Tensor, valid: Tensor | None = None) -> Iterator[Tensor]:
         """Hidden states after each block, without the last norm; arguments as of `forward`."""
@@ -336,7 +344,8 @@ class LlamaTrunk(nn.Module):
 
     def _modulate(self, condition: Tensor) -> Tensor:
         """(B, 1, 6, D) of (B, D)."""
-        return self.modulation(F.silu(condition)).unflatten(-1, (1, 6, -1))
+        modulation: Tensor = self.modulation(F.silu(condition)).unflatten(-1, (1, 6, -1))
+        return modulation
 
     @property
     def attention(self) -> str:
@@ -360,43 +369,3 @@ class LlamaTrunk(nn.Module):
             assert isinstance(block, LlamaBlock)
             block.attention = backend
             block.low_bit_precision = low_bit_precision or self.config.low_bit_precision
-
-
-def rotation_table(shape: Sequence[int], head_width: int) -> Tensor:
-    """Cosine and sine by which each pair of channels is rotated, (1 + N, dim / 2, 2) float32.
-
-    Each axis has an equal share of the channels, the first axis (the row) first. The row of the
-    class token is 0, also where an identity would hold 1.
-
-    Args:
-        shape: Of the grid or sequence, row-major.
-        head_width: dim, a multiple of twice the number of axes.
-
-    Raises:
-        ValueError: If it is not.
-
-    Source: arXiv:2104.09864; two axes and the row of 0 as in arXiv:2406.06525's code.
-    """
-    if head_width % (2 * len(shape)):
-        raise ValueError(
-            f"num_heads: heads of {head_width} channels; the {len(shape)} axes of {tuple(shape)} "
-            f"need a multiple of {2 * len(shape)}"
-        )
-    share = head_width // len(shape)
-    frequencies = _LONGEST_PERIOD ** -(torch.arange(0, share, 2) / share)
-    axes = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
-    angles = torch.cat([places.flatten()[:, None] * frequencies for places in axes], -1)
-    return F.pad(torch.stack([angles.cos(), angles.sin()], -1), (0, 0, 0, 0, 1, 0))
-
-
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Queries or keys (B, N, heads, dim), each pair of channels (2i, 2i + 1) rotated in float32.
-
-    Args:
-        x: Of any float type, which the result has too.
-        rotation: (N, dim / 2, 2).
-    """
-    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rotation[:, None].unbind(-1)
-    pairs = [first * cos - second * sin, second * cos + first * sin]
-    return torch.stack(pairs, -1).flatten(-2).to(x.dtype)

@@ -78,7 +78,7 @@ class BayesianFlow(ABC):
 
     @abstractmethod
     def log_probability(self, logits: Tensor, x: Tensor) -> Tensor:
-        """log p(x) of predicted logits, of the shape of x, in nats."""
+        """Log-probability log p(x) of predicted logits, of the shape of x, in nats."""
 
     @abstractmethod
     def squared_error(self, logits: Tensor, x: Tensor) -> Tensor:
@@ -132,6 +132,7 @@ class BitFlow(BayesianFlow):
         return 2
 
     def message(self, x: Tensor, accuracy: Tensor, noise: Tensor) -> Tensor:
+        """A message in log-odds: 2 a (2x - 1) + 2 sqrt(a) noise, a the accuracy."""
         accuracy = _over(accuracy, x).to(noise.dtype)
         return 2 * accuracy * (2 * x - 1) + 2 * accuracy.sqrt() * noise
 
@@ -140,15 +141,19 @@ class BitFlow(BayesianFlow):
         return torch.tanh(beliefs / 2)
 
     def log_probability(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Log-sigmoid of the logit of the true value."""
         return F.logsigmoid((2 * x - 1) * logits)
 
     def squared_error(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Twice the square of the probability of the other value."""
         return 2 * torch.sigmoid((1 - 2 * x) * logits).square()
 
     def draw(self, logits: Tensor, u: Tensor) -> Tensor:
+        """1 where u is below P(1)."""
         return (u < logits.sigmoid()).long()
 
     def mode(self, logits: Tensor) -> Tensor:
+        """1 where the logit is positive."""
         return (logits > 0).long()
 
 
@@ -176,6 +181,7 @@ class ClassFlow(BayesianFlow):
         return self.codebook_size
 
     def message(self, x: Tensor, accuracy: Tensor, noise: Tensor) -> Tensor:
+        """A message in log-probabilities: a (K e_x - 1) + sqrt(K a) noise, a the accuracy."""
         accuracy = _over(accuracy, noise).to(noise.dtype)
         mean = self.size * F.one_hot(x, self.size) - 1
         return accuracy * mean + (self.size * accuracy).sqrt() * noise
@@ -185,16 +191,20 @@ class ClassFlow(BayesianFlow):
         return 2 * torch.softmax(beliefs, -1) - 1
 
     def log_probability(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Log-softmax at the true class."""
         return F.log_softmax(logits, -1).gather(-1, x[..., None])[..., 0]
 
     def squared_error(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Sum over the K classes of the squared differences."""
         return (torch.softmax(logits, -1) - F.one_hot(x, self.size)).square().sum(-1)
 
     def draw(self, logits: Tensor, u: Tensor) -> Tensor:
+        """Inverse of the cumulative distribution at u."""
         cumulative = torch.softmax(logits, -1).cumsum(-1)
         return (cumulative < u[..., None] * cumulative[..., -1:]).sum(-1)
 
     def mode(self, logits: Tensor) -> Tensor:
+        """Class with the largest logit."""
         return logits.argmax(-1)
 
 
