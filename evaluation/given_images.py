@@ -1,7 +1,8 @@
-"""How good images are that are there already, e.g. PNGs of another program.
+"""How good images are that exist already, e.g. PNG files of another program.
 
-Nothing is known of how they came about, so their protocol says "as given" where a generator's says
-how it rounded, was guided and seeded: their numbers compare with those of other given images.
+They go through the steps of `samples.py`, except that they are read and not drawn. Nothing is known
+of how they were made, so their protocol says "as given" where a generator's says how it rounded,
+was guided and seeded: their numbers compare with those of other given images.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..collectives import leave_processes
@@ -20,8 +22,9 @@ from ..data.loader import eval_batches, evenly_spaced
 from ..metrics.presets import balanced_labels
 from ..metrics.protocol import AS_GIVEN, ProtocolError
 from .evaluation import Evaluation
-from .measurement import NUM_GRID, SampleBatch, SampleMeasurement
-from .samples import few_names, same_classes
+from .sample_findings import NUM_GRID, add_nearest, assemble_samples
+from .sample_set import SampleBatch, bind_protocol, few_names, same_classes
+from .samples import compute_metrics, draw_set, open_reference, resolve_rules
 from .settings import EvaluationSettings
 
 
@@ -38,14 +41,15 @@ def evaluate_images(
     """Measure images as samples.
 
     Args:
-        samples: The images; all must be square and of one size, since nothing is resized.
-        source: The reference.
-        settings: How to measure; there is one repetition. Of more images than the number asked
-            for, evenly spaced ones are taken.
-        name: What the report calls them.
-        validation: As of `evaluate_generator`.
-        training: As of `evaluate_generator`.
-        num_nearest: As of `evaluate_generator`.
+        samples: Images to measure; all must be square and of one size, since nothing is resized.
+        source: Reference images.
+        settings: Settings of the evaluation; there is one repetition. Of more images than the
+            number asked for, evenly spaced ones are taken.
+        name: Name of the samples in the report.
+        validation: Real images whose own distances are the floor; None: no floor.
+        training: Images that the samples' model was trained on, searched for copies. None: the
+            reference, unless that is a validation split.
+        num_nearest: Number of samples whose nearest training images are searched; 0: none.
 
     Returns:
         The measurement on the main process, None on the others.
@@ -78,17 +82,17 @@ def evaluate_images(
             f"protocol {preset.name}: classes are unbalanced, {few:,} to {many:,} samples each, "
             f"expected equal numbers"
         )
-    job = SampleMeasurement(
+    rules = resolve_rules(
         source,
         settings,
         resolution=side,
         num_classes=len(source.classes) if known else 0,
         num=count,
-        validation=validation,
         drawn=False,
     )
+    reference = open_reference(rules, source, num=count, validation=validation)
 
-    def draw(own: range) -> Iterator[SampleBatch]:
+    def batches(own: range) -> Iterator[SampleBatch]:
         numbers = iter(own)
         indices = [chosen[i] for i in own]
         for batch in eval_batches(
@@ -97,23 +101,26 @@ def evaluate_images(
             here = torch.tensor([next(numbers) for _ in batch["ids"]])
             yield SampleBatch(to_uint8(batch["images"]), here, batch["labels"])
 
-    kept = max(NUM_GRID, num_nearest)
-    drawn = job.draw(draw, count, title="samples", num_kept=kept)
+    num_kept = max(NUM_GRID, num_nearest)
+    drawn = draw_set(batches, count, rules, reference, title="samples", num_kept=num_kept)
     if settings.processes is not None:
         leave_processes()
     if drawn is None:
         return None
     if len(drawn.images) != count:
         raise DataError(f"{samples.name}: {count - len(drawn.images)} samples could not be read")
-    protocol = job.protocol(count, balance=_balance(job, histogram) if known else AS_GIVEN)
+
+    balance = _balance(reference.class_counts, histogram) if known else AS_GIVEN
+    protocol = bind_protocol(rules, reference, count, balance=balance)
+    measured = compute_metrics(drawn, reference, protocol, settings, 0)
     subject: dict[str, Any] = {"name": name, "system": "images", "parameters": None}
     subject |= {"fingerprint": drawn.images.hash.hexdigest()[:32], "resolution": side}
     subject |= {"tokens": None, "bits_per_image": None}
-    evaluation = job.evaluation([drawn], protocol, subject)
+    evaluation = assemble_samples(drawn, [measured], rules, reference, protocol, subject)
     if training is None and source.split != "val":
         training = source
     if num_nearest and training is not None:
-        job.add_nearest(evaluation, drawn, num_nearest, training)
+        add_nearest(evaluation, drawn, num_nearest, training, rules, reference)
     evaluation.seconds = time.perf_counter() - started
     return evaluation
 
@@ -152,12 +159,17 @@ def _inspect(
     return side, labels
 
 
-def _balance(job: SampleMeasurement, histogram: Counter[int]) -> str:
-    """How the labels of given images are distributed, for the protocol."""
-    found = [histogram.get(label, 0) for label in range(job.num_classes)]
-    if int(job.counts.sum()):
-        wanted = Counter(balanced_labels(job.counts, sum(found), 0))
-        if found == [wanted.get(label, 0) for label in range(job.num_classes)]:
+def _balance(class_counts: Tensor, histogram: Counter[int]) -> str:
+    """Distribution of the labels of given images in words, for the protocol.
+
+    Args:
+        class_counts: Number of reference images of each class, int64 (num_classes,).
+        histogram: Number of given images of each label.
+    """
+    found = [histogram.get(label, 0) for label in range(len(class_counts))]
+    if int(class_counts.sum()):
+        wanted = Counter(balanced_labels(class_counts, sum(found), 0))
+        if found == [wanted.get(label, 0) for label in range(len(class_counts))]:
             return "reference"
     if len(set(found)) == 1:
         return f"equal over {len(found)} classes"

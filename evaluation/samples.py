@@ -1,39 +1,50 @@
 """How good a generator's samples are, under a protocol.
 
-Everything that can be refused is refused before the first sample is drawn: preset, number, classes,
-weights, reference, settings of the sampler. Samples are drawn in several repetitions with other
-seeds.
+`evaluate_generator` is a sequence of five steps, which follow it in this file in their order:
+
+1. `resolve_rules`: what is to be measured. All that can be refused without looking at an image is
+   refused here.
+2. `open_reference`: the networks, the real images that samples are compared with, and the floor.
+3. `draw_set`: samples, in batches, into banks of features. Other seeds make other repetitions.
+4. `compute_metrics`: every number of a set.
+5. `assemble_samples` (in `sample_findings.py`): numbers, tables and pictures as an `Evaluation`.
+
+Nothing is refused after the first sample is drawn, except predictions that are not finite.
 """
 
-import dataclasses
+import functools
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from tqdm import tqdm
 
-from ..collectives import leave_processes
-from ..data.image_source import ImageSource
+from ..collectives import collected, leave_processes, own_share
+from ..data.image_source import DataError, ImageSource
 from ..generators.base import Generator
-from ..metrics.protocol import ProtocolError, to_levels
+from ..metrics.manifold import ManifoldResult
+from ..metrics.presets import MIN_IMAGES, choose_labels
+from ..metrics.protocol import ClassBalance, Protocol, ProtocolError, to_levels
 from ..metrics.token_statistics import TokenStatistics
 from ..sample.generate import Precision, generate
 from ..sample.samplers import Sampling, choose_sampling, with_steps
+from ..tokens.tokens import Tokens
 from .curves import Curves, draw_lines
 from .evaluation import Evaluation
-from .measurement import NUM_GRID, DrawnSet, SampleBatch, SampleMeasurement
+from .image_set import ImageSet, distances
+from .networks import Networks
+from .reference import read_reference
+from .sample_findings import NUM_GRID, add_nearest, assemble_samples, generator_facts
+from .sample_set import (
+    DrawnSet,
+    Reference,
+    Rules,
+    SampleBatch,
+    bind_protocol,
+    few_names,
+    same_classes,
+)
 from .settings import EvaluationSettings
-
-
-def same_classes(ours: Sequence[str], theirs: Sequence[str]) -> bool:
-    """Whether two lists of class names fit; lists without names, or of mere numbers, always do."""
-    numbered = any(list(names) == [str(i) for i in range(len(names))] for names in (ours, theirs))
-    return numbered or tuple(ours) == tuple(theirs)
-
-
-def few_names(names: Sequence[str]) -> str:
-    """The first few, for a message."""
-    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "") or "none"
 
 
 def evaluate_generator(
@@ -53,26 +64,26 @@ def evaluate_generator(
     """Draw samples of a generator and measure them against real images.
 
     Args:
-        generator: As `load_generator` returns it.
-        source: The reference, the split that the preset names.
-        settings: How to measure.
-        name: What the report calls the generator.
-        validation: Real images that it was not trained on: their own distances are the floor.
-            None: no floor.
-        training: What it was trained on, to look for copies; None: the reference, unless that is a
-            validation split.
+        generator: Generator in eval mode, with its tokenizer, as `load_generator` returns it.
+        source: Reference images, the split that the preset names.
+        settings: Settings of the evaluation.
+        name: Name of the generator in the report.
+        validation: Real images that the generator was not trained on; their own distances are the
+            floor. None: no floor.
+        training: Images that the generator was trained on, searched for copies. None: the
+            reference, unless that is a validation split.
         sampling: Settings of the sampler; None: the generator's own.
-        precision: As of `generate`.
-        compile: As of `generate`.
-        curves: Further settings of the sampler to measure.
-        num_nearest: Samples whose nearest training images are looked for; 0: none.
+        precision: Precision of the network, `auto`, `fp32` or `bf16`; `auto` is bf16 on CUDA.
+        compile: Run the network through torch.compile.
+        curves: Further settings of the sampler to measure; None: none.
+        num_nearest: Number of samples whose nearest training images are searched; 0: none.
 
     Returns:
         The measurement on the main process, None on the others.
 
     Raises:
         ProtocolError: If the preset does not allow what is asked for.
-        WeightsMissing: If a network has no weights here.
+        WeightsMissing: If a network has no weights on this machine.
         DataError: If the reference cannot be read.
         ValueError: If settings do not fit the generator, or a feature or a prediction is not
             finite.
@@ -80,102 +91,307 @@ def evaluate_generator(
     started = time.perf_counter()
     sampling = choose_sampling(generator, sampling, {})
     further = [] if curves is None else curves.settings(sampling)
-    further = [with_steps(generator, chosen) for chosen in further]
-    for chosen in (sampling, *further):
-        with_steps(generator, chosen)
+    points = [with_steps(generator, chosen) for chosen in further]
+    recorded = with_steps(generator, sampling)
     if not same_classes(generator.classes, source.classes):
         raise ProtocolError(
             f"the generator's classes are not those of {source.name}: "
             f"{few_names(generator.classes)} and {few_names(source.classes)}"
         )
-    job = SampleMeasurement(
+    rules = resolve_rules(
         source,
         settings,
         resolution=generator.tokenizer.resolution,
         num_classes=generator.num_classes,
         num=settings.num,
-        validation=validation,
     )
-    if further and curves is not None:
-        job.labels(curves.num, settings.seed)
+    reference = open_reference(rules, source, num=settings.num, validation=validation)
+    if points and curves is not None:
+        sample_labels(rules, reference, curves.num, settings.seed)
 
-    def run(
+    def draw(
         chosen: Sampling, count: int, repetition: int, title: str, num_kept: int = 0
     ) -> DrawnSet | None:
-        labels = job.labels(count, settings.seed + repetition)
-
-        def draw(own: range) -> Iterator[SampleBatch]:
-            for start in range(own.start, own.stop, settings.batch_size):
-                rows = range(start, min(start + settings.batch_size, own.stop))
-                tokens = generate(
-                    generator,
-                    [labels[i] for i in rows],
-                    seeds=[settings.seed + repetition * count + i for i in rows],
-                    sampling=chosen,
-                    batch_size=settings.batch_size,
-                    precision=precision,
-                    compile=compile,
-                )
-                images = generator.tokenizer.decode(tokens)
-                levels = to_levels(images, settings.preset.rounding)
-                here = torch.tensor([labels[i] for i in rows])
-                yield SampleBatch(levels, torch.tensor(list(rows)), here, tokens)
-
+        labels = sample_labels(rules, reference, count, settings.seed + repetition)
+        first_seed = settings.seed + repetition * count
+        batches = functools.partial(
+            _sample_batches, generator, labels, first_seed, chosen, settings, precision, compile
+        )
         statistics = TokenStatistics(generator.spec)
-        return job.draw(draw, count, title=title, tokens=statistics, num_kept=num_kept)
+        return draw_set(
+            batches, count, rules, reference, title=title, tokens=statistics, num_kept=num_kept
+        )
 
     # All is drawn before the main process computes alone: no other one waits for it.
-    runs, points = [], []
+    runs, at_points = [], []
     for repetition in range(settings.repeats):
         title = f"samples {repetition + 1} of {settings.repeats}"
         num_kept = max(NUM_GRID, num_nearest) if repetition == 0 else 0
-        runs.append(run(sampling, job.num, repetition, title, num_kept))
-    for chosen in further:
+        runs.append(draw(sampling, reference.num, repetition, title, num_kept))
+    for chosen in points:
         assert curves is not None
         title = f"{chosen.num_steps} steps, guidance {chosen.guidance:g}"
-        points.append((chosen, run(chosen, curves.num, 0, title)))
+        at_points.append((chosen, draw(chosen, curves.num, 0, title)))
     if settings.processes is not None:
         leave_processes()
     drawn = [found for found in runs if found is not None]
     if not drawn:
         return None
-    subject = _subject(generator, name, sampling)
+
+    protocol = bind_protocol(rules, reference, reference.num)
+    measured = [
+        compute_metrics(found, reference, protocol, settings, repetition)
+        for repetition, found in enumerate(drawn)
+    ]
+    subject = generator_facts(generator, name, recorded)
     subject |= {"precision": precision, "compiled": compile, "base_seed": settings.seed}
-    evaluation = job.evaluation(drawn, job.protocol(job.num), subject)
-    evaluation.images_per_second = job.num / drawn[0].seconds
+    evaluation = assemble_samples(drawn[0], measured, rules, reference, protocol, subject)
+    evaluation.images_per_second = reference.num / drawn[0].seconds
     if curves is not None and points:
-        protocol = job.protocol(curves.num)
+        of_curves = bind_protocol(rules, reference, curves.num)
         values = [
-            (chosen, job.values(found, protocol, seed=settings.seed)[0])
-            for chosen, found in points
+            (chosen, compute_metrics(found, reference, of_curves, settings, 0)[0])
+            for chosen, found in at_points
             if found is not None
         ]
-        evaluation.curves = draw_lines(values, protocol)
-        evaluation.protocols[protocol.id] = protocol
+        evaluation.curves = draw_lines(values, of_curves)
+        evaluation.protocols[of_curves.id] = of_curves
     if training is None and source.split != "val":
         training = source
     if num_nearest and training is not None:
-        job.add_nearest(evaluation, drawn[0], num_nearest, training)
+        add_nearest(evaluation, drawn[0], num_nearest, training, rules, reference)
     evaluation.add_bits(drawn[0].tokens)
     evaluation.seconds = time.perf_counter() - started
     return evaluation
 
 
-def _subject(generator: Generator, name: str, sampling: Sampling) -> dict[str, Any]:
-    """What the report says of a generator."""
-    return {
-        "name": name,
-        "system": generator.config.type,
-        "fingerprint": generator.fingerprint or "not loaded from a folder",
-        "parameters": generator.num_parameters()["total"],
-        "attention": generator.attention,
-        "resolution": generator.tokenizer.resolution,
-        "tokens": str(generator.spec),
-        "bits_per_image": generator.spec.bits_per_image,
-        "tokenizer": {
-            "system": generator.tokenizer.config.type,
-            "fingerprint": generator.tokenizer.fingerprint,
-            "parameters": generator.tokenizer.num_parameters()["total"],
-        },
-        "sampling": dataclasses.asdict(with_steps(generator, sampling)),
-    }
+def resolve_rules(
+    source: ImageSource,
+    settings: EvaluationSettings,
+    *,
+    resolution: int,
+    num_classes: int,
+    num: int | None,
+    drawn: bool = True,
+) -> Rules:
+    """Rules of a measurement of samples, after all refusals that need no image.
+
+    Args:
+        source: Reference images.
+        settings: Settings of the evaluation.
+        resolution: Side of the samples in pixels.
+        num_classes: Number of classes that labels of samples come from; 0: samples have no labels.
+        num: Number of samples per repetition; None: the preset's.
+        drawn: True if this program draws the samples, False if they were made elsewhere.
+
+    Raises:
+        ProtocolError: If the preset does not allow what is asked for.
+    """
+    preset = settings.preset
+    rule: ClassBalance = preset.class_balance if num_classes else "none"
+    preset.check_resolution(resolution)
+    planned = preset.check_number(num, len(source), "samples")
+    preset.check_reference(len(source))
+    if drawn and rule == "reference" and not source.classes:
+        raise ProtocolError(
+            f"protocol {preset.name}: samples have the class proportions of the reference, but "
+            f"the images of {source.name} ({source.split}) have no labels"
+        )
+    if drawn and rule != "reference":
+        choose_labels(rule, torch.ones(num_classes).long(), planned, 0, name=preset.name)
+    return Rules(
+        settings=settings,
+        resolution=resolution,
+        num_classes=num_classes,
+        label_rule=rule,
+        drawn=drawn,
+    )
+
+
+def open_reference(
+    rules: Rules, source: ImageSource, *, num: int | None, validation: ImageSource | None
+) -> Reference:
+    """Build the networks, and show them the reference and the real images of the floor.
+
+    Args:
+        rules: Rules of the measurement.
+        source: Reference images.
+        num: Number of samples per repetition; None: the preset's, or one per readable image.
+        validation: Real images of the floor; None: no floor. Without enough images that can be
+            read there is none either, and a note says why.
+
+    Raises:
+        ProtocolError: If too few images can be read, or they have not the labels that are needed.
+        WeightsMissing: If a network has no weights on this machine.
+        DataError: If no image of the reference can be read.
+        ValueError: If a feature is not finite.
+    """
+    settings, preset = rules.settings, rules.settings.preset
+    networks = Networks.of(preset, settings.device, features=settings.features)
+    read = functools.partial(
+        read_reference,
+        networks=networks,
+        preset=preset,
+        resolution=rules.resolution,
+        batch_size=settings.batch_size,
+        processes=settings.processes,
+        progress=settings.progress,
+        cache=settings.cache,
+    )
+    images = read(source)
+    preset.check_reference(len(images))
+    num = preset.check_number(num, len(images), "samples")
+    counts = images.counts(rules.num_classes)
+    if rules.drawn and rules.label_rule == "reference" and int(counts.sum()) != len(images):
+        raise ProtocolError(
+            f"{source.name} ({source.split}): expected a label from 0 to {rules.num_classes - 1} "
+            f"on every image, found labels {sorted(images.label_counts)}"
+        )
+    floor: ImageSet | None = None
+    notes: list[str] = []
+    if validation is not None:
+        try:
+            floor = read(validation)
+        except DataError as error:  # the floor is an extra: without it the numbers are the same
+            notes.append(f"no floor: {error}")
+        if floor is not None and len(floor) < MIN_IMAGES:
+            notes.append(f"no floor: {validation.split} has {len(floor)} images")
+            floor = None
+    return Reference(
+        source=source,
+        networks=networks,
+        images=images,
+        class_counts=counts,
+        num=num,
+        validation=validation,
+        floor=floor,
+        notes=tuple(notes),
+    )
+
+
+def sample_labels(rules: Rules, reference: Reference, count: int, seed: int) -> list[int]:
+    """Label of each of `count` samples by the label rule; -1 is none.
+
+    Raises:
+        ProtocolError: If that many samples cannot have the labels that the rule wants.
+    """
+    name = rules.settings.preset.name
+    return choose_labels(rules.label_rule, reference.class_counts, count, seed, name=name)
+
+
+def draw_set(
+    batches: Callable[[range], Iterator[SampleBatch]],
+    count: int,
+    rules: Rules,
+    reference: Reference,
+    *,
+    title: str,
+    tokens: TokenStatistics | None = None,
+    num_kept: int = 0,
+) -> DrawnSet | None:
+    """Draw one set of samples, each process its share, and fill the banks batch by batch.
+
+    Args:
+        batches: Function that yields the samples with the numbers of a range, in batches.
+        count: Number of samples in the set.
+        rules: Rules of the measurement.
+        reference: Real images, whose networks look at the samples too.
+        title: Title of the progress bar.
+        tokens: Empty statistics of the tokens; None: tokens are not measured.
+        num_kept: Number of samples, the first ones, whose pixels are kept.
+
+    Returns:
+        The whole set on the main process, None on the others.
+    """
+    settings, own = rules.settings, own_share(count, rules.settings.processes)
+    num_first = 0 if reference.floor is None else len(reference.floor)
+    silent = not settings.progress or settings.rank > 0
+
+    def fill() -> DrawnSet:
+        images = ImageSet(reference.networks, most=settings.preset.sample_bank)
+        drawn = DrawnSet(images, tokens, num_first=num_first, num_kept=num_kept)
+        drawing = batches(own)
+        with tqdm(total=len(own), desc=title, unit="image", disable=silent) as bar:
+            while True:
+                started = time.perf_counter()
+                batch = next(drawing, None)
+                drawn.seconds += time.perf_counter() - started
+                if batch is None:
+                    return drawn
+                drawn.add(batch, reference.networks)
+                bar.update(len(batch.numbers))
+
+    return collected(fill, settings.processes)
+
+
+def _sample_batches(
+    generator: Generator,
+    labels: Sequence[int],
+    first_seed: int,
+    sampling: Sampling,
+    settings: EvaluationSettings,
+    precision: Precision,
+    compile: bool,
+    own: range,
+) -> Iterator[SampleBatch]:
+    """Samples with the numbers `own`, drawn and decoded; number i has seed `first_seed` + i."""
+    own_labels, seeds = [labels[i] for i in own], [first_seed + i for i in own]
+    start = 0
+    for tokens in _batches(
+        generator, own_labels, seeds, sampling, settings.batch_size, precision, compile
+    ):
+        rows = slice(start, start + len(tokens))
+        images = generator.tokenizer.decode(tokens)
+        levels = to_levels(images, settings.preset.rounding)
+        yield SampleBatch(
+            levels, torch.tensor(list(own[rows])), torch.tensor(own_labels[rows]), tokens
+        )
+        start = rows.stop
+
+
+def _batches(
+    generator: Generator,
+    labels: list[int],
+    seeds: list[int],
+    sampling: Sampling,
+    batch_size: int,
+    precision: Precision,
+    compile: bool,
+) -> Iterator[Tokens]:
+    """Tokens of one image per label and seed, in batches."""
+    for start in range(0, len(labels), batch_size):
+        rows = slice(start, start + batch_size)
+        yield generate(
+            generator,
+            labels[rows],
+            seeds=seeds[rows],
+            sampling=sampling,
+            batch_size=batch_size,
+            precision=precision,
+            compile=compile,
+        )
+
+
+def compute_metrics(
+    drawn: DrawnSet,
+    reference: Reference,
+    protocol: Protocol,
+    settings: EvaluationSettings,
+    repetition: int,
+) -> tuple[dict[str, float], ManifoldResult]:
+    """Every metric of a set of samples, and what is known of each image of the banks.
+
+    Args:
+        drawn: The whole set.
+        reference: Real images to compare with.
+        protocol: Protocol of the set.
+        settings: Settings of the evaluation; its seed and the repetition seed the subsets of KID.
+        repetition: Number of the repetition, from 0.
+    """
+    seed = settings.seed + repetition
+    values, manifold = distances(
+        drawn.images, reference.images, protocol, seed=seed, device=settings.device
+    )
+    twins = drawn.twins.result(num_pairs=0)
+    values |= {"duplicate_share": twins.share, "exact_duplicate_share": twins.exact_share}
+    return values | ({} if drawn.tokens is None else drawn.tokens.compute()), manifold

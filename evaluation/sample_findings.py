@@ -1,0 +1,185 @@
+"""A measured set of samples as an `Evaluation`: numbers, floor, tables and pictures of a report."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..data.image_source import ImageSource
+from ..data.images import image_grid, to_pil
+from ..generators.base import Generator
+from ..metrics.catalogue import metric_values
+from ..metrics.frechet import frechet_distance
+from ..metrics.manifold import ManifoldResult
+from ..metrics.protocol import Protocol, as_floats
+from ..sample.samplers import Sampling
+from .evaluation import Evaluation, few_images_note
+from .image_set import distances, labels_of
+from .image_table import class_title
+from .nearest import nearest_training_images
+from .sample_set import DrawnSet, Reference, Rules, bind_protocol
+
+NUM_GRID, GRID_COLUMNS = 64, 8
+"""Number of samples in the picture of a report, and in each of its rows."""
+
+
+def generator_facts(generator: Generator, name: str, sampling: Sampling) -> dict[str, Any]:
+    """Facts about a generator and its sampler, for the report.
+
+    Args:
+        generator: Generator with its tokenizer.
+        name: Name of the generator in the report.
+        sampling: Settings of the sampler, with the number of steps that they come to.
+    """
+    return {
+        "name": name,
+        "system": generator.config.type,
+        "fingerprint": generator.fingerprint or "not loaded from a folder",
+        "parameters": generator.num_parameters()["total"],
+        "attention": generator.attention,
+        "resolution": generator.tokenizer.resolution,
+        "tokens": str(generator.spec),
+        "bits_per_image": generator.spec.bits_per_image,
+        "tokenizer": {
+            "system": generator.tokenizer.config.type,
+            "fingerprint": generator.tokenizer.fingerprint,
+            "parameters": generator.tokenizer.num_parameters()["total"],
+        },
+        "sampling": dataclasses.asdict(sampling),
+    }
+
+
+def assemble_samples(
+    first: DrawnSet,
+    measured: Sequence[tuple[Mapping[str, float], ManifoldResult]],
+    rules: Rules,
+    reference: Reference,
+    protocol: Protocol,
+    subject: dict[str, Any],
+) -> Evaluation:
+    """Repetitions as one measurement; tables and pictures are of the first one.
+
+    Args:
+        first: Samples of the first repetition.
+        measured: Metrics of each repetition, and what is known of each image of its banks.
+        rules: Rules of the measurement.
+        reference: Real images that samples were compared with, and the floor.
+        protocol: Protocol of the numbers.
+        subject: Facts about what was measured.
+    """
+    evaluation = Evaluation(
+        kind="samples",
+        protocol=protocol,
+        subject=subject,
+        metrics=metric_values([values for values, _ in measured], protocol),
+        notes=[*few_images_note(protocol), *reference.notes],
+        per_class=_class_table(first, measured[0][1], rules, reference),
+        broken=reference.images.broken,
+    )
+    _add_floor(evaluation, first, rules, reference)
+    levels, labels = first.pictures(NUM_GRID)
+    titles = [class_title(reference.source.classes, label) for label in labels]
+    pictures = [to_pil(image.permute(1, 2, 0)) for image in levels]
+    grid = image_grid(pictures, GRID_COLUMNS, titles if max(labels) >= 0 else None)
+    evaluation.pictures["samples.png"] = ("Samples", "the first ones of repetition 1", grid)
+    return evaluation
+
+
+def _class_table(
+    first: DrawnSet, manifold: ManifoldResult, rules: Rules, reference: Reference
+) -> dict[str, Any] | None:
+    """Table of how samples of each class lie among reference images; None without classes."""
+    if not rules.num_classes:
+        return None
+    drawn, real = labels_of(first.images.bank), labels_of(reference.images.bank)
+    labelled, rows = bool((real >= 0).any()), []
+    agrees = real[manifold.nearest_reference] == drawn
+    for label in range(rules.num_classes):
+        here, there = drawn == label, real == label
+        if not (bool(here.any()) or bool(there.any())):
+            continue
+        row: list[Any] = [class_title(reference.source.classes, label), int(here.sum())]
+        for values, chosen in (
+            (manifold.in_manifold, here),
+            (manifold.sample_density, here),
+            (agrees, here & labelled),
+            (manifold.covered, there),
+        ):
+            row.append(float(values[chosen].double().mean()) if bool(chosen.any()) else None)
+        rows.append(row)
+    return {
+        "columns": ["class", "samples", "precision", "density", "own class", "coverage"],
+        "rows": rows,
+        "about": "Repetition 1. Own class: share whose nearest reference image has their "
+        "class. Coverage: share of the class's reference images with a sample nearby.",
+    }
+
+
+def _add_floor(evaluation: Evaluation, first: DrawnSet, rules: Rules, reference: Reference) -> None:
+    """Add what real validation images get, and a note with the first samples in equal number."""
+    floor, validation, settings = reference.floor, reference.validation, rules.settings
+    if floor is None or validation is None:
+        return
+    count = len(floor)
+    protocol = bind_protocol(rules, reference, count, balance=f"{validation.split} images")
+    real, _ = distances(
+        floor, reference.images, protocol, seed=settings.seed, device=settings.device
+    )
+    evaluation.add_floor(metric_values([real], protocol), protocol)
+    name = next(iter(real))
+    text = f"{count:,} {validation.split} images themselves have {name} {real[name]:.5g}"
+    if first.first.count == count:
+        same = frechet_distance(first.first, reference.images.pooled)
+        text += f", the first {count:,} samples of repetition 1 have {same:.5g}"
+    evaluation.notes.append(f"{text} (protocol {protocol.id}): only equal numbers compare.")
+
+
+def add_nearest(
+    evaluation: Evaluation,
+    first: DrawnSet,
+    count: int,
+    training: ImageSource,
+    rules: Rules,
+    reference: Reference,
+) -> None:
+    """Add the nearest training image of the first samples, and of validation images.
+
+    Args:
+        evaluation: Measurement to add to.
+        first: Samples of the first repetition.
+        count: Number of its samples to search for.
+        training: Images that the samples' model was trained on.
+        rules: Rules of the measurement.
+        reference: Real images that samples were compared with.
+    """
+    levels, _ = first.pictures(count)
+    networks, settings, source = reference.networks, rules.settings, reference.source
+    nearest = nearest_training_images(
+        as_floats(levels),
+        training,
+        rules.resolution,
+        features=networks.classifier or networks.extractor,
+        validation=source if source.split == "val" else reference.validation,
+        resize=settings.preset.resize,
+        batch_size=settings.batch_size,
+        device=settings.device,
+        progress=settings.progress,
+    )
+    found = nearest.to_dict()
+
+    def medians(side: dict[str, Any]) -> dict[str, float]:
+        kinds = ("feature", "pixel")
+        return {
+            f"nearest_{kind}_distance@{len(levels)}": side[f"{kind}_distance"]["median"]
+            for kind in kinds
+        }
+
+    evaluation.metrics |= metric_values([medians(found["samples"])], evaluation.protocol)
+    if "validation" in found:
+        number = found["validation"]["num_images"]
+        protocol = bind_protocol(rules, reference, number, balance="validation images")
+        real = metric_values([medians(found["validation"])], protocol)
+        evaluation.add_floor(real, protocol)
+    about = f"samples, nearest by {nearest.features_id}, nearest by pixels"
+    if nearest.num_searched < len(training):
+        about += f"; among {nearest.num_searched:,} of {len(training):,} images"
+    evaluation.pictures["nearest.png"] = ("Nearest training images", about, nearest.picture)
