@@ -10,7 +10,7 @@ from ..codec.encode import encode_source
 from ..data.path_source import local_places, open_paths
 from ..data.sources import open_source
 from ..data.transforms import AugmentConfig
-from ..evaluation.quick_look import reconstruct_source
+from ..evaluation.reconstruction_pictures import reconstruct_source
 from ..tokens.store import TokenStore
 from .options import chosen_device, one_clear_error, show, tokenizer_option
 
@@ -95,7 +95,12 @@ def decode(
 @click.option("--split", default="val", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="Largest number of images [all].")
 @click.option("--perceptual", default="auto", show_default=True, help="Perceptual network.")
-@click.option("--features", default="auto", show_default=True, help="Fréchet network, or none.")
+@click.option(
+    "--features",
+    default="auto",
+    show_default=True,
+    help="Network of the distances between sets of images, or none.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for pictures [none].")
 @click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
 @one_clear_error

@@ -17,7 +17,7 @@ import click
 
 from tessella.checkpoints import load_generator, load_tokenizer
 from tessella.data.sources import open_source
-from tessella.evaluation.quick_look import reconstruct_source
+from tessella.evaluation.reconstruction_pictures import reconstruct_source
 from tessella.files import some_of
 from tessella.metrics.networks.build import available_features
 

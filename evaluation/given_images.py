@@ -117,10 +117,7 @@ def evaluate_images(
     subject |= {"fingerprint": drawn.images.hash.hexdigest()[:32], "resolution": side}
     subject |= {"tokens": None, "bits_per_image": None}
     evaluation = assemble_samples(drawn, [measured], rules, reference, protocol, subject)
-    if training is None and source.split != "val":
-        training = source
-    if num_nearest and training is not None:
-        add_nearest(evaluation, drawn, num_nearest, training, rules, reference)
+    add_nearest(evaluation, drawn, num_nearest, training, rules, reference)
     evaluation.seconds = time.perf_counter() - started
     return evaluation
 

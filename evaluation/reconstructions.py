@@ -1,10 +1,13 @@
 """How well a tokenizer reconstructs, under a protocol: `tessella evaluate --tokenizer`.
 
 Each image is compared with its original, and the set of all with the set of all originals.
+`measure_reconstructions` is the one loop that does so: `tessella reconstruct` runs it too, and
+`train/tokenizer.py` with fewer `Measures`.
 """
 
 import functools
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,96 +16,63 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..collectives import collected, leave_processes, own_share, told
-from ..data.image_source import DataError, ImageSource
-from ..data.images import grid_of_pairs, to_uint8
+from ..data.image_source import ImageSource
+from ..data.images import grid_of_pairs
 from ..data.loader import eval_batches, evenly_spaced
 from ..metrics.catalogue import metric_values
-from ..metrics.image import ReconstructionMeter
-from ..metrics.perceptual import PerceptualDistance, build_perceptual
-from ..metrics.presets import MIN_IMAGES
-from ..metrics.protocol import Protocol, as_floats, to_levels
-from ..metrics.token_statistics import TokenStatistics
+from ..metrics.perceptual import build_perceptual
+from ..metrics.protocol import Rounding, to_levels
 from ..tokenizers.base import Tokenizer
 from ..tokens.tokens import Tokens
-from .evaluation import Evaluation, few_images_note, reference_words
-from .image_set import ImageSet, distances
-from .image_table import ImageTable
+from .evaluation import Evaluation, few_images_note
 from .networks import Networks
+from .reconstructed import Measures, Reconstructed
 from .settings import EvaluationSettings
 
 NUM_GRID, NUM_WORST = 32, 16
+"""Number of images in the pictures of reconstructions and of the worst ones."""
 
 
-class Reconstructed:
-    """Originals and their reconstructions, everything that is measured of them.
+@torch.no_grad()
+def measure_reconstructions(
+    tokenizer: Tokenizer,
+    batches: Iterable[dict[str, Any]],
+    found: Reconstructed,
+    measures: Measures,
+    *,
+    rounding: Rounding = "round",
+    seed: int | None = None,
+    each: Callable[[dict[str, Any], Tensor], None] | None = None,
+) -> Reconstructed:
+    """Encode and decode images batch by batch and measure what comes back.
 
     Args:
-        networks: Of the distributions.
-        distance: Of the images of a pair.
-        tokenizer: Whose tokens they are.
-        most: Images in the banks at most.
+        tokenizer: Tokenizer to measure.
+        batches: Originals, batches of `eval_batches`.
+        found: Where the measurements are added.
+        measures: What is measured.
+        rounding: Rule by which reconstructions become 8-bit images.
+        seed: Seed of image 0 of a random tokenizer, image i has `seed` + i; None: without seeds.
+        each: Called with every batch and its reconstructions, uint8 (B, 3, H, W).
+
+    Returns:
+        `found`.
+
+    Raises:
+        ValueError: If a feature or a pixel is not finite.
     """
-
-    def __init__(
-        self,
-        networks: Networks,
-        distance: PerceptualDistance,
-        tokenizer: Tokenizer,
-        *,
-        most: int,
-    ) -> None:
-        self.originals = ImageSet(networks, most=most)
-        self.images = ImageSet(networks, most=most)
-        self.tokens = TokenStatistics(tokenizer.spec)
-        self.meter = ReconstructionMeter()
-        self.table: ImageTable | None = None
-        self.perceptual = distance.id.partition("#")[0]
-        self.classifier = networks.classifier_id.partition("#")[0]
-        self.seconds = 0.0
-
-    def add(
-        self,
-        batch: dict[str, Any],
-        levels: Tensor,
-        tokens: Tokens,
-        networks: Networks,
-        distance: PerceptualDistance,
-    ) -> None:
-        """Look at a batch of `eval_batches` and at its reconstructions.
-
-        Args:
-            batch: Of the originals.
-            levels: Reconstructions, 8-bit (B, 3, H, W), on the device of the networks.
-            tokens: Between the two.
-            networks: Of the distributions.
-            distance: Of the pairs.
-        """
-        originals = to_uint8(batch["images"]).to(levels.device)
-        numbers, labels = batch["numbers"], batch["labels"]
-        before, after = networks.look(originals), networks.look(levels)
-        keys = self.originals.update(before, originals, numbers, labels)
-        self.images.update(after, levels, numbers, labels, keys=keys)
-        self.tokens.update(tokens)
-        pair = as_floats(originals), as_floats(levels)
-        values = self.meter.update(*pair) | {self.perceptual: distance(*pair)}
-        if before.logits is not None and after.logits is not None:
-            same = before.logits.argmax(1) == after.logits.argmax(1)
-            values[f"class_agreement@{self.classifier}"] = same
-        if self.table is None:
-            self.table = ImageTable(tuple(values))
-        self.table.update(values, numbers, labels)
-
-    def merge(self, other: "Reconstructed") -> None:
-        """Add another process's share."""
-        self.originals.merge(other.originals)
-        self.images.merge(other.images)
-        self.tokens.merge(other.tokens)
-        self.meter.merge(other.meter)
-        if self.table is None:
-            self.table = other.table
-        elif other.table is not None:
-            self.table.merge(other.table)
-        self.seconds = max(self.seconds, other.seconds)
+    for batch in batches:
+        begun = time.perf_counter()
+        seeds = None if seed is None else [seed + i for i in batch["numbers"].tolist()]
+        tokens, decoded = _there_and_back(tokenizer, batch["images"], seeds)
+        levels = to_levels(decoded, rounding)
+        if levels.is_cuda:
+            torch.cuda.synchronize(levels.device)
+        found.seconds += time.perf_counter() - begun
+        found.add(batch, levels, tokens, measures)
+        if each is not None:
+            each(batch, levels)
+    return found
 
 
 @torch.no_grad()
@@ -116,18 +86,18 @@ def evaluate_tokenizer(
     """Encode and decode images and measure what came back.
 
     Args:
-        tokenizer: As `load_tokenizer` returns it.
-        source: The images, usually a validation split.
-        settings: How to measure. A tokenizer without randomness gives one value for every seed:
-            there is one repetition then, and no spread.
-        name: What the report calls the tokenizer.
+        tokenizer: Tokenizer, as `load_tokenizer` returns it.
+        source: Images to reconstruct, usually a validation split.
+        settings: Settings of the evaluation. A tokenizer without randomness gives one value for
+            every seed: there is one repetition then, and no spread.
+        name: Name of the tokenizer in the report.
 
     Returns:
         The measurement on the main process, None on the others.
 
     Raises:
         ProtocolError: If the preset does not allow what is asked for.
-        WeightsMissing: If a network has no weights here.
+        WeightsMissing: If a network has no weights on this machine.
         DataError: If no image can be read, or one has a size that the preset refuses.
         ValueError: If a feature or a pixel is not finite.
     """
@@ -136,27 +106,27 @@ def evaluate_tokenizer(
     preset.check_resolution(resolution)
     num = preset.check_number(settings.num, len(source), "reconstructions")
     chosen = evenly_spaced(len(source), num)
-    networks = Networks.of(preset, settings.device, features=settings.features)
-    distance = build_perceptual(preset.perceptual).to(settings.device)
-    random = _is_random(tokenizer, source, settings)
+    measures = Measures(
+        networks=Networks.of(preset, settings.device, features=settings.features),
+        distance=build_perceptual(preset.perceptual).to(settings.device),
+        spec=tokenizer.spec,
+        bank=preset.reference_bank,
+    )
+    random = is_random(tokenizer, source, settings)
     repeats = settings.repeats if random else 1
+    own = [chosen[i] for i in own_share(num, settings.processes)]
     runs: list[Reconstructed] = []
     for repetition in range(repeats):
-        found = Reconstructed(networks, distance, tokenizer, most=preset.reference_bank)
-        title = f"reconstructions {repetition + 1} of {repeats}"
-        seed = settings.seed + repetition * len(source) if random else None
         whole = collected(
             functools.partial(
                 _reconstruct,
-                found,
                 tokenizer,
                 source,
-                [chosen[i] for i in own_share(num, settings.processes)],
+                own,
                 settings,
-                networks,
-                distance,
-                seed,
-                title,
+                measures,
+                seed=settings.seed + repetition * len(source) if random else None,
+                title=f"reconstructions {repetition + 1} of {repeats}",
             ),
             settings.processes,
         )
@@ -167,24 +137,10 @@ def evaluate_tokenizer(
     if not runs:
         return None
     first = runs[0]
-    if first.table is None or len(first.images) < MIN_IMAGES:
-        raise DataError(
-            f"{source.name} ({source.split}): {len(first.images)} of {num} images could be read, "
-            f"expected at least {MIN_IMAGES}"
-        )
-    protocol = preset.bind(
-        task="reconstructions",
-        resolution=resolution,
-        features=networks.extractor.id,
-        feature_resize=networks.extractor.resize_rule,
-        classifier=networks.classifier_id,
-        perceptual=distance.id,
-        reference=reference_words(source, paired=True),
-        reference_hash=first.originals.identity(with_labels=False),
-        reference_images=len(first.originals),
-        num_samples=len(first.images),
-        class_balance="none",
-    )
+    first.check_readable(source, num)
+    assert first.table is not None, "there are images"
+    table = first.table
+    protocol = first.protocol(source, preset, resolution, measures)
     notes = few_images_note(protocol)
     if repeats < settings.repeats:
         notes.append(
@@ -196,20 +152,24 @@ def evaluate_tokenizer(
         protocol=protocol,
         subject=_subject(tokenizer, name),
         metrics=metric_values(
-            [_values(run, protocol, settings, i) for i, run in enumerate(runs)], protocol
+            [
+                run.metrics(protocol, seed=settings.seed + i, device=settings.device)
+                for i, run in enumerate(runs)
+            ],
+            protocol,
         ),
         notes=notes,
-        broken=first.images.broken,
-        images_per_second=len(first.images) / first.seconds,
+        broken=first.broken,
+        images_per_second=len(first) / first.seconds,
     )
     if source.classes:
         evaluation.per_class = {
-            "columns": ["class", "images", *first.table.names],
-            "rows": first.table.by_class(source.classes),
+            "columns": ["class", "images", *table.names],
+            "rows": table.by_class(source.classes),
             "about": "Means over the images of each class.",
         }
-    shown = first.table.numbers[:NUM_GRID].tolist()
-    worst = first.table.largest(first.perceptual, NUM_WORST)
+    shown = table.numbers[:NUM_GRID].tolist()
+    worst = table.largest(first.perceptual, NUM_WORST)
     for file, title, about, numbers in (
         ("reconstructions.png", "Reconstructions", "each below its original", shown),
         ("worst.png", "Worst reconstructions", f"by {first.perceptual}, worst first", worst),
@@ -222,37 +182,36 @@ def evaluate_tokenizer(
 
 
 def _reconstruct(
-    found: Reconstructed,
     tokenizer: Tokenizer,
     source: ImageSource,
     own: list[int],
     settings: EvaluationSettings,
-    networks: Networks,
-    distance: PerceptualDistance,
+    measures: Measures,
+    *,
     seed: int | None,
     title: str,
 ) -> Reconstructed:
-    """This process's images of one repetition; `seed` is that of image 0 of a random tokenizer."""
+    """Images `own` of one repetition, this process's share, with a progress bar."""
+    found = Reconstructed(measures)
     silent = not settings.progress or settings.rank > 0
+    batches = eval_batches(
+        source,
+        tokenizer.resolution,
+        settings.batch_size,
+        broken=found.broken,
+        resize=settings.preset.resize,
+        indices=own,
+    )
     with tqdm(total=len(own), desc=title, unit="image", disable=silent) as bar:
-        for batch in eval_batches(
-            source,
-            tokenizer.resolution,
-            settings.batch_size,
-            broken=found.images.broken,
-            resize=settings.preset.resize,
-            indices=own,
-        ):
-            begun = time.perf_counter()
-            seeds = None if seed is None else [seed + i for i in batch["numbers"].tolist()]
-            tokens, decoded = _there_and_back(tokenizer, batch["images"], seeds)
-            levels = to_levels(decoded, settings.preset.rounding)
-            if levels.is_cuda:
-                torch.cuda.synchronize(levels.device)
-            found.seconds += time.perf_counter() - begun
-            found.add(batch, levels, tokens, networks, distance)
-            bar.update(len(levels))
-    return found
+        return measure_reconstructions(
+            tokenizer,
+            batches,
+            found,
+            measures,
+            rounding=settings.preset.rounding,
+            seed=seed,
+            each=lambda _, levels: bar.update(len(levels)),
+        )
 
 
 def _there_and_back(
@@ -275,7 +234,7 @@ def _there_and_back(
     return Tokens.cat(every), torch.cat(decoded)
 
 
-def _is_random(tokenizer: Tokenizer, source: ImageSource, settings: EvaluationSettings) -> bool:
+def is_random(tokenizer: Tokenizer, source: ImageSource, settings: EvaluationSettings) -> bool:
     """Whether seeds change what comes back, tried on an image; the main process decides for all."""
 
     def tried() -> bool:
@@ -287,26 +246,8 @@ def _is_random(tokenizer: Tokenizer, source: ImageSource, settings: EvaluationSe
     return told(tried(), settings.processes)
 
 
-def _values(
-    run: Reconstructed, protocol: Protocol, settings: EvaluationSettings, repetition: int
-) -> dict[str, float]:
-    """Every metric of one repetition."""
-    assert run.table is not None
-    pixels = {name: v for name, v in run.meter.compute().items() if name != "num_images"}
-    means = run.table.means()
-    values, _ = distances(
-        run.images,
-        run.originals,
-        protocol,
-        seed=settings.seed + repetition,
-        device=settings.device,
-    )
-    values |= pixels | {name: means[name] for name in means if name not in pixels}
-    return values | run.tokens.compute()
-
-
 def _subject(tokenizer: Tokenizer, name: str) -> dict[str, Any]:
-    """What the report says of a tokenizer."""
+    """Facts of a tokenizer, for the report."""
     return {
         "name": name,
         "system": tokenizer.config.type,

@@ -137,22 +137,29 @@ def add_nearest(
     evaluation: Evaluation,
     first: DrawnSet,
     count: int,
-    training: ImageSource,
+    training: ImageSource | None,
     rules: Rules,
     reference: Reference,
 ) -> None:
     """Add the nearest training image of the first samples, and of validation images.
 
+    Without training images, or with a count of 0, there is nothing to add.
+
     Args:
         evaluation: Measurement to add to.
         first: Samples of the first repetition.
         count: Number of its samples to search for.
-        training: Images that the samples' model was trained on.
+        training: Images that the samples' model was trained on; None: the reference, unless that
+            is a validation split.
         rules: Rules of the measurement.
         reference: Real images that samples were compared with.
     """
-    levels, _ = first.pictures(count)
     networks, settings, source = reference.networks, rules.settings, reference.source
+    if training is None and source.split != "val":
+        training = source
+    if not count or training is None:
+        return
+    levels, _ = first.pictures(count)
     nearest = nearest_training_images(
         as_floats(levels),
         training,

@@ -156,10 +156,7 @@ def evaluate_generator(
         ]
         evaluation.curves = draw_lines(values, of_curves)
         evaluation.protocols[of_curves.id] = of_curves
-    if training is None and source.split != "val":
-        training = source
-    if num_nearest and training is not None:
-        add_nearest(evaluation, drawn[0], num_nearest, training, rules, reference)
+    add_nearest(evaluation, drawn[0], num_nearest, training, rules, reference)
     evaluation.add_bits(drawn[0].tokens)
     evaluation.seconds = time.perf_counter() - started
     return evaluation

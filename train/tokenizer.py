@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 import tessella
 from tessella.checkpoints import save_tokenizer
-from tessella.data.images import to_uint8
 from tessella.data.loader import ImageDataset, eval_batches, make_loader
 from tessella.data.sources import ImageSource, open_source
-from tessella.metrics.image import ReconstructionMeter
+from tessella.evaluation.reconstructed import Measures, Reconstructed
+from tessella.evaluation.reconstructions import measure_reconstructions
 from tessella.metrics.perceptual import PerceptualDistance
-from tessella.metrics.protocol import as_floats
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.probe import choose_probe
 from tessella.train.command import (
@@ -52,7 +50,6 @@ PANELS = {
 }
 
 
-@torch.no_grad()
 def evaluate(
     tokenizer: Tokenizer,
     source: ImageSource,
@@ -61,17 +58,12 @@ def evaluate(
     limit: int = 1000,
 ) -> dict[str, float]:
     """PSNR, SSIM and perceptual distance of 8-bit reconstructions of the first `limit` images."""
-    meter, distance, count = ReconstructionMeter(), 0.0, 0
-    for batch in eval_batches(source, tokenizer.resolution, batch_size, limit):
-        images = batch["images"].to(tokenizer.device)
-        reconstructions = as_floats(to_uint8(tokenizer.decode(tokenizer.encode(images))))
-        meter.update(images, reconstructions)
-        if perceptual is not None:
-            distance += float(perceptual(images, reconstructions).sum())
-        count += len(images)
-    result = meter.compute()
+    measures = Measures(distance=perceptual)
+    batches = eval_batches(source, tokenizer.resolution, batch_size, limit)
+    found = measure_reconstructions(tokenizer, batches, Reconstructed(measures), measures)
+    result = found.meter.compute()
     if perceptual is not None:
-        result[perceptual.id] = distance / count
+        result[perceptual.id] = found.pair_metrics()[found.perceptual]
     return result
 
 

@@ -115,10 +115,32 @@ def test_reconstruct_measures_what_it_writes(model: Path, tmp_path: Path) -> Non
     assert measured["num_images"] == 10 and measured["bits_per_image"] == 320
     assert 0 < measured["codebook_usage"] <= 1
     assert 0 < measured["entropy_bits"] <= 5
-    named = [key.split("#")[0] for key in measured if "@" in key]
-    assert named == ["features@random", "FD@random"]
+    assert measured["protocol"].startswith("val-paired-")
+    assert measured["networks"]["perceptual"] == "features@random"
+    assert measured["networks"]["features"].startswith("random#")
+    named = [key for key in measured if "@" in key]
+    assert {"features@random", "FD@random"} <= set(named)
+    assert all(key.endswith("@random") for key in named), "no number without its network"
     assert not any(key.lower().startswith("fid") for key in measured)
     assert len(list((tmp_path / "pictures").rglob("*.png"))) == 11
+
+
+def test_reconstruct_without_features_takes_fewer_images(model: Path, tmp_path: Path) -> None:
+    """Five images are too few for distances between sets: left out by itself, or by name refused."""
+    words = ["--data", "bundled:emoji", "--limit", 5, "--perceptual", "random", "--json"]
+    start = ["reconstruct", "--tokenizer", model, *words]
+    by_itself, none = (
+        json.loads(run(*start, *more).stdout) for more in ([], ["--features", "none"])
+    )
+    assert by_itself["protocol"] == none["protocol"] and none["num_images"] == 5
+    assert none["networks"]["features"] == none["networks"]["classifier"] == "none"
+    assert [key for key in none if "@" in key] == ["features@random"]
+    assert by_itself["psnr"] == none["psnr"] > 0
+    result = run(*start, "--features", "random", "--out", tmp_path / "out", code=1)
+    assert "5 images are too few, expected at least 6" in result.stderr
+    assert not (tmp_path / "out").exists()
+    other = json.loads(run(*start[:5], "--limit", 6, *words[4:], "--features", "none").stdout)
+    assert other["protocol"] != none["protocol"], "of other images"
 
 
 @pytest.mark.parametrize(
