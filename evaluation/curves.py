@@ -1,4 +1,4 @@
-"""Quality over settings of the sampler: which to measure, and the lines of the chart."""
+"""Quality over settings of the sampler: the settings to measure, and the lines of the chart."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class Curves:
     """Settings of the sampler to measure besides the main ones.
 
     Attributes:
-        num_steps: Numbers of sampling steps; empty: the main one.
-        guidance: Guidance scales; empty: the main one.
-        num: Samples at each point, drawn once; another protocol than the main one's.
+        num_steps: Numbers of sampling steps; empty: that of the main settings.
+        guidance: Guidance scales, 1 is off; empty: that of the main settings.
+        num: Number of samples at each point, drawn once, under a protocol of their own.
     """
 
     num_steps: tuple[int, ...] = ()
@@ -35,7 +35,7 @@ class Curves:
             raise ValueError(f"curves: expected guidance >= 0, found {list(self.guidance)}")
 
     def settings(self, main: Sampling) -> list[Sampling]:
-        """Every combination asked for, of the main settings otherwise."""
+        """The main settings with every combination of steps and guidance asked for."""
         if not (self.num_steps or self.guidance):
             return []
         changes: list[dict[str, Any]] = [
@@ -52,11 +52,11 @@ def draw_lines(
     """Distance, precision and recall over steps, or over guidance where steps are one number.
 
     Args:
-        points: Settings and what was measured with them.
-        protocol: Of all of them.
+        points: Settings of each point and the metrics measured with them.
+        protocol: Protocol of all points.
 
     Returns:
-        Curves as a report wants them.
+        Curves in the form of a report: `x`, `metric`, `protocol` and `lines`.
     """
     over, line = "num_steps", "guidance"
     if len({chosen.num_steps for chosen, _ in points}) == 1:

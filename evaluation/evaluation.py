@@ -1,4 +1,4 @@
-"""What evaluations of samples and of reconstructions share: settings, checks, the report."""
+"""A finished evaluation of samples or of reconstructions, and the report it becomes."""
 
 import datetime
 import os
@@ -33,18 +33,19 @@ class Evaluation:
 
     Attributes:
         kind: `samples` or `reconstructions`.
-        protocol: What it was measured under.
-        subject: Facts about what was measured.
+        protocol: Protocol of all values in `metrics`.
+        subject: Facts about the model or the images that were measured.
         metrics: Values by name.
-        floor: What real images get, by name; of protocols of their own.
-        protocols: Those of floor and curves, by id.
-        notes: What a reader must know.
+        floor: Values of real images by name, under protocols of their own.
+        protocols: Protocols of floor and curves, by id.
+        notes: Sentences that a reader must know.
         per_class: Table with `columns`, `rows` and `about`, or None.
-        curves: As the report wants them.
-        pictures: File name -> title, a line about it, and the picture.
+        curves: Curves in the form of a report: `x`, `metric`, `protocol` and `lines`.
+        pictures: Title, a line about it and the picture, by file name.
         broken: Reason by id of each image that could not be read.
-        images_per_second: Of sampling and decoding, or of encoding and decoding; None: neither.
-        seconds: What it all took.
+        images_per_second: Speed of sampling and decoding, or of encoding and decoding, in images
+            per second; None: images were given.
+        seconds: Duration of the whole evaluation in seconds.
     """
 
     kind: str
@@ -62,19 +63,19 @@ class Evaluation:
     seconds: float = 0.0
 
     def add_floor(self, values: dict[str, MetricValue], protocol: Protocol) -> None:
-        """Add what real images get under a protocol."""
+        """Add values of real images under a protocol."""
         self.floor |= values
         self.protocols[protocol.id] = protocol
 
     def add_bits(self, tokens: TokenStatistics | None) -> None:
-        """Add the picture of how bits of a position hang together, where there are bits."""
+        """Add the heat map of correlations of bits, if the tokens are bits."""
         picture = None if tokens is None else tokens.correlation_picture()
         if picture is not None:
             about = "of every pair of bits of a position: red agree, blue differ, white neither"
             self.pictures["bits.png"] = ("Correlation of bits", about, picture)
 
     def report(self, settings: EvaluationSettings) -> dict[str, Any]:
-        """Everything but the pictures themselves, for JSON."""
+        """The content of report.json: everything but the pictures themselves."""
         device = torch.device(settings.device)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         processes = 1 if settings.processes is None else settings.processes.num_processes
@@ -112,7 +113,7 @@ class Evaluation:
         return report
 
     def _headline(self) -> list[str]:
-        """The metric of each beginning, where there is one."""
+        """Names of the metrics at the top of the report: the first one of each beginning."""
         found = [
             next((name for name in self.metrics if name.startswith(start)), None)
             for start in HEADLINES[self.kind]
@@ -139,12 +140,12 @@ class Evaluation:
 
 
 def reference_words(source: ImageSource, *, paired: bool) -> str:
-    """Name of what images are compared with, in a protocol."""
+    """Words of a protocol for the reference; `paired` for originals of reconstructions."""
     return f"{'originals of ' if paired else ''}{source.name} ({source.split})"
 
 
 def few_images_note(protocol: Protocol) -> list[str]:
-    """A warning where Fréchet distances are mostly bias."""
+    """A note for the report if there are so few images that Fréchet distances are mostly bias."""
     smaller = min(protocol.num_samples, protocol.reference_images)
     if smaller >= FEW_IMAGES:
         return []

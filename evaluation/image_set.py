@@ -1,4 +1,4 @@
-"""A set of images as the networks of a protocol see it, and the distances between two such sets.
+"""Statistics of a set of images under a protocol, and the distances between two such sets.
 
 Sets are filled batch by batch, in any order and by any number of processes, and merged; every
 metric is then a function of the set alone. Means and covariances are float64 and O(D^2); the
@@ -31,16 +31,16 @@ class ImageSet:
     """Statistics of a set of images.
 
     Args:
-        networks: What looks at the images.
-        most: Images in the bank at most, those with the smallest keys.
+        networks: Networks that look at the images.
+        most: Largest number of images in the bank: those with the smallest keys.
 
     Attributes:
         pooled: Mean and scatter of the features.
-        spatial: The same of the features of sFID, or None.
+        spatial: Mean and scatter of the features of sFID, or None.
         bank: Features, keys (in the place of numbers) and labels of some images.
-        classes: Class score, or None.
-        hash: Of all pixels.
-        label_counts: Label -> number of images; -1 is none.
+        classes: Statistics of the class score, or None.
+        hash: Hash of all pixels.
+        label_counts: Number of images of each label; -1 is none.
         broken: Reason by id of each image that could not be read.
     """
 
@@ -75,15 +75,15 @@ class ImageSet:
         """Add a batch.
 
         Args:
-            seen: What the networks say of it.
-            levels: The images themselves, uint8 (B, 3, H, W).
-            numbers: Which images they are, int64 (B,), each once.
-            labels: Their classes, int64 (B,); -1 is none.
-            keys: What orders the bank and chooses its images, int64 (B,), each once; None: by
-                content, whatever the order of the files.
+            seen: Features and logits of the images.
+            levels: 8-bit images, uint8 (B, 3, H, W).
+            numbers: Numbers of the images in their source, int64 (B,), each once.
+            labels: Classes of the images, int64 (B,); -1 is none.
+            keys: Keys that order the bank and choose its images, int64 (B,), each once; None: keys
+                of the content, so that the order of the files does not matter.
 
         Returns:
-            The keys used.
+            The keys that were used, int64 (B,).
 
         Raises:
             ValueError: If a feature is not finite.
@@ -103,7 +103,7 @@ class ImageSet:
         return keys
 
     def merge(self, other: "ImageSet") -> None:
-        """Add what another object, usually another process's, saw of the same set."""
+        """Add another part of the same set, usually that of another process."""
         self.pooled.merge(other.pooled)
         if self.spatial is not None and other.spatial is not None:
             self.spatial.merge(other.spatial)
@@ -117,7 +117,7 @@ class ImageSet:
         self.broken |= other.broken
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything but `broken`, for a file."""
+        """Everything but `broken` as tensors, for a file."""
         self.bank.trim(self.most)
         labels = sorted(self.label_counts)
         found: dict[str, Tensor] = {
@@ -138,11 +138,11 @@ class ImageSet:
         return found
 
     def load_tensors(self, stored: Mapping[str, Tensor]) -> None:
-        """Fill an empty set with what `tensors` gave.
+        """Fill an empty set with the result of `tensors`.
 
         Raises:
-            KeyError: If one is missing.
-            ValueError: If one does not fit.
+            KeyError: If a tensor is missing.
+            ValueError: If a tensor does not fit.
         """
         sides = {"pooled": self.pooled} | (
             {} if self.spatial is None else {"spatial": self.spatial}
@@ -167,7 +167,7 @@ class ImageSet:
             raise ValueError(f"{len(self)} labels, {self.pooled.count} images")
 
     def relabel(self, labels: Mapping[int, int], counts: Mapping[int, int]) -> bool:
-        """Take over labels by key, and numbers of images by label; False if a key is unknown."""
+        """Replace labels by key, and numbers of images by label; False if a key is unknown."""
         keys = self.bank.numbers.tolist()
         if any(key not in labels for key in keys):
             return False
@@ -207,15 +207,15 @@ def distances(
 
     Args:
         samples: Samples or reconstructions.
-        reference: What they are compared with.
-        protocol: Its subsets and neighbours are used.
-        seed: Of the subsets of KID.
-        device: Where pairs of features are compared.
+        reference: Real images that they are compared with.
+        protocol: Protocol, which says how many subsets and neighbors to take.
+        seed: Seed of the subsets of KID.
+        device: Device on which pairs of features are compared.
 
     Returns:
         Values by name: `gFID` or `rFID`, `sFID`, `KID` with the FID Inception, `FD@NET` and
         `KD@NET` with others, `precision`, `recall`, `density`, `coverage`, and `class_score@NET`
-        with a classifier; and what is known of each image of the banks.
+        with a classifier; then the place of each image of the banks among the others.
     """
     network, suffix = samples.pooled.extractor_id.partition("#")[0], ""
     frechet, kernel_name = "gFID" if protocol.task == "samples" else "rFID", "KID"
@@ -261,20 +261,20 @@ def read_images(
     batch_size: int = 32,
     bar: "tqdm[None] | None" = None,
 ) -> ImageSet:
-    """The set of a source's images, plain views without augmentation.
+    """Statistics of the images of a source, without augmentation.
 
     Args:
-        source: Where they are.
-        networks: What looks at them.
-        preset: How they are resized, and how many the bank keeps.
+        source: Source of the images.
+        networks: Networks that look at the images.
+        preset: Rules of the protocol: rule of resizing, size of the bank.
         resolution: Side of the images in pixels.
-        indices: Which of them, e.g. the share of a process; None: all.
-        batch_size: Images at once.
-        bar: Progress.
+        indices: Indices of the images to read, e.g. the share of a process; None: all.
+        batch_size: Number of images at once.
+        bar: Progress bar to advance; None: none.
 
     Raises:
-        DataError: If one has a size that the preset refuses, or all of the source are asked for
-            and none can be read.
+        DataError: If an image has a size that the preset refuses, or all images of the source are
+            asked for and none can be read.
         ValueError: If a feature is not finite.
     """
     found = ImageSet(networks, most=preset.reference_bank)

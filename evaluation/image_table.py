@@ -1,4 +1,4 @@
-"""Numbers of single images: their means, per class, and the worst of them."""
+"""Values of single images: their means, means per class, and the images with the largest."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class ImageTable:
-    """One row of numbers an image; in the order of image numbers whoever added them.
+    """One row of values per image, in the order of image numbers whatever the order of batches.
 
     Args:
-        names: Of the columns.
+        names: Names of the columns.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ class ImageTable:
         self._labels.append(labels.cpu())
 
     def merge(self, other: "ImageTable") -> None:
-        """Add what another object holds."""
+        """Add the rows of another table."""
         self._rows += other._rows
         self._numbers += other._numbers
         self._labels += other._labels
@@ -53,7 +53,7 @@ class ImageTable:
         return self.numbers[order].tolist()
 
     def by_class(self, classes: Sequence[str]) -> list[list[Any]]:
-        """Class, number of images and means of all columns, a row per class that has images."""
+        """Rows of class, number of images and means of all columns, one per class with images."""
         labels = torch.cat(self._labels)[torch.cat(self._numbers).argsort()]
         columns = {name: self.column(name) for name in self.names}
         rows: list[list[Any]] = []
@@ -65,7 +65,7 @@ class ImageTable:
 
 
 def class_title(classes: Sequence[str], label: int) -> str:
-    """Name of a class in a table."""
+    """Name of a class in a table; its number where it has no name."""
     if label < 0:
         return "no class"
     return classes[label] if label < len(classes) else str(label)

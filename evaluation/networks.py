@@ -1,4 +1,4 @@
-"""The frozen networks of a protocol, and what they say of a batch of images."""
+"""The frozen networks of a protocol, and their features and logits of a batch of images."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from ..metrics.presets import Preset
 
 @dataclass(frozen=True, eq=False)
 class SeenImages:
-    """What the networks say of a batch.
+    """Features and logits of a batch.
 
     Attributes:
-        pooled: Features of the distances, (B, D).
-        spatial: Features of sFID, (B, 2023), or None.
-        logits: Of the classifier, (B, classes), or None.
+        pooled: Features for the distances, (B, D).
+        spatial: Features for sFID, (B, 2023), or None.
+        logits: Logits of the classifier, (B, classes), or None.
     """
 
     pooled: Tensor
@@ -31,8 +31,8 @@ class Networks:
     """The frozen networks of a protocol, on one device.
 
     Attributes:
-        extractor: Of the distances.
-        classifier: Of the class score, or None.
+        extractor: Feature network of the distances.
+        classifier: Network of the class score, or None.
     """
 
     extractor: FeatureExtractor
@@ -42,15 +42,17 @@ class Networks:
     def of(
         cls, preset: Preset, device: str | torch.device = "cpu", *, features: str | None = None
     ) -> "Networks":
-        """The networks that a preset names; all weights are found and checked now.
+        """The networks that a preset names; all weights are loaded and checked now.
 
         Args:
-            preset: The rules.
-            device: Where they run.
-            features: Another network for both, which makes it another protocol.
+            preset: Rules of the protocol.
+            device: Device of the networks.
+            features: Name of another network for both, which makes another protocol; None: those of
+                the preset.
 
         Raises:
-            WeightsMissing: If one has no weights on this machine; names the command.
+            WeightsMissing: If a network has no weights on this machine; names the command that
+                installs them.
             WeightsError: If the weights found are not the known ones.
         """
         extractor = build_features(features or preset.features).to(device)

@@ -23,7 +23,7 @@ from .networks import Networks
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Measures:
-    """What is measured of reconstructions besides the errors of their pixels, which always are.
+    """Metrics to measure of reconstructions, besides the errors of pixels, which always are.
 
     Attributes:
         distance: Perceptual distance of each pair; None: none.
@@ -42,7 +42,7 @@ class Reconstructed:
     """Originals and their reconstructions: everything that is measured of them.
 
     Args:
-        measures: What is measured.
+        measures: Metrics to measure.
 
     Attributes:
         originals: Statistics of the set of originals, or None.
@@ -87,7 +87,7 @@ class Reconstructed:
             batch: Originals, a batch of `eval_batches`.
             levels: Reconstructions, uint8 (B, 3, H, W), on the device of the networks.
             tokens: Tokens of the images.
-            measures: What is measured, as it was given to the constructor.
+            measures: Metrics to measure, those that the constructor was given.
 
         Raises:
             ValueError: If a feature is not finite.
@@ -156,7 +156,7 @@ class Reconstructed:
             source: Source of the originals.
             preset: Rules of the protocol.
             resolution: Side of the images in pixels.
-            measures: What was measured.
+            measures: Metrics that were measured.
         """
         networks, distance = measures.networks, measures.distance
         return preset.bind(

@@ -49,8 +49,8 @@ def measure_reconstructions(
     Args:
         tokenizer: Tokenizer to measure.
         batches: Originals, batches of `eval_batches`.
-        found: Where the measurements are added.
-        measures: What is measured.
+        found: Measurements to add to.
+        measures: Metrics to measure, those that `found` was made for.
         rounding: Rule by which reconstructions become 8-bit images.
         seed: Seed of image 0 of a random tokenizer, image i has `seed` + i; None: without seeds.
         each: Called with every batch and its reconstructions, uint8 (B, 3, H, W).

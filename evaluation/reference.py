@@ -1,4 +1,4 @@
-"""The images that others are compared with: seen once, shared by processes, kept for next time.
+"""Statistics of reference images: computed once, by all processes together, and cached.
 
 A reference is cached under `$TESSELLA_CACHE/references` (by default below `~/.cache/tessella`),
 named by a hash of the data's fingerprint, the rule of resizing and the networks; deleting the
@@ -52,15 +52,15 @@ def read_reference(
     """The set of all images of a source, from the cache or from the images.
 
     Args:
-        source: Where they are.
-        networks: What looks at them.
-        preset: How they are resized.
+        source: Source of the images.
+        networks: Networks that look at the images.
+        preset: Rules of the protocol, with the rule of resizing.
         resolution: Side of the images in pixels.
-        batch_size: Images at once.
-        processes: Those that share the work. The main one gets the whole set, the others the
-            number of images of each class.
+        batch_size: Number of images at once.
+        processes: Processes that share the work; None: this one alone. The main one gets the whole
+            set, the others the number of images of each class.
         progress: Show a progress bar on stderr.
-        cache: Look into the cache, and write to it.
+        cache: Read the set from the cache if it is there, and write it to the cache if not.
 
     Raises:
         DataError: If no image can be read, or one has a size that the preset refuses.
@@ -111,7 +111,7 @@ def read_reference(
 
 
 def _moments_of(source: ImageSource, networks: Networks) -> dict[str, np.ndarray]:
-    """Statistics that a source brings along, checked; empty if there are none to be used."""
+    """Checked statistics that the file of a source contains; empty without usable ones."""
     if not isinstance(source, NpzSource) or not networks.has_spatial:
         return {}
     moments = source.moments()
@@ -124,25 +124,26 @@ def _moments_of(source: ImageSource, networks: Networks) -> dict[str, np.ndarray
 
 
 def _use_moments(found: ImageSet, moments: dict[str, np.ndarray]) -> None:
-    """Put statistics that the file brings along in the place of those of its images.
+    """Replace the statistics of the images by those that the file contains.
 
-    The images of ADM's reference batches are a sample; their statistics are of the whole set.
+    The images of ADM's reference batches are a sample; the statistics in the file are those of the
+    whole set.
     """
     sides = ((found.pooled, "mu", "sigma"), (found.spatial, "mu_s", "sigma_s"))
     for side, mean_name, covariance_name in sides:
         if side is None or mean_name not in moments:
             continue
         mean, covariance = (torch.from_numpy(moments[n]) for n in (mean_name, covariance_name))
-        # Of how many images they are is not stored; enough for any rank.
+        # The file does not say how many images there were; this is enough for any rank.
         side.count = max(side.count, side.num_features + 1)
         side.mean, side.scatter = mean, covariance * (side.count - 1)
         found.hash.add(mean.numpy().tobytes() + covariance.numpy().tobytes())
     if "mu_s" not in moments:
-        found.spatial = None  # of the whole set like `mu`, or not at all
+        found.spatial = None  # never statistics of the sample beside those of the whole set
 
 
 def cache_file(source: ImageSource, networks: Networks, preset: Preset, resolution: int) -> Path:
-    """Where the set of a source's images is kept between evaluations."""
+    """File of the cache for the statistics of a source's images."""
     about = [
         source.name,
         source.split,
@@ -161,18 +162,18 @@ def cache_file(source: ImageSource, networks: Networks, preset: Preset, resoluti
 def _cached(
     file: Path, source: ImageSource, networks: Networks, preset: Preset, resolution: int
 ) -> ImageSet | None:
-    """The set in a file of the cache; None if there is none that can be read and still is true."""
+    """Statistics in a file of the cache; None if it cannot be read or the images have changed."""
     found = ImageSet(networks, most=preset.reference_bank)
     try:
         with safe_open(os.fspath(file), "pt") as stored:
             found.load_tensors({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
-    # Names and sizes agree; the pixels say whether they are the same, and labels are read anew.
+    # Names and sizes agree: now pixels are compared, and labels are read again.
     chosen = evenly_spaced(len(source), MOST_VERIFIED)
     now, counts = ImageHash(), Counter[int]()
     labels: dict[int, int] = {}
-    with contextlib.suppress(DataError):  # what is wrong is said when all images are read
+    with contextlib.suppress(DataError):  # the error is raised when all images are read
         for batch in eval_batches(source, resolution, 256, resize=preset.resize, indices=chosen):
             digests = now.update(to_uint8(batch["images"]))
             keys = content_keys(digests, batch["numbers"])

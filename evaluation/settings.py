@@ -1,4 +1,4 @@
-"""Settings that every evaluation shares, and the check of its output folder."""
+"""Settings of every evaluation, and the check of its output folder."""
 
 import os
 import tempfile
@@ -16,21 +16,22 @@ from ..metrics.protocol import ProtocolError
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """How to measure.
+    """Settings of an evaluation.
 
     Attributes:
-        preset: The rules.
-        data: The data set as the user named it.
-        num: Images per repetition; None: what the preset says.
-        repeats: Repetitions with other seeds.
-        seed: Base of all seeds.
-        batch_size: Images at once, per process.
-        features: Another network than the preset's, which makes it another protocol.
-        device: Where everything runs.
+        preset: Rules of the protocol.
+        data: Name of the data set, as the user gave it.
+        num: Number of images per repetition; None: the preset's.
+        repeats: Number of repetitions, each with other seeds.
+        seed: Base of all seeds, at least 0.
+        batch_size: Number of images at once, per process.
+        features: Name of another feature network than the preset's, which makes another protocol;
+            None: the preset's.
+        device: Device of all networks.
         progress: Show progress bars on stderr.
-        processes: Those that share the work.
-        cache: Keep statistics of reference images for next time.
-        command: What was typed, for the report.
+        processes: Processes that share the work; None: this one alone.
+        cache: Read and write cached statistics of reference images.
+        command: Command line, for the report.
     """
 
     preset: Preset
@@ -60,7 +61,7 @@ class EvaluationSettings:
 
     @property
     def rank(self) -> int:
-        """Of this process."""
+        """Number of this process, 0 on the main one."""
         return 0 if self.processes is None else self.processes.process_index
 
 
