@@ -86,7 +86,9 @@ def own_share(count: int, processes: "PartialState | None") -> range:
     return range(rank * count // world, (rank + 1) * count // world)
 
 
-def collected(work: Callable[[], Mergeable], processes: "PartialState | None") -> Mergeable | None:
+def gather_merged(
+    work: Callable[[], Mergeable], processes: "PartialState | None"
+) -> Mergeable | None:
     """What all processes found, merged in the order of ranks, on the main one; None on others.
 
     Args:
@@ -122,7 +124,7 @@ def collected(work: Callable[[], Mergeable], processes: "PartialState | None") -
     return whole
 
 
-def told(value: Told, processes: "PartialState | None") -> Told:
+def broadcast_from_main(value: Told, processes: "PartialState | None") -> Told:
     """The main process's value, on every process."""
     if processes is None:
         return value

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ..importers.import_checkpoint import FORMATS, import_checkpoint
-from ..importers.vqgan import listed
+from ..importers.tensors import listed
 from .options import one_clear_error, show
 
 

@@ -66,7 +66,7 @@ class ImageSet:
     def update(
         self,
         seen: SeenImages,
-        levels: Tensor,
+        pixels: Tensor,
         numbers: Tensor,
         labels: Tensor,
         *,
@@ -76,7 +76,7 @@ class ImageSet:
 
         Args:
             seen: Features and logits of the images.
-            levels: 8-bit images, uint8 (B, 3, H, W).
+            pixels: 8-bit images, uint8 (B, 3, H, W).
             numbers: Numbers of the images in their source, int64 (B,), each once.
             labels: Classes of the images, int64 (B,); -1 is none.
             keys: Keys that order the bank and choose its images, int64 (B,), each once; None: keys
@@ -93,7 +93,7 @@ class ImageSet:
             self.spatial.update(seen.spatial)
         if self.classes is not None and seen.logits is not None:
             self.classes.update(seen.logits)
-        digests = self.hash.update(levels)
+        digests = self.hash.update(pixels)
         keys = content_keys(digests, numbers) if keys is None else keys.cpu()
         self.bank.update(seen.pooled, keys, labels)
         if len(self.bank) > 2 * self.most:
@@ -126,7 +126,7 @@ class ImageSet:
             "pooled.scatter": self.pooled.scatter,
             "bank.features": self.bank.features,
             "bank.numbers": self.bank.numbers,
-            "bank.labels": labels_of(self.bank),
+            "bank.labels": bank_labels(self.bank),
             "hash": self.hash.digests,
             "labels": torch.tensor([[n, self.label_counts[n]] for n in labels]).reshape(-1, 2),
         }
@@ -190,7 +190,7 @@ class ImageSet:
         return torch.tensor([self.label_counts.get(label, 0) for label in range(num_classes)])
 
 
-def labels_of(bank: FeatureBank) -> Tensor:
+def bank_labels(bank: FeatureBank) -> Tensor:
     """Class of every image of a bank, int64; -1 is none."""
     return torch.full_like(bank.numbers, -1) if bank.labels is None else bank.labels
 
@@ -240,8 +240,8 @@ def distances(
     manifold = manifold_metrics(
         vectors,
         others,
-        pr_neighbours=protocol.pr_neighbours,
-        dc_neighbours=protocol.dc_neighbours,
+        pr_neighbors=protocol.pr_neighbours,
+        dc_neighbors=protocol.dc_neighbours,
     )
     for name in ("precision", "recall", "density", "coverage"):
         values[f"{name}{suffix}"] = getattr(manifold, name)
@@ -287,12 +287,12 @@ def read_images(
         indices=indices,
     )
     for batch in batches:
-        levels = to_uint8(batch["images"])
+        pixels = to_uint8(batch["images"])
         try:
-            found.update(networks.look(levels), levels, batch["numbers"], batch["labels"])
+            found.update(networks.look(pixels), pixels, batch["numbers"], batch["labels"])
         except ValueError as error:
             where = f"{source.name} ({source.split}), {networks.extractor.id}"
             raise ValueError(f"{where}: {error}") from None
         if bar is not None:
-            bar.update(len(levels))
+            bar.update(len(pixels))
     return found

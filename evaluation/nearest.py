@@ -25,7 +25,7 @@ _COLUMNS = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Neighbours:
+class Neighbors:
     """The nearest real image of each query.
 
     Attributes:
@@ -38,8 +38,8 @@ class Neighbours:
     mirrored: Tensor
     distances: Tensor
 
-    def __getitem__(self, rows: slice) -> "Neighbours":
-        return Neighbours(
+    def __getitem__(self, rows: slice) -> "Neighbors":
+        return Neighbors(
             indices=self.indices[rows],
             mirrored=self.mirrored[rows],
             distances=self.distances[rows],
@@ -66,13 +66,13 @@ class NearestImages:
         broken: Reason by id of each real image skipped.
     """
 
-    by_features: Neighbours
-    by_pixels: Neighbours
+    by_features: Neighbors
+    by_pixels: Neighbors
     features_id: str
     source: ImageSource
     num_searched: int
-    validation_by_features: Neighbours | None
-    validation_by_pixels: Neighbours | None
+    validation_by_features: Neighbors | None
+    validation_by_pixels: Neighbors | None
     picture: Image.Image
     broken: dict[str, str]
 
@@ -219,10 +219,10 @@ class _Nearest:
         self.distances = torch.where(better, values, self.distances)
         self.places = torch.where(better, best + start, self.places)
 
-    def neighbours(self, numbers: list[int]) -> Neighbours:
+    def neighbors(self, numbers: list[int]) -> Neighbors:
         """Candidate 2 i is the image numbers[i], candidate 2 i + 1 its mirror image."""
         places = self.places.cpu()
-        return Neighbours(
+        return Neighbors(
             indices=torch.tensor(numbers)[places // 2],
             mirrored=places % 2 == 1,
             distances=self.distances.cpu(),
@@ -239,7 +239,7 @@ def _search(
     broken: dict[str, str],
     progress: bool,
     resize: ResizeRule,
-) -> tuple[Neighbours, Neighbours]:
+) -> tuple[Neighbors, Neighbors]:
     """Nearest of some images of a source and their mirror images, by features and by pixels."""
     device = next(extractor.buffers()).device
     query_features = _unit_features(extractor, queries, batch_size)
@@ -267,14 +267,14 @@ def _search(
         name, reason = next(iter(broken.items()))
         raise DataError(f"{source.name}: no image can be read; {name}: {reason}")
     by_pixels.distances = (by_pixels.distances / query_pixels.shape[1]).sqrt()
-    return by_features.neighbours(numbers), by_pixels.neighbours(numbers)
+    return by_features.neighbors(numbers), by_pixels.neighbors(numbers)
 
 
 def _picture(
     pixels: Tensor,
     source: ImageSource,
-    by_features: Neighbours,
-    by_pixels: Neighbours,
+    by_features: Neighbors,
+    by_pixels: Neighbors,
     resize: ResizeRule,
 ) -> Image.Image:
     """Three rows of at most eight samples, then the next three."""
@@ -284,7 +284,7 @@ def _picture(
     def cell(image: Image.Image) -> Image.Image:
         return image.resize((side, side), Image.Resampling.NEAREST)
 
-    def row(kind: str, found: Neighbours, digits: int) -> Iterator[tuple[Image.Image, str]]:
+    def row(kind: str, found: Neighbors, digits: int) -> Iterator[tuple[Image.Image, str]]:
         for index, mirrored, distance in zip(
             found.indices.tolist(), found.mirrored.tolist(), found.distances.tolist(), strict=True
         ):

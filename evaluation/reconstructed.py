@@ -79,34 +79,34 @@ class Reconstructed:
         return self._pixels.hexdigest()[:16]
 
     def add(
-        self, batch: dict[str, Any], levels: Tensor, tokens: Tokens, measures: Measures
+        self, batch: dict[str, Any], pixels: Tensor, tokens: Tokens, measures: Measures
     ) -> None:
         """Measure a batch.
 
         Args:
             batch: Originals, a batch of `eval_batches`.
-            levels: Reconstructions, uint8 (B, 3, H, W), on the device of the networks.
+            pixels: Reconstructions, uint8 (B, 3, H, W), on the device of the networks.
             tokens: Tokens of the images.
             measures: Metrics to measure, those that the constructor was given.
 
         Raises:
             ValueError: If a feature is not finite.
         """
-        originals = to_uint8(batch["images"]).to(levels.device)
+        originals = to_uint8(batch["images"]).to(pixels.device)
         numbers, labels = batch["numbers"], batch["labels"]
         agreement: dict[str, Tensor] = {}
         if measures.networks is None or self.originals is None or self.images is None:
             self._pixels.update(originals)
         else:
-            before, after = measures.networks.look(originals), measures.networks.look(levels)
+            before, after = measures.networks.look(originals), measures.networks.look(pixels)
             keys = self.originals.update(before, originals, numbers, labels)
-            self.images.update(after, levels, numbers, labels, keys=keys)
+            self.images.update(after, pixels, numbers, labels, keys=keys)
             if before.logits is not None and after.logits is not None:
                 same = before.logits.argmax(1) == after.logits.argmax(1)
                 agreement[f"class_agreement@{self.classifier}"] = same
         if self.tokens is not None:
             self.tokens.update(tokens)
-        pair = as_floats(originals), as_floats(levels)
+        pair = as_floats(originals), as_floats(pixels)
         values = self.meter.update(*pair)
         if measures.distance is not None:
             values |= {self.perceptual: measures.distance(*pair)}

@@ -47,9 +47,9 @@ class PictureFolder:
         self._originals: list[Tensor] = []
         self._reconstructions: list[Tensor] = []
 
-    def add(self, batch: dict[str, Any], levels: Tensor) -> None:
+    def add(self, batch: dict[str, Any], pixels: Tensor) -> None:
         """Write the reconstructions, uint8 (B, 3, H, W), of a batch of `eval_batches`."""
-        images = as_floats(levels).cpu()
+        images = as_floats(pixels).cpu()
         for image_id, image in zip(batch["ids"], images, strict=True):
             file = self.folder / file_name(image_id, 0, self._taken)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -141,10 +141,10 @@ def reconstruct_source(
             pictures = PictureFolder(stack.enter_context(writing))
         bar = stack.enter_context(tqdm(total=num, unit="image", disable=not progress))
 
-        def each(batch: dict[str, Any], levels: Tensor) -> None:
-            bar.update(len(levels))
+        def each(batch: dict[str, Any], pixels: Tensor) -> None:
+            bar.update(len(pixels))
             if pictures is not None:
-                pictures.add(batch, levels)
+                pictures.add(batch, pixels)
 
         batches = eval_batches(
             source,

@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..collectives import collected, leave_processes, own_share, told
+from ..collectives import broadcast_from_main, gather_merged, leave_processes, own_share
 from ..data.image_source import ImageSource
 from ..data.images import grid_of_pairs
 from ..data.loader import eval_batches, evenly_spaced
 from ..metrics.catalogue import metric_values
 from ..metrics.perceptual import build_perceptual
-from ..metrics.protocol import Rounding, to_levels
+from ..metrics.protocol import Rounding, to_pixels
 from ..tokenizers.base import Tokenizer
 from ..tokens.tokens import Tokens
 from .evaluation import Evaluation, few_images_note
@@ -65,13 +65,13 @@ def measure_reconstructions(
         begun = time.perf_counter()
         seeds = None if seed is None else [seed + i for i in batch["numbers"].tolist()]
         tokens, decoded = _there_and_back(tokenizer, batch["images"], seeds)
-        levels = to_levels(decoded, rounding)
-        if levels.is_cuda:
-            torch.cuda.synchronize(levels.device)
+        pixels = to_pixels(decoded, rounding)
+        if pixels.is_cuda:
+            torch.cuda.synchronize(pixels.device)
         found.seconds += time.perf_counter() - begun
-        found.add(batch, levels, tokens, measures)
+        found.add(batch, pixels, tokens, measures)
         if each is not None:
-            each(batch, levels)
+            each(batch, pixels)
     return found
 
 
@@ -117,7 +117,7 @@ def evaluate_tokenizer(
     own = [chosen[i] for i in own_share(num, settings.processes)]
     runs: list[Reconstructed] = []
     for repetition in range(repeats):
-        whole = collected(
+        whole = gather_merged(
             functools.partial(
                 _reconstruct,
                 tokenizer,
@@ -210,7 +210,7 @@ def _reconstruct(
             measures,
             rounding=settings.preset.rounding,
             seed=seed,
-            each=lambda _, levels: bar.update(len(levels)),
+            each=lambda _, pixels: bar.update(len(pixels)),
         )
 
 
@@ -243,7 +243,7 @@ def is_random(tokenizer: Tokenizer, source: ImageSource, settings: EvaluationSet
             return not torch.equal(*decoded)
         return False
 
-    return told(tried(), settings.processes)
+    return broadcast_from_main(tried(), settings.processes)
 
 
 def _subject(tokenizer: Tokenizer, name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from .._version import __version__
-from ..collectives import collected, own_share, told
+from ..collectives import broadcast_from_main, gather_merged, own_share
 from ..data.image_source import DataError, ImageSource
 from ..data.images import to_uint8
 from ..data.loader import eval_batches, evenly_spaced
@@ -73,13 +73,13 @@ def read_reference(
     file = cache_file(source, networks, preset, resolution)
     main = processes is None or processes.is_main_process
     found = _cached(file, source, networks, preset, resolution) if cache and main else None
-    known = told(found is not None, processes)
+    known = broadcast_from_main(found is not None, processes)
     if not known:
         own = own_share(len(source), processes)
         silent = not progress or not main
         title = f"{source.split} images"
         with tqdm(total=len(own), desc=title, unit="image", disable=silent) as bar:
-            found = collected(
+            found = gather_merged(
                 lambda: read_images(
                     source,
                     networks,
@@ -91,7 +91,7 @@ def read_reference(
                 ),
                 processes,
             )
-    counts, broken = told(
+    counts, broken = broadcast_from_main(
         (found.label_counts, found.broken) if found is not None else ({}, {}), processes
     )
     if found is None:

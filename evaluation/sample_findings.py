@@ -76,9 +76,9 @@ def assemble_samples(
         broken=reference.images.broken,
     )
     _add_floor(evaluation, first, rules, reference)
-    levels, labels = first.pictures(NUM_GRID)
+    pixels, labels = first.pictures(NUM_GRID)
     titles = [class_title(reference.source.classes, label) for label in labels]
-    pictures = [to_pil(image.permute(1, 2, 0)) for image in levels]
+    pictures = [to_pil(image.permute(1, 2, 0)) for image in pixels]
     grid = image_grid(pictures, GRID_COLUMNS, titles if max(labels) >= 0 else None)
     evaluation.pictures["samples.png"] = ("Samples", "the first ones of repetition 1", grid)
     return evaluation
@@ -159,9 +159,9 @@ def add_nearest(
         training = source
     if not count or training is None:
         return
-    levels, _ = first.pictures(count)
+    pixels, _ = first.pictures(count)
     nearest = nearest_training_images(
-        as_floats(levels),
+        as_floats(pixels),
         training,
         rules.resolution,
         features=networks.classifier or networks.extractor,
@@ -176,7 +176,7 @@ def add_nearest(
     def medians(side: dict[str, Any]) -> dict[str, float]:
         kinds = ("feature", "pixel")
         return {
-            f"nearest_{kind}_distance@{len(levels)}": side[f"{kind}_distance"]["median"]
+            f"nearest_{kind}_distance@{len(pixels)}": side[f"{kind}_distance"]["median"]
             for kind in kinds
         }
 

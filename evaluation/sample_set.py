@@ -74,13 +74,13 @@ class SampleBatch:
     """Some samples of a set.
 
     Attributes:
-        levels: 8-bit images, uint8 (B, 3, H, W), on any device.
+        pixels: 8-bit images, uint8 (B, 3, H, W), on any device.
         numbers: Places of the images in their set, int64 (B,).
         labels: Classes, int64 (B,); -1 is none.
         tokens: Tokens that the images were decoded from, or None.
     """
 
-    levels: Tensor
+    pixels: Tensor
     numbers: Tensor
     labels: Tensor
     tokens: Tokens | None = None
@@ -114,15 +114,15 @@ class DrawnSet:
 
     def add(self, batch: SampleBatch, networks: Networks) -> None:
         """Show a batch to the networks and add what they see to all banks."""
-        seen, levels = networks.look(batch.levels), batch.levels.cpu()
-        self.images.update(seen, levels, batch.numbers, batch.labels, keys=batch.numbers)
-        self.twins.update(levels, batch.numbers)
+        seen, pixels = networks.look(batch.pixels), batch.pixels.cpu()
+        self.images.update(seen, pixels, batch.numbers, batch.labels, keys=batch.numbers)
+        self.twins.update(pixels, batch.numbers)
         self.first.update(seen.pooled.cpu()[batch.numbers < self.num_first])
         if self.tokens is not None and batch.tokens is not None:
             self.tokens.update(batch.tokens)
         for row, number in enumerate(batch.numbers.tolist()):
             if number < self.num_kept:
-                self.kept[number] = levels[row].clone(), int(batch.labels[row])
+                self.kept[number] = pixels[row].clone(), int(batch.labels[row])
 
     def merge(self, other: "DrawnSet") -> None:
         """Add the share of the set that another process drew."""
@@ -137,7 +137,7 @@ class DrawnSet:
     def pictures(self, count: int) -> tuple[Tensor, list[int]]:
         """Pixels of at most `count` first samples, uint8 (n, 3, H, W), and their labels."""
         rows = [self.kept[number] for number in sorted(self.kept)[:count]]
-        return torch.stack([levels for levels, _ in rows]), [label for _, label in rows]
+        return torch.stack([pixels for pixels, _ in rows]), [label for _, label in rows]
 
 
 def bind_protocol(

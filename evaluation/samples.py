@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from tqdm import tqdm
 
-from ..collectives import collected, leave_processes, own_share
+from ..collectives import gather_merged, leave_processes, own_share
 from ..data.image_source import DataError, ImageSource
 from ..generators.base import Generator
 from ..metrics.manifold import ManifoldResult
 from ..metrics.presets import MIN_IMAGES, choose_labels
-from ..metrics.protocol import ClassBalance, Protocol, ProtocolError, to_levels
+from ..metrics.protocol import ClassBalance, Protocol, ProtocolError, to_pixels
 from ..metrics.token_statistics import TokenStatistics
 from ..sample.generate import Precision, generate
 from ..sample.samplers import Sampling, choose_sampling, with_steps
@@ -318,7 +318,7 @@ def draw_set(
                 drawn.add(batch, reference.networks)
                 bar.update(len(batch.numbers))
 
-    return collected(fill, settings.processes)
+    return gather_merged(fill, settings.processes)
 
 
 def _sample_batches(
@@ -339,9 +339,9 @@ def _sample_batches(
     ):
         rows = slice(start, start + len(tokens))
         images = generator.tokenizer.decode(tokens)
-        levels = to_levels(images, settings.preset.rounding)
+        pixels = to_pixels(images, settings.preset.rounding)
         yield SampleBatch(
-            levels, torch.tensor(list(own[rows])), torch.tensor(own_labels[rows]), tokens
+            pixels, torch.tensor(list(own[rows])), torch.tensor(own_labels[rows]), tokens
         )
         start = rows.stop
 

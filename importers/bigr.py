@@ -1,34 +1,37 @@
-"""Public BiGR checkpoints in our terms: a state dict of haoosz/BiGR in (arXiv:2410.14672).
+"""Public BiGR checkpoints (arXiv:2410.14672): translation of the state dicts of haoosz/BiGR.
 
-The shapes tell everything but the number of heads, which is taken from the published width of a
-head, and the loss: the published one is assumed. The head is stored twice, and both copies must be
-equal.
+All sizes follow from the shapes except the number of heads, which is inferred from the published
+width of a head, 64 channels. The loss is in no tensor; the published one is assumed. The head is
+stored twice, and both copies must be equal.
 """
 
 import dataclasses
-import itertools
 import math
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ..generators.bigr import BiGR, BigrConfig
+from ..generators.bigr import BigrConfig
 from ..generators.build import GeneratorConfig
 from ..generators.networks.binary_transcoder import BinaryTranscoderConfig
 from ..generators.networks.llama import LlamaConfig
 from ..generators.processes.bernoulli import BernoulliDiffusion
 from ..tokens.tokens import TokenSpec
-from .tensors import size_of
-from .translation import GeneratorTranslation
-from .vqgan import LayoutError, listed, match_tensors
+from .tensors import LayoutError, listed, size_of
+from .translation import (
+    GeneratorTranslation,
+    count_of,
+    matched,
+    other_type,
+    unknown_grid,
+    unknown_heads,
+)
 
-BIGR_FORMAT = "bigr"
 _HEAD_WIDTH = 64
 _COPY, _ORIGINAL = "diffusion_processor._denoise_fn.", "denoise_mlp."
 _KEEP = "diffusion_processor.scheduler.k_final"
-_TABLE = 1e-5  # most that the stored table of keep factors may differ, float32 products
+_TOLERANCE = 1e-5  # largest deviation of a stored keep factor, which is a float32 product
 _DROP = (
     (r"diffusion_processor\._denoise_fn\..+", "second copy of denoise_mlp, equal to it"),
     (r"diffusion_processor\.scheduler\.\w+", "table that follows from the number of steps"),
@@ -62,31 +65,13 @@ _NAMES = (
 
 def translate_bigr(
     stored: Mapping[str, Tensor],
-    *,
-    config: GeneratorConfig | None = None,
-    spec: TokenSpec | None = None,
+    config: GeneratorConfig | None,
+    spec: TokenSpec | None,
 ) -> GeneratorTranslation:
-    """A public state dict in our terms; nothing is ignored silently.
+    """Translate a state dict; see `generator_formats.translate_generator`.
 
-    Args:
-        stored: The file's tensors by their public names.
-        config: What to build; None: what the shapes say, with heads of 64 channels and the
-            published loss. A `num_classes` that it does not give is read off the shapes.
-        spec: Of the tokenizer; None: bits on a square grid, as all published models.
-
-    Raises:
-        LayoutError: Listing keys that are missing, unexpected or of another shape, or saying what
-            cannot be known or contradicts itself.
+    Without a spec the tokens are bits on a square grid, as those of all published models.
     """
-    try:
-        return _translate(stored, config, spec)
-    except LayoutError as error:
-        raise LayoutError(f"does not fit the format {BIGR_FORMAT}: {error}") from None
-
-
-def _translate(
-    stored: Mapping[str, Tensor], config: GeneratorConfig | None, spec: TokenSpec | None
-) -> GeneratorTranslation:
     _check_copy(stored)
     num_steps = _check_table(stored)
     num_classes = size_of(stored, "cls_embedding.embedding_table.weight", 0, 2) - 1
@@ -95,13 +80,13 @@ def _translate(
             transformer=_trunk(stored),
             head=BinaryTranscoderConfig(
                 width=size_of(stored, "denoise_mlp.x_embedder.weight", 0, 2),
-                num_blocks=_count(stored, "denoise_mlp.blocks.{}.mlp.0.weight"),
+                num_blocks=count_of(stored, "denoise_mlp.blocks.{}.mlp.0.weight"),
             ),
             diffusion=BernoulliDiffusion(num_steps=num_steps, weights="token"),
             mask_ratio="batch",
         )
     if not isinstance(config, BigrConfig):
-        raise LayoutError(f"the config says otherwise: type is {config.type}, expected bigr")
+        raise other_type(config, "bigr")
     if (config.diffusion.num_steps, config.diffusion.schedule) != (num_steps, "linear"):
         raise LayoutError(
             f"the config says otherwise: {config.diffusion.num_steps} steps, "
@@ -110,58 +95,40 @@ def _translate(
     if config.num_classes is None:
         config = dataclasses.replace(config, num_classes=num_classes)
     spec = _spec(stored) if spec is None else spec
-    try:
-        with torch.device("meta"):
-            generator = BiGR(config, spec)
-    except ValueError as error:
-        raise LayoutError(str(error)) from None
-    wanted = {name: tensor.shape for name, tensor in generator.state_dict().items()}
-    state, dropped = match_tensors(stored, wanted, _public_name, _DROP)
-    return GeneratorTranslation(config, spec, state, dropped)
-
-
-def _public_name(ours: str) -> str:
-    for pattern, public in _NAMES:
-        found = re.fullmatch(rf"({pattern})(\.weight|\.bias|)", ours)
-        if found:
-            return re.sub(pattern, public, found[1]) + found[found.re.groups]
-    raise AssertionError(f"no public name for {ours}")
+    return matched(stored, config, spec, _NAMES, _DROP)
 
 
 def _check_copy(stored: Mapping[str, Tensor]) -> None:
-    """Refuse a second copy of the head that is not the first."""
+    """Refuse a second copy of the head that differs from the first."""
     copies = {n: _ORIGINAL + n.removeprefix(_COPY) for n in stored if n.startswith(_COPY)}
-    other = [
+    different = [
         name
         for name, original in copies.items()
         if original not in stored or not torch.equal(stored[name], stored[original])
     ]
-    if other:
-        raise LayoutError(f"differ from their copies under {_ORIGINAL}: {listed(other)}")
+    if different:
+        raise LayoutError(f"differ from their copies under {_ORIGINAL}: {listed(different)}")
 
 
 def _check_table(stored: Mapping[str, Tensor]) -> int:
-    """The number of steps of the process, whose stored keep factors must be the linear ones."""
+    """Number of steps of the diffusion process; its keep factors must be those of `linear`."""
     num_steps = size_of(stored, _KEEP, 0, 1) - 1
     if num_steps < 1:
         raise LayoutError(f"{_KEEP} has {num_steps + 1} entries; expected at least 2")
     linear = 1 - torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
-    if (stored[_KEEP].double() - linear).abs().max() > _TABLE:
+    if (stored[_KEEP].double() - linear).abs().max() > _TOLERANCE:
         raise LayoutError(f"{_KEEP} is not the table of the linear schedule")
     return num_steps
 
 
 def _trunk(stored: Mapping[str, Tensor]) -> LlamaConfig:
-    """The trunk that the shapes say, with heads of the published width."""
+    """Transformer config inferred from the shapes, with heads of the published width."""
     width = size_of(stored, "tok_embeddings.weight", 0, 2)
     if width % _HEAD_WIDTH:
-        raise LayoutError(
-            f"the number of attention heads of a trunk of width {width} is in no tensor; give a "
-            "config with generator.transformer"
-        )
+        raise unknown_heads(width)
     config = LlamaConfig(
         width=width,
-        num_layers=_count(stored, "layers.{}.attention.wqkv.weight"),
+        num_layers=count_of(stored, "layers.{}.attention.wqkv.weight"),
         num_heads=width // _HEAD_WIDTH,
     )
     hidden = size_of(stored, "layers.0.feed_forward.w1.weight", 0, 2)
@@ -171,17 +138,9 @@ def _trunk(stored: Mapping[str, Tensor]) -> LlamaConfig:
 
 
 def _spec(stored: Mapping[str, Tensor]) -> TokenSpec:
-    """Bits on a square grid."""
+    """Token spec of bits on a square grid, inferred from the shapes."""
     num_tokens = size_of(stored, "diffusion_pos_embed_learned", 1, 3)
     side = math.isqrt(num_tokens)
     if side**2 != num_tokens:
-        raise LayoutError(
-            f"the shape of a grid of {num_tokens} positions is in no tensor; give the tokenizer"
-        )
+        raise unknown_grid(num_tokens)
     return TokenSpec((side, side), (2,) * size_of(stored, "tok_embeddings.weight", 1, 2))
-
-
-def _count(stored: Mapping[str, Tensor], pattern: str) -> int:
-    """How many tensors there are, of names numbered from 0."""
-    names = (pattern.format(i) for i in itertools.count())
-    return len(list(itertools.takewhile(lambda name: name in stored, names)))

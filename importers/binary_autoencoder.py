@@ -1,8 +1,8 @@
 """The public layout of the binary autoencoder: each network is one numbered list of modules.
 
-Only the position of a module in the list tells its level, so names follow from a config, and a
-config from the order of the kinds of modules. Read from the public code of
-ZeWang95/BinaryLatentDiffusion and haoosz/BiGR; tables only, no line of theirs.
+The level of a module follows only from its position in the list. So the names of tensors follow
+from a config, and a config is inferred from the order of the kinds of modules. The tables were made
+by reading the public code of ZeWang95/BinaryLatentDiffusion and haoosz/BiGR; no code was copied.
 """
 
 import itertools
@@ -16,9 +16,9 @@ from ..tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
 from .tensors import LayoutError, listed, multipliers_of, size_of
 
 LISTS = {"encoder": "ae.encoder.blocks", "decoder": "ae.generator.blocks"}
-"""Where the lists are."""
+"""Prefixes of the lists of modules."""
 ATTENTION_SIDE = 16
-"""Positions along a side of the level that has attention."""
+"""Side of the feature map, in positions, at the level that has attention."""
 _PROJECTION = "ae.quantize.proj.0.weight"
 _QUANTIZER = {
     "quantizer.proj.weight": _PROJECTION,
@@ -29,11 +29,16 @@ _ORDER = {
     "encoder": "c(?P<levels>(ra?)+(d(ra?)+)*)rarnc",
     "decoder": "(?P<norm>n?)crar(?P<levels>(ra?)+(d(ra?)+)*)nc",
 }
-"""Patterns of the letters of `_kinds`; levels are separated by what resamples."""
+"""Patterns of the letters of `_kinds`; resampling modules (d) separate the levels."""
 
 
 def flat_name(config: ConvAutoencoderConfig, ours: str) -> str:
-    """Public name of one of our tensors."""
+    """Public name of a tensor of the tokenizer.
+
+    Args:
+        config: Config of encoder and decoder, which decides the numbers of modules.
+        ours: Name of the tensor in the state dict of Tessella.
+    """
     side, _, rest = ours.partition(".")
     for number, module in enumerate(_in_order_of_use(config, side) if side in LISTS else ()):
         if rest.startswith(f"{module}."):
@@ -44,12 +49,12 @@ def flat_name(config: ConvAutoencoderConfig, ours: str) -> str:
 
 
 def unused_shortcut(config: ConvAutoencoderConfig, block: str) -> str:
-    """Pattern of the shortcut that a residual block of ours lacks: public ones all have one."""
+    """Pattern of the unused shortcut of a residual block: all public blocks store one."""
     return re.escape(flat_name(config, f"{block}.shortcut.")) + "(weight|bias)"
 
 
 def _in_order_of_use(config: ConvAutoencoderConfig, side: str) -> Iterator[str]:
-    """Names of the modules of an encoder or decoder, as in its forward pass."""
+    """Names of the modules of an encoder or decoder, in the order of its forward pass."""
     decoder, depth = side == "decoder", len(config.widths)
     mid = [f"mid.{i}" for i in range(config.num_mid_blocks + config.mid_attention)]
     num_blocks = (decoder and config.num_res_blocks_decoder) or config.num_res_blocks
@@ -72,19 +77,23 @@ def _in_order_of_use(config: ConvAutoencoderConfig, side: str) -> Iterator[str]:
 def infer_flat(
     stored: Mapping[str, Tensor], resolution: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sections `autoencoder` and `quantizer` that order and shapes say.
+    """Infer the config sections `autoencoder` and `quantizer` from the module order and the shapes.
+
+    Args:
+        stored: Tensors of the file by their public names.
+        resolution: Image size in pixels.
 
     Raises:
-        LayoutError: If the modules stand in another order, a shape is missing, or attention is not
-            where the public code puts it at this resolution.
+        LayoutError: If the modules are in an unknown order, a tensor is missing, or attention is
+            not at the level where the public code puts it at this resolution.
     """
     orders = {side: _kinds(stored, prefix) for side, prefix in LISTS.items()}
     encoder, decoder = (re.fullmatch(_ORDER[side], orders[side]) for side in LISTS)
     if encoder is None or decoder is None:
         found = ", ".join(f"{LISTS[side]}: {order or 'none'}" for side, order in orders.items())
         raise LayoutError(
-            f"modules in an unknown order ({found}; c convolution, n norm, r residual block, "
-            f"a attention, d resampling); found {listed(stored)}"
+            f"modules in an unknown order ({found}; c: convolution, n: norm, r: residual block, "
+            f"a: attention, d: resampling); found {listed(stored)}"
         )
     levels = encoder["levels"].split("d")
     starts = itertools.accumulate((len(level) + 1 for level in levels[:-1]), initial=1)
@@ -95,7 +104,7 @@ def infer_flat(
     if attention != usual:
         raise LayoutError(
             f"attention in the levels {attention}, where a network for {resolution} pixels has it "
-            f"in {usual}: expected another resolution, or a config that says so"
+            f"in {usual}; give the resolution of the model, or a config with these levels"
         )
     blocks, decoder_blocks = (
         order["levels"].partition("d")[0].count("r") for order in (encoder, decoder)
@@ -116,7 +125,10 @@ def infer_flat(
 
 
 def _kinds(stored: Mapping[str, Tensor], prefix: str) -> str:
-    """One letter a module: convolution, norm, residual block, attention, or (d) down and up."""
+    """Kinds of the modules of a list, one letter each: c, n, r, a or d (see `_ORDER`).
+
+    c is a convolution, n a norm, r a residual block, a attention, and d down- or upsampling.
+    """
     kinds = ""
     while True:
         start = f"{prefix}.{len(kinds)}."
@@ -132,7 +144,7 @@ def _kinds(stored: Mapping[str, Tensor], prefix: str) -> str:
 
 
 def projection_as_matrix(stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors, the quantizer's 1x1 convolution as the matrix that it is."""
+    """The tensors with the 1x1 convolution of the quantizer reshaped to a matrix."""
     weight = stored.get(_PROJECTION)
     if weight is None or weight.shape[2:] != (1, 1):
         return stored

@@ -1,10 +1,14 @@
-"""Public checkpoints of Binary Latent Diffusion (arXiv:2304.04820) in our terms.
+"""Public checkpoints of Binary Latent Diffusion (arXiv:2304.04820): translation of state dicts.
 
-File layout: ZeWang95/BinaryLatentDiffusion.
+The layout is that of ZeWang95/BinaryLatentDiffusion. The number of steps and the schedule follow
+from the stored table of keep factors. The loss is in no tensor; the published one is assumed. The
+files do not store the number of attention heads and the shape of the token grid: published values
+are assumed for published sizes, and must be given otherwise.
 """
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,30 +18,24 @@ from ..generators.build import GeneratorConfig
 from ..generators.networks.denoising_transformer import DenoisingTransformerConfig
 from ..generators.processes.bernoulli import BernoulliDiffusion
 from ..tokens.tokens import TokenSpec
+from .tensors import LayoutError, shape_of
 from .translation import (
     GeneratorTranslation,
     count_of,
     grid_of,
     matched,
     other_type,
-    shape_of,
     unknown_heads,
 )
-from .vqgan import LayoutError
 
-BLD_FORMAT = "bld"
-_BLD_HEADS = {768: 12}
-
-_BLD_TABLE = 1e-5  # most that a stored table of keep factors may differ, float32 products
-
-_BLD_SCHEDULES = ("linear", "cos", "sigmoid")
-
-_BLD_DROP = (
+_HEADS = {768: 12}  # attention heads by width
+_TOLERANCE = 1e-5  # largest deviation of a stored keep factor, which is a float32 product
+_SCHEDULES: tuple[Literal["linear", "cos", "sigmoid"], ...] = ("linear", "cos", "sigmoid")
+_DROP = (
     (r"scheduler\.\w+", "table that follows from the schedule"),
     (r"embedding_weight", "copy of the tokenizer's embedding"),
 )
-
-_BLD_NAMES = (
+_NAMES = (
     (r"network\.bit_embedding", "tok_emb.weight"),
     (r"network\.position", "pos_emb"),
     (r"network\.class_embedding", "cls_embedding"),
@@ -60,7 +58,11 @@ def translate_bld(
     config: GeneratorConfig | None,
     spec: TokenSpec | None,
 ) -> GeneratorTranslation:
-    """Keys of the network lose their prefix `_denoise_fn.`, and all keys a `module.` before it."""
+    """Translate a state dict; see `generator_formats.translate_generator`.
+
+    The prefix `module.` before all keys and the prefix `_denoise_fn.` of the network's keys are
+    removed.
+    """
     if all(name.startswith("module.") for name in stored):
         stored = {name.removeprefix("module."): tensor for name, tensor in stored.items()}
     table = shape_of(stored, "scheduler.k_final", 1)
@@ -68,8 +70,8 @@ def translate_bld(
     num_classes = 0
     if "_denoise_fn.cls_embedding.bias" in stored:
         raise LayoutError(
-            "_denoise_fn.cls_embedding has a bias: a text-to-image model, conditioned on CLIP "
-            "vectors, which is not read"
+            "_denoise_fn.cls_embedding has a bias, so this is a text-to-image model conditioned on "
+            "CLIP vectors; such models cannot be imported"
         )
     if "_denoise_fn.cls_embedding.weight" in stored:
         num_classes = shape_of(stored, "_denoise_fn.cls_embedding.weight", 2)[0]
@@ -93,39 +95,40 @@ def translate_bld(
         config = dataclasses.replace(config, num_classes=num_classes)
     if spec is None:
         spec = TokenSpec(grid_of(shape_of(stored, "_denoise_fn.pos_emb", 3)[1]), (2,) * num_bits)
-    names = [(ours, f"_denoise_fn.{public}") for ours, public in _BLD_NAMES]
-    return matched(stored, config, spec, names, _BLD_DROP)
+    names = [(ours, f"_denoise_fn.{public}") for ours, public in _NAMES]
+    return matched(stored, config, spec, names, _DROP)
 
 
 def _diffusion(keep: Tensor) -> BernoulliDiffusion:
-    """The published process with these keep factors."""
-    for schedule in _BLD_SCHEDULES:
+    """The published diffusion process whose table of keep factors this is."""
+    for schedule in _SCHEDULES:
         process = BernoulliDiffusion(
             num_steps=max(len(keep) - 1, 1),
-            schedule=schedule,  # type: ignore[arg-type]
+            schedule=schedule,
             weights="image",
         )
         if _same_table(process, keep):
             return process
     raise LayoutError(
-        f"scheduler.k_final is the table of none of the schedules {', '.join(_BLD_SCHEDULES)}"
+        f"scheduler.k_final is the table of none of the schedules {', '.join(_SCHEDULES)}"
     )
 
 
 def _same_table(process: BernoulliDiffusion, keep: Tensor) -> bool:
+    """Whether the keep factors of a process equal a stored table up to float32 rounding."""
     times = torch.arange(process.num_steps + 1)
     same = len(keep) == len(times)
-    return same and bool((process.keep(times) - keep.double()).abs().max() < _BLD_TABLE)
+    return same and bool((process.keep(times) - keep.double()).abs().max() < _TOLERANCE)
 
 
 def _denoising_transformer(stored: Mapping[str, Tensor], width: int) -> DenoisingTransformerConfig:
-    """The trunk that the shapes say, with the published number of heads for its width."""
-    if width not in _BLD_HEADS:
+    """Transformer config inferred from the shapes, with the published heads for its width."""
+    if width not in _HEADS:
         raise unknown_heads(width)
     hidden = shape_of(stored, "_denoise_fn.blocks.0.mlp.0.weight", 2)[0]
     return DenoisingTransformerConfig(
         width=width,
         num_layers=count_of(stored, "_denoise_fn.blocks.{}.mlp.0.weight"),
-        num_heads=_BLD_HEADS[width],
+        num_heads=_HEADS[width],
         mlp_ratio=hidden // width,
     )

@@ -1,8 +1,8 @@
-"""Weights out of foreign checkpoint files, without running anything that is in them.
+"""Reading of weights from public checkpoint files without running code that they contain.
 
-safetensors, or PyTorch files through `torch.load(weights_only=True)`. Training checkpoints carry
-more than weights: what names a class of Lightning or an argument list becomes an inert dict, any
-other foreign class is refused by name.
+Files are safetensors, or PyTorch files read by `torch.load(weights_only=True)`. Training
+checkpoints hold more than weights: objects of Lightning classes and argument lists become empty
+dicts, and any other class that is not plain data is an error that names it.
 """
 
 import os
@@ -20,29 +20,32 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checkpoints import CheckpointError
-from .vqgan import listed
+from .tensors import listed
 
 AVERAGE = "ema"
+"""Section of a training checkpoint that holds the running average of the weights."""
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Sections of a training checkpoint that hold the weights, in order of preference."""
 _INERT = re.compile(r"(pytorch_lightning|lightning|lightning_fabric)\..+|argparse\.Namespace")
 
 
 class Inert:
-    """Stands in for a foreign class in a pickle: to make one is to make a dict."""
+    """Placeholder for a foreign class in a pickle; creating an instance gives an empty dict."""
 
+    # misc: __new__ returns another class on purpose, so that unpickling never runs foreign code
     def __new__(cls, *_: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        """Return an empty dict."""
         return OrderedDict()
 
 
 @dataclass(frozen=True, eq=False)
 class StoredWeights:
-    """What a checkpoint file holds.
+    """The weights of a checkpoint file.
 
     Args:
-        tensors: By public name.
-        section: Where in the file they were; "" = it holds nothing else.
-        ignored: Other sections, each with the reason why it was left out.
+        tensors: Tensors by public name.
+        section: Section of the file that held them; "" = the file holds nothing else.
+        ignored: Reasons why the other sections were left out, by section name.
     """
 
     tensors: dict[str, Tensor]
@@ -51,15 +54,15 @@ class StoredWeights:
 
 
 def read_weights(path: str | os.PathLike[str], *, average: bool = True) -> StoredWeights:
-    """The weights in a checkpoint file.
+    """Read the weights of a checkpoint file onto the CPU.
 
     Args:
-        path: A .safetensors file, or one written by `torch.save`, on the CPU.
-        average: Take the section `ema` where there is one.
+        path: A .safetensors file, or a file written by `torch.save`.
+        average: Whether to take the section `ema` where there is one.
 
     Raises:
-        CheckpointError: If the file is missing, truncated, of another kind, or a pickle that would
-            have to run code to be read; the message says which.
+        CheckpointError: If the file is missing, truncated, of another kind, or a pickle that
+            cannot be read without running code; the message says which.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,7 +84,12 @@ def read_weights(path: str | os.PathLike[str], *, average: bool = True) -> Store
 
 
 def _load_pickle(path: Path, zipped: bool) -> Any:
-    """The object in a PyTorch file, read without running anything."""
+    """Read the object in a PyTorch file without running any code.
+
+    Args:
+        path: File written by `torch.save`.
+        zipped: Whether the file is a zip archive, the format since PyTorch 1.6.
+    """
     serialization = torch.serialization
     try:
         foreign = serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
@@ -91,9 +99,9 @@ def _load_pickle(path: Path, zipped: bool) -> Any:
                 warnings.catch_warnings(),
                 serialization.safe_globals([(Inert, name) for name in foreign]),
             ):
-                warnings.simplefilter("ignore")  # of odd pickles, which fail anyway
+                warnings.simplefilter("ignore")  # warnings about odd pickles, which fail anyway
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # unpicklers of damaged files raise anything
+    except Exception as error:  # a damaged pickle may raise any exception
         lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
         named = next((line for line in lines if "GLOBAL" in line), "")
         if not named:
@@ -103,12 +111,19 @@ def _load_pickle(path: Path, zipped: bool) -> Any:
         refused = [named.split("GLOBAL ")[-1].split()[0]]
     raise CheckpointError(
         f"{path}: an unsafe pickle, refused: it names {', '.join(sorted(refused))}; expected "
-        "tensors and plain values only (whoever trusts the file can save its state dict anew)"
+        "tensors and plain values only (if you trust the file, load it yourself and save its state "
+        "dict again)"
     )
 
 
 def _choose(content: Any, path: Path, average: bool) -> StoredWeights:
-    """The section with the weights, and what else there is."""
+    """Select the section with the weights and list the other sections.
+
+    Args:
+        content: The unpickled object.
+        path: File name for error messages.
+        average: Whether the section `ema` comes first.
+    """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not named tensors")
     if _is_state(content):
@@ -129,7 +144,7 @@ def _choose(content: Any, path: Path, average: bool) -> StoredWeights:
 
 
 def _is_state(content: Any) -> bool:
-    """Whether it is named tensors and nothing else."""
+    """Whether an object is a mapping of names to tensors and nothing else, and not empty."""
     return (
         isinstance(content, Mapping)
         and bool(content)

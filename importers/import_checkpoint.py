@@ -22,16 +22,16 @@ from ..sample.samplers import published_sampling
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.build import TokenizerConfig, build_tokenizer
 from ..tokenizers.probe import DEFAULT_DATA, choose_probe
-from .bigr import BIGR_FORMAT, translate_bigr
 from .checkpoint_file import AVERAGE, read_weights
-from .maskbit import FORMATS as GENERATOR_FORMATS
-from .maskbit import translate_generator
+from .generator_formats import FORMATS as GENERATOR_FORMATS
+from .generator_formats import translate_generator
+from .tensors import LayoutError
 from .tokenizer_formats import FORMATS as TOKENIZER_FORMATS
-from .vqgan import PUBLISHED_RESOLUTION, LayoutError, translate_tokenizer
+from .vqgan import PUBLISHED_RESOLUTION, translate_tokenizer
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMATS = (*TOKENIZER_FORMATS, *GENERATOR_FORMATS, BIGR_FORMAT)
+FORMATS = (*TOKENIZER_FORMATS, *GENERATOR_FORMATS)
 """What `import_checkpoint` reads."""
 
 
@@ -81,7 +81,7 @@ def import_checkpoint(
     """
     if format_name not in FORMATS:
         raise ValueError(f"format {format_name!r}: expected one of {', '.join(FORMATS)}")
-    is_generator = format_name in (*GENERATOR_FORMATS, BIGR_FORMAT)
+    is_generator = format_name in GENERATOR_FORMATS
     inputs = local_places(file, config, tokenizer)
     kind = "generator" if is_generator else "tokenizer"
     check_replaceable(out, kind, overwrite=overwrite, inputs=inputs)
@@ -165,10 +165,7 @@ def _generator(
 ) -> tuple[Generator, dict[str, str]]:
     """The generator and the keys that were left out."""
     spec = tokenizer.spec if tokenizer is not None else None
-    if format_name == BIGR_FORMAT:
-        translated = translate_bigr(stored, config=config, spec=spec)
-    else:
-        translated = translate_generator(stored, format_name, config=config, spec=spec)
+    translated = translate_generator(stored, format_name, config=config, spec=spec)
     module = _filled(lambda: build_generator(translated.config, translated.spec), translated.state)
     return module, translated.dropped
 

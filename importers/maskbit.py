@@ -1,16 +1,12 @@
-"""Public generators in our terms: a state dict in, config, spec and our state dict out.
+"""Public MaskBit checkpoints: translation of the state dicts of markweberdev/maskbit.
 
-- `maskbit`, two layouts of markweberdev/maskbit (arXiv:2409.16211): the bit-reading generator,
-  whose input layer is called `input_proj` or, in the files on the hub, `token_emb`; and the
-  index-reading baseline.
-- `bld`, the Bernoulli diffusion of ZeWang95/BinaryLatentDiffusion (arXiv:2304.04820). The number of
-  steps and the schedule are those of the stored table of keep factors; the loss is in no tensor,
-  and the published one is assumed.
-
-The files say nothing of attention heads and of the shape of the grid: the published ones are
-assumed where the size is a published one, and asked for where it is not.
+Two layouts (arXiv:2409.16211): the bit-reading generator, whose input layer is called `input_proj`
+or, in the files on the hub, `token_emb`; and the index-reading baseline, which becomes a MaskGIT
+generator. The files do not store the number of attention heads and the shape of the token grid:
+published values are assumed for published sizes, and must be given otherwise.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 
@@ -20,22 +16,17 @@ from ..generators.build import GeneratorConfig
 from ..generators.masked import MaskBitConfig, MaskGITConfig
 from ..generators.networks.bert import TransformerConfig
 from ..tokens.tokens import TokenSpec
-from .binary_latent_diffusion import BLD_FORMAT, translate_bld
+from .tensors import LayoutError, listed, shape_of
 from .translation import (
     GeneratorTranslation,
-    completed,
     count_of,
+    grid_of,
     matched,
     other_type,
-    shape_of,
-    spec_of_grid,
     unknown_heads,
 )
-from .vqgan import LayoutError, listed
 
-FORMAT = "maskbit"
-FORMATS = (FORMAT, BLD_FORMAT)
-_HEADS = {1024: 16, 768: 8}  # by width: MaskBit's, the original MaskGIT's
+_HEADS = {1024: 16, 768: 8}  # attention heads by width: of MaskBit, and of the original MaskGIT
 _DROP = ((r"bits_to_indices", "table that follows from the number of bits"),)
 _NAMES = (
     (r"input\.tables\.(\d+)", r"tok_emb_list.\1"),
@@ -56,39 +47,12 @@ _NAMES = (
 )
 
 
-def translate_generator(
-    stored: Mapping[str, Tensor],
-    format_name: str = FORMAT,
-    *,
-    config: GeneratorConfig | None = None,
-    spec: TokenSpec | None = None,
-) -> GeneratorTranslation:
-    """A public state dict in our terms; nothing is ignored silently.
-
-    Args:
-        stored: The file's tensors by their public names.
-        format_name: One of `FORMATS`.
-        config: What to build; None: what the shapes say, with the published number of heads. A
-            `num_classes` that it does not give is read off the shapes.
-        spec: Of the tokenizer; None: a square grid of published size, of bits where a position
-            has several groups or is read as bits.
-
-    Raises:
-        LayoutError: Listing keys that are missing, unexpected or of another shape, or saying what
-            cannot be known.
-    """
-    translate = {FORMAT: _translate_maskbit, BLD_FORMAT: translate_bld}[format_name]
-    try:
-        return translate(stored, config, spec)
-    except LayoutError as error:
-        raise LayoutError(f"does not fit the format {format_name}: {error}") from None
-
-
-def _translate_maskbit(
+def translate_maskbit(
     stored: Mapping[str, Tensor],
     config: GeneratorConfig | None,
     spec: TokenSpec | None,
 ) -> GeneratorTranslation:
+    """Translate a state dict of either layout; see `generator_formats.translate_generator`."""
     old_name = "token_emb.weight" in stored
     reads_bits = old_name or "input_proj.weight" in stored
     if not reads_bits and "tok_emb_list.0.weight" not in stored:
@@ -99,30 +63,36 @@ def _translate_maskbit(
     sizes = _group_sizes(stored, reads_bits)
     num_classes = shape_of(stored, "class_emb.weight", 2)[0] - 1
     if config is None:
-        common = {"num_classes": num_classes, "codebook_sizes": sizes}
         transformer = _transformer(stored)
         if reads_bits:
-            config = MaskBitConfig(transformer=transformer, **common)  # type: ignore[arg-type]
+            config = MaskBitConfig(
+                transformer=transformer, num_classes=num_classes, codebook_sizes=sizes
+            )
         else:  # the baseline was trained with MaskBit's recipe
             config = MaskGITConfig(
                 transformer=transformer,
+                num_classes=num_classes,
+                codebook_sizes=sizes,
                 mask_schedule="arccos",
                 unmasked_weight=1.0,
-                **common,  # type: ignore[arg-type]
             )
     expected = MaskBitConfig if reads_bits else MaskGITConfig
     if not isinstance(config, expected):
         raise other_type(config, expected.type)
-    config = completed(config, num_classes, sizes)
+    config = dataclasses.replace(
+        config,
+        num_classes=num_classes if config.num_classes is None else config.num_classes,
+        codebook_sizes=sizes if config.codebook_sizes is None else config.codebook_sizes,
+    )
     if spec is None:
-        spec = spec_of_grid(shape_of(stored, "pos_emb", 3)[1] - 1, sizes, reads_bits)
+        spec = _published_spec(shape_of(stored, "pos_emb", 3)[1] - 1, sizes, reads_bits)
     old_input = "token_emb" if old_name else "input_proj"
     names = ((r"input\.project", old_input), *_NAMES)
     return matched(stored, config, spec, names, _DROP)
 
 
 def _group_sizes(stored: Mapping[str, Tensor], reads_bits: bool) -> tuple[int, ...]:
-    """Sizes of the groups of a position."""
+    """Codebook sizes of the groups of a position, inferred from the shapes."""
     if not reads_bits:
         tables = (f"tok_emb_list.{g}.weight" for g in itertools.count())
         present = itertools.takewhile(lambda name: name in stored, tables)
@@ -131,18 +101,25 @@ def _group_sizes(stored: Mapping[str, Tensor], reads_bits: bool) -> tuple[int, .
     num_bits, rows = shape_of(stored, name, 2)[1], shape_of(stored, "prediction_layer.weight", 2)[0]
     splits = [g for g in range(1, num_bits + 1) if num_bits % g == 0]
     fitting = [g for g in splits if g * 2 ** (num_bits // g) == rows]
-    if "bits_to_indices" in stored:  # tells 1 x 2 bits from 2 x 1
+    if "bits_to_indices" in stored:  # distinguishes 1 x 2 bits from 2 x 1
         fitting = [g for g in fitting if num_bits // g == stored["bits_to_indices"].numel()]
     if not fitting:
         raise LayoutError(
-            f"prediction_layer.weight has {rows} rows, which no split of {num_bits} bits into "
-            "equal groups gives"
+            f"prediction_layer.weight has {rows} rows, but no split of {num_bits} bits into equal "
+            "groups gives that number"
         )
     return (2 ** (num_bits // fitting[0]),) * fitting[0]
 
 
+def _published_spec(num_tokens: int, sizes: tuple[int, ...], reads_bits: bool) -> TokenSpec:
+    """Token spec of the published tokenizer: bits if they are read as bits or in several groups."""
+    num_bits = sum(size.bit_length() - 1 for size in sizes)
+    bits = reads_bits or len(sizes) > 1
+    return TokenSpec(grid_of(num_tokens), (2,) * num_bits if bits else sizes)
+
+
 def _transformer(stored: Mapping[str, Tensor]) -> TransformerConfig:
-    """The trunk that the shapes say, with the published number of heads for its width."""
+    """Transformer config inferred from the shapes, with the published heads for its width."""
     width = shape_of(stored, "class_emb.weight", 2)[1]
     if width not in _HEADS:
         raise unknown_heads(width)

@@ -1,4 +1,4 @@
-"""Tensors of public checkpoints by name: matched strictly, faults listed by name."""
+"""Strict matching of the tensors of a public checkpoint by name, with faults listed by name."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ _LISTED = 20
 
 
 class LayoutError(ValueError):
-    """A state dict that is not what its format says; the message lists the keys."""
+    """Raised for a state dict that does not fit its format; the message lists the keys."""
 
 
 def match_tensors(
@@ -19,17 +19,20 @@ def match_tensors(
     name: Callable[[str], str],
     drop: Sequence[tuple[str, str]],
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The wanted tensors under our names as float32, and what was left out, with the reasons.
+    """Select the wanted tensors and rename them to Tessella's names, in float32.
 
     Args:
-        stored: Tensors by public name.
-        wanted: Shapes by our name.
-        name: Our name to the public one.
-        drop: Patterns of public names to leave out, each with the reason.
+        stored: Tensors of the file by public name.
+        wanted: Shapes of the tensors to find by Tessella name.
+        name: Function from a Tessella name to the public name.
+        drop: Pairs of a regular expression for public names to leave out and the reason.
+
+    Returns:
+        The tensors by Tessella name, and the reasons of the keys left out by public name.
 
     Raises:
-        LayoutError: Listing keys that are missing, unexpected, of another shape, not of a float
-            type, or with values that are not finite.
+        LayoutError: If keys are missing, unexpected, of another shape or not of a float type, or
+            hold values that are not finite; the message lists them.
     """
     places = {name(ours): ours for ours in wanted}
     found = {n: ours for n, ours in places.items() if n in stored}
@@ -60,23 +63,43 @@ def match_tensors(
 
 
 def listed(keys: Iterable[str]) -> str:
-    """Up to 20 keys, and how many more there are; `none` for none."""
+    """Join up to 20 sorted keys and the number of the others; `none` if there are none."""
     keys = sorted(keys)
     more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
     return (", ".join(keys[:_LISTED]) + more) or "none"
 
 
-def size_of(stored: Mapping[str, Tensor], name: str, axis: int, num_axes: int = 4) -> int:
-    """Length of an axis of a tensor that must be there."""
+def shape_of(stored: Mapping[str, Tensor], name: str, num_axes: int) -> torch.Size:
+    """Shape of a required tensor.
+
+    Raises:
+        LayoutError: If the tensor is missing or does not have `num_axes` axes.
+    """
     shape = stored[name].shape if name in stored else None
     if shape is None or len(shape) != num_axes:
         found = "is missing" if shape is None else f"has shape {tuple(shape)}"
-        raise LayoutError(f"{name} {found}; expected {num_axes} axes, which tell the sizes")
-    return shape[axis]
+        raise LayoutError(
+            f"{name} {found}; expected {num_axes} axes, from which the sizes of the network are "
+            "inferred"
+        )
+    return shape
+
+
+def size_of(stored: Mapping[str, Tensor], name: str, axis: int, num_axes: int = 4) -> int:
+    """Length of one axis of a required tensor.
+
+    Raises:
+        LayoutError: If the tensor is missing or does not have `num_axes` axes.
+    """
+    return shape_of(stored, name, num_axes)[axis]
 
 
 def multipliers_of(base: int, widths: Sequence[int]) -> list[int]:
-    """Widths of levels over that of the stem."""
+    """Channel multipliers of the levels: their widths divided by the width of the stem.
+
+    Raises:
+        LayoutError: If a width is not a multiple of the stem's.
+    """
     uneven = [width for width in widths if width % base]
     if uneven:
         raise LayoutError(f"a level has {uneven[0]} channels, no multiple of the stem's {base}")

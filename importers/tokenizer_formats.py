@@ -1,10 +1,10 @@
 """Names and unwritten settings of public tokenizer checkpoints.
 
-A layout says where a public state dict keeps each tensor of ours; a format adds what no tensor
-shows: pixel range, shortcut, padding, distance. Read from the public code of markweberdev/maskbit,
-CompVis/taming-transformers, FoundationVision/LlamaGen, TencentARC/SEED-Voken,
-bytedance/1d-tokenizer, ZeWang95/BinaryLatentDiffusion and haoosz/BiGR; tables only, no line of
-theirs.
+A layout maps each tensor of a Tessella tokenizer to its public name; a format adds the settings
+that no tensor shows: pixel range, shortcut, padding, distance. The tables were made by reading the
+public code of markweberdev/maskbit, CompVis/taming-transformers, FoundationVision/LlamaGen,
+TencentARC/SEED-Voken, bytedance/1d-tokenizer, ZeWang95/BinaryLatentDiffusion and haoosz/BiGR; no
+code was copied.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where a public state dict keeps what.
+    """Public names of the parts of a tokenizer.
 
     Args:
-        levels: Levels of encoder and decoder.
-        blocks: Residual blocks of a level.
-        resample: Convolution at the end of a level of encoder and decoder.
-        mid: Entries between levels and head, by number.
+        levels: Names of the list of levels in the encoder and in the decoder.
+        blocks: Name of the list of residual blocks of a level.
+        resample: Names of the convolution at the end of a level in the encoder and in the decoder.
+        mid: Names of the modules between levels and head, by number.
     """
 
     levels: tuple[str, str] = ("down", "up")
@@ -29,11 +29,11 @@ class Layout:
     mid: tuple[str, ...]
 
     def name(self, ours: str, num_levels: int, fine_first: bool) -> str:
-        """Public name of one of our tensors.
+        """Public name of a tensor of the tokenizer.
 
         Args:
-            ours: Its name in `VQGAN.state_dict()`, where decoder levels run from coarse to fine.
-            num_levels: Levels of the network.
+            ours: Name in `VQGAN.state_dict()`, where decoder levels run from coarse to fine.
+            num_levels: Number of levels of the network.
             fine_first: Whether the public decoder numbers its levels from fine to coarse.
         """
         level = dict(zip(("encoder", "decoder"), self.levels, strict=True))
@@ -64,13 +64,13 @@ class Layout:
 
 
 def _leaf(ours: str) -> str:
-    """Last part of a name: what all layouts call the parts of a block."""
+    """Public name of a part of a block, which is the same in all layouts."""
     public = {"shortcut": "nin_shortcut", "out": "proj_out", "scale": "gamma", "bias": "beta"}
     return public.get(ours, ours)
 
 
 MAX_MID = 16
-"""Largest number of entries between levels and head."""
+"""Largest number of modules between levels and head."""
 VQGAN_PLUS = Layout(
     blocks="res_blocks",
     resample=("down_conv", "upsample_conv"),
@@ -96,16 +96,17 @@ OPEN_MAGVIT2 = Layout(
 
 @dataclass(frozen=True, kw_only=True)
 class PublicFormat:
-    """What a format means.
+    """A public tokenizer format.
 
     Args:
-        layouts: The layouts that it occurs in; none: each network is one numbered
-            list of modules, as `public_flat.py` reads it.
-        quantizers: The quantizers that it occurs with.
-        settings: Fields of `VQGANConfig` by path that no shape shows, where they are not those of
-            `USUAL_SETTINGS`.
-        drop: Patterns of keys to leave out, each with the reason.
-        dotless_average: The file may hold `model_ema.` plus each parameter's name without dots.
+        layouts: Layouts in which files of the format occur; empty: each network is one numbered
+            list of modules, which `binary_autoencoder.py` reads.
+        quantizers: Types of quantizer that files of the format may hold.
+        settings: Values of `VQGANConfig` fields that no shape shows, by path, where they differ
+            from `USUAL_SETTINGS`.
+        drop: Pairs of a regular expression for keys to leave out and the reason.
+        dotless_average: Whether the file may hold a running average of each parameter under
+            `model_ema.` and the parameter's name without dots.
     """
 
     layouts: tuple[Layout, ...]
@@ -115,7 +116,11 @@ class PublicFormat:
     dotless_average: bool = False
 
     def setting(self, path: str) -> str | bool:
-        """Value of a field that no shape shows."""
+        """Value of a config field that no shape shows.
+
+        Args:
+            path: A key of `USUAL_SETTINGS`.
+        """
         return self.settings.get(path, USUAL_SETTINGS[path])
 
 
@@ -128,7 +133,7 @@ USUAL_SETTINGS: Mapping[str, str | bool] = {
     "autoencoder.head_activation": True,
     "quantizer.normalize": False,
 }
-"""All that no shape shows (only VQ has `normalize`)."""
+"""Usual values of all config fields that no shape shows (only VQ has `normalize`)."""
 _LOSS = (r"loss\..*", "training losses and discriminator")
 _TABLE = "table that follows from the number of bits"
 FORMATS: dict[str, PublicFormat] = {
@@ -177,7 +182,7 @@ FORMATS: dict[str, PublicFormat] = {
         drop=(
             (r"disc\..*", "discriminator"),
             (r"perceptual\..*", "perceptual network of the losses"),
-            (r"ae\.generator\.logsigma\..*", "a head that nothing reads"),
+            (r"ae\.generator\.logsigma\..*", "an output head that nothing reads"),
         ),
     ),
 }

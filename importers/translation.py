@@ -1,6 +1,5 @@
-"""A public generator checkpoint in our terms: what every importer of generators shares."""
+"""Translation of public generator checkpoints: the parts that all formats share."""
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -10,22 +9,22 @@ import torch
 from torch import Tensor
 
 from ..generators.build import GeneratorConfig, build_generator
-from ..generators.masked import MaskBitConfig, MaskGITConfig
 from ..tokens.tokens import TokenSpec
-from .vqgan import LayoutError, match_tensors
+from .tensors import LayoutError, match_tensors
 
-GRIDS = {256: (16, 16), 1024: (32, 32)}  # by positions: 256 and 512 pixels at stride 16
+GRIDS = {256: (16, 16), 1024: (32, 32)}
+"""Published grids by number of positions: 256 and 512 pixels at stride 16."""
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratorTranslation:
-    """A public generator checkpoint in our terms.
+    """A public generator checkpoint, translated.
 
     Args:
-        config: What to build.
-        spec: For which tokens.
-        state: Weights by our names, float32.
-        dropped: Keys that were left out, each with the reason.
+        config: Config of the generator to build.
+        spec: Spec of the tokens that it generates.
+        state: Weights by Tessella name, float32.
+        dropped: Reasons of the keys that were left out, by public name.
     """
 
     config: GeneratorConfig
@@ -41,14 +40,19 @@ def matched(
     names: Sequence[tuple[str, str]],
     drop: Sequence[tuple[str, str]],
 ) -> GeneratorTranslation:
-    """The tensors of what the config builds, by a table from our names to the public ones.
+    """Match the tensors of the generator that a config describes by a table of names.
 
     Args:
-        stored: The file's tensors by their public names.
-        config: What to build.
-        spec: For which tokens.
-        names: Patterns of our names, less `.weight` or `.bias`, with the public ones.
-        drop: Patterns of public names to leave out, each with the reason.
+        stored: Tensors of the file by their public names.
+        config: Config of the generator; it is built on the meta device to learn the shapes.
+        spec: Spec of the tokens that it generates.
+        names: Pairs of a regular expression for Tessella names, without `.weight` or `.bias`, and
+            the replacement that gives the public name.
+        drop: Pairs of a regular expression for public names to leave out and the reason.
+
+    Raises:
+        LayoutError: If the config cannot be built, or the tensors of the file are not exactly
+            those of the generator and the ones left out.
     """
     try:
         with torch.device("meta"):
@@ -69,18 +73,12 @@ def matched(
 
 
 def other_type(config: GeneratorConfig, expected: str) -> LayoutError:
+    """Error for a config of another generator type than the file's."""
     return LayoutError(f"the config says otherwise: type is {config.type}, expected {expected}")
 
 
-def shape_of(stored: Mapping[str, Tensor], name: str, num_axes: int) -> torch.Size:
-    """Shape of a tensor that must be there."""
-    if name not in stored or stored[name].ndim != num_axes:
-        found = f"has shape {tuple(stored[name].shape)}" if name in stored else "is missing"
-        raise LayoutError(f"{name} {found}; expected {num_axes} axes, which tell the sizes")
-    return stored[name].shape
-
-
 def unknown_heads(width: int) -> LayoutError:
+    """Error for a trunk whose number of attention heads is not published for its width."""
     return LayoutError(
         f"the number of attention heads of a trunk of width {width} is in no tensor; give a "
         "config with generator.transformer"
@@ -88,33 +86,29 @@ def unknown_heads(width: int) -> LayoutError:
 
 
 def count_of(stored: Mapping[str, Tensor], pattern: str) -> int:
-    """How many tensors there are, of names numbered from 0."""
+    """Number of consecutive tensors, counted from 0.
+
+    Args:
+        stored: Tensors of the file by their public names.
+        pattern: Name of a tensor with `{}` in place of its number.
+    """
     names = (pattern.format(i) for i in itertools.count())
     return len(list(itertools.takewhile(lambda name: name in stored, names)))
 
 
-def completed(
-    config: MaskBitConfig | MaskGITConfig, num_classes: int, sizes: tuple[int, ...]
-) -> MaskBitConfig | MaskGITConfig:
-    """The config with what it leaves open as the file has it."""
-    return dataclasses.replace(
-        config,
-        num_classes=num_classes if config.num_classes is None else config.num_classes,
-        codebook_sizes=sizes if config.codebook_sizes is None else config.codebook_sizes,
+def unknown_grid(num_tokens: int) -> LayoutError:
+    """Error for a number of token positions whose grid shape cannot be inferred."""
+    return LayoutError(
+        f"the shape of a grid of {num_tokens} positions is in no tensor; give the tokenizer"
     )
 
 
-def spec_of_grid(num_tokens: int, sizes: tuple[int, ...], reads_bits: bool) -> TokenSpec:
-    """The tokens of a published tokenizer."""
-    num_bits = sum(size.bit_length() - 1 for size in sizes)
-    bits = reads_bits or len(sizes) > 1
-    return TokenSpec(grid_of(num_tokens), (2,) * num_bits if bits else sizes)
-
-
 def grid_of(num_tokens: int) -> tuple[int, int]:
-    """The shape of a published grid."""
+    """Shape (H, W) of the published grid with this number of positions.
+
+    Raises:
+        LayoutError: If no published grid has this number of positions.
+    """
     if num_tokens not in GRIDS:
-        raise LayoutError(
-            f"the shape of a grid of {num_tokens} positions is in no tensor; give the tokenizer"
-        )
+        raise unknown_grid(num_tokens)
     return GRIDS[num_tokens]

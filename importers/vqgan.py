@@ -1,9 +1,9 @@
-"""Public tokenizer checkpoints in our terms: a state dict in, a config and our state dict out.
+"""Translation of public tokenizer checkpoints: a state dict to a config and renamed weights.
 
-The sizes are read off the shapes, every tensor of ours is looked up under its public name, and
-whatever does not come out even is refused by name. Decoder levels are numbered from fine to coarse
-in some files and from coarse to fine in others, also within one format; the finest level is the one
-that does not upsample, so the file itself tells.
+The sizes are inferred from the tensor shapes, and every tensor of the resulting tokenizer is looked
+up under its public name; missing or unexpected tensors are errors that list the keys. Some files
+number the decoder levels from fine to coarse and others from coarse to fine, even within one
+format; the finest level is the one that does not upsample, so the order is inferred from the file.
 """
 
 import itertools
@@ -34,12 +34,12 @@ _UNUSED = "shortcut that is not used where a block's channels match"
 
 @dataclass(frozen=True, eq=False)
 class TokenizerTranslation:
-    """A public tokenizer checkpoint in our terms.
+    """A public tokenizer checkpoint, translated.
 
     Args:
-        config: What to build.
-        state: Weights by our names, float32.
-        dropped: Keys that were left out, each with the reason.
+        config: Config of the tokenizer to build.
+        state: Weights by Tessella name, float32.
+        dropped: Reasons of the keys that were left out, by public name.
         averaged: Whether the weights are a running average (EMA) that the state dict holds beside
             those of the last step.
     """
@@ -58,18 +58,19 @@ def translate_tokenizer(
     resolution: int = PUBLISHED_RESOLUTION,
     average: bool = True,
 ) -> TokenizerTranslation:
-    """A public state dict in our terms; nothing is ignored silently.
+    """Translate a public state dict to Tessella's names and config; nothing is ignored silently.
 
     Args:
-        stored: The file's tensors by their public names.
+        stored: Tensors of the file by their public names.
         format_name: A key of `FORMATS`.
-        config: What to build; None: what shapes and format say.
-        resolution: Of that, in pixels; convolutions do not show it.
-        average: Take the running average of the weights where the state dict holds one.
+        config: Config of the tokenizer to build; None: inferred from the shapes and the format.
+        resolution: Image size of the inferred config in pixels; it cannot be inferred from the
+            weights.
+        average: Whether to take the running average of the weights where the state dict holds one.
 
     Raises:
-        LayoutError: Listing keys that are missing, unexpected or of another shape, or saying that
-            the file is of another format or contradicts `config`.
+        LayoutError: If keys are missing, unexpected or of another shape (all are listed), or the
+            file is of another format or contradicts `config`.
     """
     names = set(stored)
     try:
@@ -109,7 +110,7 @@ def _translate_flat(
     config: VQGANConfig | None,
     resolution: int,
 ) -> TokenizerTranslation:
-    """`_translate` where each network is one numbered list of modules."""
+    """Translate a state dict in which each network is one numbered list of modules."""
     if config is None:
         config = _completed(public, resolution, *infer_flat(stored, resolution))
     _check_settings(public, config)
@@ -126,13 +127,13 @@ def _translate_flat(
 
 
 def _shapes(config: VQGANConfig) -> dict[str, torch.Size]:
-    """Shape of every tensor of what a config describes."""
+    """Shape of every tensor of the tokenizer that a config describes, by Tessella name."""
     with torch.device("meta"):
         return {n: t.shape for n, t in build_tokenizer(config).state_dict().items()}
 
 
 class _Reader:
-    """Looks tensors up by our names."""
+    """Look-up of the tensors of a file by Tessella name, in one layout and one copy of the weights."""
 
     def __init__(self, stored: Mapping[str, Tensor], public: PublicFormat, average: bool) -> None:
         self.stored = stored
@@ -151,26 +152,26 @@ class _Reader:
         self.fine_first = first is None and last is not None
 
     def name(self, ours: str, *, other_copy: bool = False) -> str:
-        """Public name of one of our tensors, in the copy in use or in the other one."""
+        """Public name of a tensor, in the copy of the weights in use or in the other copy."""
         averaged = self.averaged != other_copy
         return _stored_name(self.layout, ours, averaged, self.num_levels, self.fine_first)
 
     def shape(self, ours: str) -> torch.Size | None:
-        """Its shape; None if it is not there."""
+        """Shape of a tensor; None if the file does not hold it."""
         name = self.name(ours)
         return self.stored[name].shape if name in self.stored else None
 
     def size(self, ours: str, axis: int, num_axes: int = 4) -> int:
-        """Length of an axis of a tensor that must be there."""
+        """Length of one axis of a required tensor."""
         return size_of(self.stored, self.name(ours), axis, num_axes)
 
     def count(self, template: str) -> int:
-        """How many there are, numbered from 0."""
+        """Number of consecutive tensors, counted from 0 in place of `{}`."""
         return next(i for i in itertools.count() if self.shape(template.format(i)) is None)
 
 
 def _infer(reader: _Reader, public: PublicFormat, resolution: int) -> VQGANConfig:
-    """The config that shapes and format say."""
+    """Infer the config from the shapes and the format."""
     base, shape = reader.size("encoder.conv_in.weight", 0), reader.shape
     levels = range(reader.num_levels)
     widths = [reader.size(f"encoder.levels.{i}.blocks.0.conv1.weight", 0) for i in levels]
@@ -206,20 +207,20 @@ def _infer(reader: _Reader, public: PublicFormat, resolution: int) -> VQGANConfi
 def _completed(
     public: PublicFormat, resolution: int, autoencoder: dict[str, Any], quantizer: dict[str, Any]
 ) -> VQGANConfig:
-    """What the shapes say together with what the format says."""
+    """Build the config from the inferred sections and the unwritten settings of the format."""
     data = {"resolution": resolution, "autoencoder": autoencoder, "quantizer": quantizer}
     for path in USUAL_SETTINGS:
         section, _, key = path.rpartition(".")
         if path != "quantizer.normalize" or quantizer["type"] == "vq":
             (data[section] if section else data)[key] = public.setting(path)  # type: ignore[index]
     try:
-        return build_config(VQGANConfig, data, name="what the shapes say")
+        return build_config(VQGANConfig, data, name="config inferred from the shapes")
     except ConfigError as error:
         raise LayoutError(str(error)) from None
 
 
 def _check_settings(public: PublicFormat, config: VQGANConfig) -> None:
-    """Refuse a config that contradicts the format where no shape would show it."""
+    """Refuse a config that contradicts the format in a setting that no shape shows."""
     found, wrong = to_dict(config), []
     if config.quantizer.type not in public.quantizers:
         expected = " or ".join(public.quantizers)
@@ -239,17 +240,18 @@ _PROBES = ("encoder.levels.0.blocks.0.conv1.weight", "encoder.mid.0.conv1.weight
 def _stored_name(
     layout: Layout, ours: str, averaged: bool, num_levels: int = 1, fine_first: bool = False
 ) -> str:
+    """Name of a tensor in the file; running averages are stored without dots in their names."""
     name = layout.name(ours, num_levels, fine_first)
     return f"model_ema.{name.replace('.', '')}" if averaged else name
 
 
 def _has_layout(names: set[str], layout: Layout, averaged: bool) -> bool:
-    """Whether the first level and the middle of the encoder are where the layout says."""
+    """Whether the first level and the middle of the encoder have the names of a layout."""
     return all(_stored_name(layout, probe, averaged) in names for probe in _PROBES)
 
 
 def _other_format(names: set[str], format_name: str) -> str:
-    """A hint at another format whose layout and kind of downsampling the keys have, or nothing."""
+    """Hint at another format whose layout and kind of downsampling the keys have, or ""."""
     for other, public in FORMATS.items():
         if not public.layouts and other != format_name and f"{LISTS['encoder']}.0.weight" in names:
             return f"; the keys are those of the format {other}"

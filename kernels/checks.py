@@ -44,7 +44,7 @@ def check_label_tensor(labels: Tensor, batch: int) -> None:
         )
 
 
-def check_range(name: str, found: Tensor, wrong: Tensor, expected: str) -> None:
+def refuse_values(name: str, found: Tensor, wrong: Tensor, expected: str) -> None:
     """Check that no value is marked as wrong (waits for the device).
 
     Args:

@@ -76,7 +76,7 @@ def ms_ssim_name(side: int) -> str | None:
 
 
 def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, on uint8 levels.
+    """Peak signal-to-noise ratio of each image in dB, on uint8 pixels.
 
     Args:
         originals: Float in [-1, 1], shape (B, 3, H, W).
@@ -88,7 +88,7 @@ def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes differ or values are not finite.
     """
-    squared = _squared_errors(*_level_pair(originals, reconstructions))
+    squared = _squared_errors(*_pixel_pair(originals, reconstructions))
     return _decibel(squared.flatten(1).mean(1))
 
 
@@ -108,7 +108,7 @@ def psnr_non_white(originals: Tensor, reconstructions: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes differ or values are not finite.
     """
-    squared, count = _non_white_sums(*_level_pair(originals, reconstructions))
+    squared, count = _non_white_sums(*_pixel_pair(originals, reconstructions))
     return torch.where(count > 0, _decibel(squared / count), torch.nan)
 
 
@@ -121,7 +121,7 @@ def reconstruction_values(originals: Tensor, reconstructions: Tensor) -> dict[st
 
     Returns:
         Float64 tensors of shape (B,): `psnr` and `psnr_non_white` in dB (the second is NaN for an
-        original that is all white), `ssim` in [-1, 1], `mse` of levels scaled to [0, 1] and, from
+        original that is all white), `ssim` in [-1, 1], `mse` of pixels scaled to [0, 1] and, from
         12 pixels on, MS-SSIM in [0, 1] under `ms_ssim_name` of the shorter side.
 
     Raises:
@@ -131,7 +131,7 @@ def reconstruction_values(originals: Tensor, reconstructions: Tensor) -> dict[st
     has no real power, counts as 0: the default `relu` of torchmetrics. Both kinds of SSIM are
     computed by torchmetrics in float32, whose rounding in flat white areas costs up to 1e-4.
     """
-    return _values(*_level_pair(originals, reconstructions))
+    return _values(*_pixel_pair(originals, reconstructions))
 
 
 @dataclass(kw_only=True)
@@ -172,9 +172,9 @@ class ReconstructionMeter:
         Raises:
             ValueError: If shapes differ, values are not finite or images are too small.
         """
-        levels = _level_pair(originals, reconstructions)
-        values = _values(*levels)
-        squared, count = _non_white_sums(*levels)
+        pixels = _pixel_pair(originals, reconstructions)
+        values = _values(*pixels)
+        squared, count = _non_white_sums(*pixels)
         self.num_images += len(squared)
         self.psnr_sum += float(values["psnr"].sum())
         self.ssim_sum += float(values["ssim"].sum())
@@ -197,7 +197,7 @@ class ReconstructionMeter:
             do not dominate); NaN if there is none. `ssim`: mean over images, in [-1, 1]; images are
             reflected at the border and all positions count, as in torchmetrics. `ms_ssim`, or the
             name of a form for smaller images: mean over images, in [0, 1]; absent if all images
-            were below 12 pixels. `mse`: mean squared error of levels scaled to [0, 1].
+            were below 12 pixels. `mse`: mean squared error of pixels scaled to [0, 1].
             `num_images`.
 
         Raises:
@@ -243,8 +243,8 @@ class ReconstructionMeter:
         return tuple(cls.__dataclass_fields__)
 
 
-def _level_pair(originals: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
-    """Both batches as uint8 levels after shape checks."""
+def _pixel_pair(originals: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
+    """Both batches as uint8 pixels after shape checks."""
     if originals.shape != reconstructions.shape or originals.ndim != 4 or originals.shape[1] != 3:
         found = f"{tuple(originals.shape)} and {tuple(reconstructions.shape)}"
         raise ValueError(f"images: expected two batches of one shape (B, 3, H, W), found {found}")
@@ -252,7 +252,7 @@ def _level_pair(originals: Tensor, reconstructions: Tensor) -> tuple[Tensor, Ten
 
 
 def _values(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
-    """`reconstruction_values` of uint8 levels."""
+    """`reconstruction_values` of uint8 pixels."""
     side = min(originals.shape[2:])
     if side < MIN_SSIM_SIDE:
         found = f"{originals.shape[2]} x {originals.shape[3]}"
@@ -283,12 +283,12 @@ def _non_white_sums(originals: Tensor, reconstructions: Tensor) -> tuple[Tensor,
 
 
 def _decibel(mse: Tensor) -> Tensor:
-    """PSNR in dB of a mean squared error of levels, capped."""
+    """PSNR in dB of a mean squared error of pixels, capped."""
     return (10 * torch.log10(_PEAK**2 / mse)).clamp_max(PSNR_CAP)
 
 
 def _ssim(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """SSIM of each image on levels / 255, Gaussian window of 11 pixels, shape (B,)."""
+    """SSIM of each image on pixels / 255, Gaussian window of 11 pixels, shape (B,)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     values = structural_similarity_index_measure(
@@ -304,7 +304,7 @@ def _ssim(originals: Tensor, reconstructions: Tensor) -> Tensor:
 
 
 def _ms_ssim(originals: Tensor, reconstructions: Tensor, form: MsSsim) -> Tensor:
-    """MS-SSIM of each image on levels / 255, shape (B,)."""
+    """MS-SSIM of each image on pixels / 255, shape (B,)."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
     if not len(originals):

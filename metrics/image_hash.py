@@ -14,10 +14,10 @@ class ImageHash:
     def __init__(self) -> None:
         self._digests: list[bytes] = []
 
-    def update(self, levels: Tensor) -> list[bytes]:
+    def update(self, pixels: Tensor) -> list[bytes]:
         """Add images, uint8 (B, 3, H, W); returns the SHA-256 of each."""
         found = []
-        for image in levels.cpu().contiguous():
+        for image in pixels.cpu().contiguous():
             shape = str(tuple(image.shape)).encode()
             found.append(hashlib.sha256(shape + image.numpy().tobytes()).digest())
         self._digests += found

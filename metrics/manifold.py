@@ -53,8 +53,8 @@ def manifold_metrics(
     samples: Tensor,
     reference: Tensor,
     *,
-    pr_neighbours: int = 3,
-    dc_neighbours: int = 5,
+    pr_neighbors: int = 3,
+    dc_neighbors: int = 5,
     block: int = 4096,
 ) -> ManifoldResult:
     """Precision and recall (k = 3), density and coverage (k = 5) of two feature sets.
@@ -67,8 +67,8 @@ def manifold_metrics(
     Args:
         samples: Features, shape (n, D), any float dtype.
         reference: Features of the real images, shape (m, D).
-        pr_neighbours: k of precision and recall.
-        dc_neighbours: k of density and coverage.
+        pr_neighbors: k of precision and recall.
+        dc_neighbors: k of density and coverage.
         block: Vectors at once on either side; 128 MiB a matrix at 4096.
 
     Returns:
@@ -77,12 +77,12 @@ def manifold_metrics(
     Raises:
         ValueError: If shapes do not fit, values are not finite, or a set is not larger than k.
     """
-    _check(samples, reference, pr_neighbours, dc_neighbours)
+    _check(samples, reference, pr_neighbors, dc_neighbors)
     samples, reference, scale = _whole_numbers(samples, reference)
-    deepest = max(pr_neighbours, dc_neighbours)
-    own = _neighbour_distances(reference, deepest, block)  # (m, k), rising
-    pr_radii, dc_radii = own[:, pr_neighbours - 1], own[:, dc_neighbours - 1]
-    sample_radii = _neighbour_distances(samples, pr_neighbours, block)[:, -1]
+    deepest = max(pr_neighbors, dc_neighbors)
+    own = _neighbor_distances(reference, deepest, block)  # (m, k), rising
+    pr_radii, dc_radii = own[:, pr_neighbors - 1], own[:, dc_neighbors - 1]
+    sample_radii = _neighbor_distances(samples, pr_neighbors, block)[:, -1]
 
     n, m = len(samples), len(reference)
     place = samples.device
@@ -107,11 +107,11 @@ def manifold_metrics(
             nearest[rows] = torch.where(nearer, places + first, nearest[rows])
     in_manifold, recalled, covered = in_manifold.cpu(), recalled.cpu(), covered.cpu()
     balls, nearest, distance = balls.cpu(), nearest.cpu(), distance.cpu()
-    density = balls.double() / dc_neighbours
+    density = balls.double() / dc_neighbors
     return ManifoldResult(
         precision=float(in_manifold.double().mean()),
         recall=float(recalled.double().mean()),
-        density=float(balls.sum()) / (dc_neighbours * n),
+        density=float(balls.sum()) / (dc_neighbors * n),
         coverage=float(covered.double().mean()),
         in_manifold=in_manifold,
         sample_density=density,
@@ -152,7 +152,7 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return products.mul_(-2).add_(squares_a).add_(squares_b)
 
 
-def _neighbour_distances(vectors: Tensor, count: int, block: int) -> Tensor:
+def _neighbor_distances(vectors: Tensor, count: int, block: int) -> Tensor:
     """Squared distances to the `count` nearest others of the set, rising, shape (n, count)."""
     found = []
     for start in range(0, len(vectors), block):
@@ -168,15 +168,15 @@ def _neighbour_distances(vectors: Tensor, count: int, block: int) -> Tensor:
     return torch.cat(found)
 
 
-def _check(samples: Tensor, reference: Tensor, pr_neighbours: int, dc_neighbours: int) -> None:
+def _check(samples: Tensor, reference: Tensor, pr_neighbors: int, dc_neighbors: int) -> None:
     if samples.ndim != 2 or reference.ndim != 2 or samples.shape[1] != reference.shape[1]:
         found = f"{tuple(samples.shape)} and {tuple(reference.shape)}"
         raise ValueError(f"features: expected (n, D) and (m, D), found {found}")
-    if min(pr_neighbours, dc_neighbours) < 1:
-        raise ValueError(f"neighbours: expected >= 1, found {pr_neighbours} and {dc_neighbours}")
+    if min(pr_neighbors, dc_neighbors) < 1:
+        raise ValueError(f"neighbours: expected >= 1, found {pr_neighbors} and {dc_neighbors}")
     for name, vectors, k in (
-        ("samples", samples, pr_neighbours),
-        ("reference", reference, max(pr_neighbours, dc_neighbours)),
+        ("samples", samples, pr_neighbors),
+        ("reference", reference, max(pr_neighbors, dc_neighbors)),
     ):
         if len(vectors) <= k:
             raise ValueError(

@@ -48,7 +48,7 @@ class Protocol:
         resolution: Side of the images in pixels.
         resize: How real images came to it (`data.transforms.fit`).
         crop: What was cut after resizing.
-        rounding: How floats in [-1, 1] became 8 bits (`to_levels`).
+        rounding: How floats in [-1, 1] became 8 bits (`to_pixels`).
         features: Network of the distances and the hash of its weights, `NAME#HASH`.
         feature_resize: What that network does to image sizes, in words.
         classifier: Network of the class score and its hash, or `none`.
@@ -224,8 +224,8 @@ def differing_fields(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
     return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
 
 
-def to_levels(images: Tensor, rounding: Rounding) -> Tensor:
-    """Floats in [-1, 1] to 8-bit levels by the protocol's rule.
+def to_pixels(images: Tensor, rounding: Rounding) -> Tensor:
+    """Floats in [-1, 1] to 8-bit pixels by the protocol's rule.
 
     `round` is the project's own, round(127.5 (x + 1)); `truncate` drops the fraction instead, as
     many published evaluations do, and is darker by half a level.
@@ -250,6 +250,6 @@ def to_levels(images: Tensor, rounding: Rounding) -> Tensor:
             assert_never(rounding)
 
 
-def as_floats(levels: Tensor) -> Tensor:
-    """8-bit levels to floats in [-1, 1]; `to_uint8` gives them back exactly."""
-    return levels.float().div_(127.5).sub_(1)
+def as_floats(pixels: Tensor) -> Tensor:
+    """8-bit pixels to floats in [-1, 1]; `to_uint8` gives them back exactly."""
+    return pixels.float().div_(127.5).sub_(1)

@@ -139,10 +139,10 @@ class Tokenizer(nn.Module):
             raise ValueError(f"images: expected floats in [-1, 1], found {images.dtype}")
         if len(images):
             low, high = images.detach().float().aminmax()
-            check_range(low.item(), high.item())
+            check_pixel_range(low.item(), high.item())
 
 
-def check_range(low: float, high: float) -> None:
+def check_pixel_range(low: float, high: float) -> None:
     """Check that pixel values are in [-1, 1], with a margin of 1 % for overshoot of resampling.
 
     Raises:

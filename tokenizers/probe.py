@@ -56,7 +56,7 @@ class ProbeResult:
         return max(abs(stored - found) for stored, found in pairs)
 
 
-def psnr_of_levels(originals: Tensor, reconstructions: Tensor) -> Tensor:
+def psnr_of_pixels(originals: Tensor, reconstructions: Tensor) -> Tensor:
     """PSNR of 8-bit images (B, 3, H, W) in dB, float64 (B,), at most 100."""
     mse = (originals.double() - reconstructions.double()).square().mean((1, 2, 3))
     return (10 * torch.log10(255**2 / mse)).clamp_max(100)
@@ -68,7 +68,7 @@ def measure_probe(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     rng = torch.Generator().manual_seed(0)
     inputs = images.to(tokenizer.device).float() / 127.5 - 1
     decoded = tokenizer.decode(tokenizer.encode(inputs, rng=rng), rng=rng)
-    return psnr_of_levels(images.cpu(), to_uint8(decoded).cpu())
+    return psnr_of_pixels(images.cpu(), to_uint8(decoded).cpu())
 
 
 def store_probe(
@@ -209,7 +209,7 @@ def verify_store_probe(
         raise StoreError(f"{store.path}: no probe images were stored, nothing to verify with")
     probe = load_file(store.path / store.header.probe.file)
     images = tokenizer.decode(store.rows(probe["rows"]).to(tokenizer.device))
-    now = psnr_of_levels(probe["images"], to_uint8(images).cpu()).tolist()
+    now = psnr_of_pixels(probe["images"], to_uint8(images).cpu()).tolist()
     pairs = list(zip(probe["psnr"].clamp(max=100).tolist(), now, strict=True))
     for row, (stored, found) in zip(probe["rows"].tolist(), pairs, strict=True):
         if stored != found and not abs(stored - found) <= tolerance_db:

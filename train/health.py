@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..metrics.codes import CodeStatistics
-from ..tokenizers.base import check_range
+from ..tokenizers.base import check_pixel_range
 from ..tokens.tokens import TokenSpec
 
 SETTLING_STEPS = 200
@@ -69,7 +69,7 @@ def check_first_batch(images: Tensor) -> None:
         ValueError: With the range found.
     """
     low, high = images.float().aminmax()
-    check_range(low.item(), high.item())
+    check_pixel_range(low.item(), high.item())
 
 
 def code_alarms(codes: dict[str, float], vocab_size: int) -> list[Alarm]:

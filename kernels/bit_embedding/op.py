@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, autocast_dtype, no_autocast, resolve_backend
-from ..checks import FLOATS, check_devices, check_float, check_label_tensor, check_range
+from ..checks import FLOATS, check_devices, check_float, check_label_tensor, refuse_values
 from .reference import bit_embedding_backward_reference, bit_embedding_reference, hidden_groups
 
 Values = Literal["pm1", "01"]
@@ -193,10 +193,10 @@ def check_values(
     wrong = (codes < 0) | (codes > 1 << bits_per_group)
     if mask is not None:
         wrong &= ~hidden_groups(codes, mask, bits_per_group)
-    check_range("codes", codes, wrong, f"0 to 2**{bits_per_group} (hidden)")
+    refuse_values("codes", codes, wrong, f"0 to 2**{bits_per_group} (hidden)")
     if labels is not None:
         wrong = (labels < 0) | (labels >= num_classes)
-        check_range("labels", labels, wrong, f"0 to {num_classes - 1}")
+        refuse_values("labels", labels, wrong, f"0 to {num_classes - 1}")
 
 
 @torch.library.custom_op("tessella::bit_embedding", mutates_args=())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, resolve_backend
-from ..checks import FLOATS, check_range
+from ..checks import FLOATS, refuse_values
 from .reference import (
     num_packed_bytes,
     pack_codes_reference,
@@ -241,11 +241,11 @@ def check_codes(codes: Tensor, widths: Sequence[int]) -> None:
         ValueError: If one is not; the message has the first wrong value of the first such group.
     """
     if len(widths) == 1:
-        check_range("codes", codes, codes >> widths[0] != 0, f"0 to 2**{widths[0]} - 1")
+        refuse_values("codes", codes, codes >> widths[0] != 0, f"0 to 2**{widths[0]} - 1")
         return
     for group, width in enumerate(widths):
         column = codes[..., group]
-        check_range(f"codes[..., {group}]", column, column >> width != 0, f"0 to 2**{width} - 1")
+        refuse_values(f"codes[..., {group}]", column, column >> width != 0, f"0 to 2**{width} - 1")
 
 
 def _pack_codes(codes: Tensor, widths: Sequence[int], validate: bool, backend: str) -> Tensor:
@@ -289,7 +289,7 @@ def _(
 
 def _pack_signs(x: Tensor, validate: bool, backend: str) -> Tensor:
     if validate:
-        check_range("x", x, x.isnan(), "numbers")
+        refuse_values("x", x, x.isnan(), "numbers")
     if _resolve(backend, "pack_signs", x.device, x.shape[1], [1], x.dtype) == "triton":
         from .fused import pack_signs_fused
 

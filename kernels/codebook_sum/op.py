@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, no_autocast, resolve_backend
-from ..checks import FLOATS, check_devices, check_float, check_label_tensor, check_range
+from ..checks import FLOATS, check_devices, check_float, check_label_tensor, refuse_values
 from .reference import (
     codebook_embedding_sum_backward_reference,
     codebook_embedding_sum_reference,
@@ -150,10 +150,10 @@ def check_values(
         ValueError: If one is not; the message has the first wrong value.
     """
     for g, (size, rows) in enumerate(zip(sizes, table_rows(codes, mask, sizes), strict=True)):
-        check_range(f"codes[..., {g}]", rows, (rows < 0) | (rows >= size), f"0 to {size - 1}")
+        refuse_values(f"codes[..., {g}]", rows, (rows < 0) | (rows >= size), f"0 to {size - 1}")
     if labels is not None:
         wrong = (labels < 0) | (labels >= num_classes)
-        check_range("labels", labels, wrong, f"0 to {num_classes - 1}")
+        refuse_values("labels", labels, wrong, f"0 to {num_classes - 1}")
 
 
 @torch.library.custom_op("tessella::codebook_embedding_sum", mutates_args=())

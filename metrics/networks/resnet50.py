@@ -22,7 +22,7 @@ MIN_TRUNK_SIDE, MULTIPLE = 128, 32
 """Pixels. Of three photographs shrunk to 32 and 64 pixels, the right class got at least .77 after
 enlarging to 128; at 64 one was named wrong, at 224 it got as little as .18."""
 
-_MEANS = (123.68, 116.779, 103.939)  # of ImageNet's red, green and blue, in 8-bit levels
+_MEANS = (123.68, 116.779, 103.939)  # of ImageNet's red, green and blue, in 8-bit pixels
 _STEM, _CLASSES = 64, 1000
 _STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))
 """Number of blocks and inner channels; a stage has four times as many channels outside."""
@@ -87,8 +87,8 @@ class ResNet50(FeatureExtractor):
         )
 
     def _stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        levels = enlarged(images, MIN_TRUNK_SIDE, MULTIPLE) * 255 - self.means
-        features = F.relu(self.stem(levels.flip(1)), inplace=True)  # blue first
+        pixels = enlarged(images, MIN_TRUNK_SIDE, MULTIPLE) * 255 - self.means
+        features = F.relu(self.stem(pixels.flip(1)), inplace=True)  # blue first
         features = F.max_pool2d(features, 3, 2, 1)
         for layer, stage in zip(self.layers, self.stages, strict=True):
             features = stage(features)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tessella.data.image_source import ImageSource
 from tessella.data.images import save_png, to_float
 from tessella.data.sources import open_source
-from tessella.evaluation.nearest import Neighbours, nearest_training_images
+from tessella.evaluation.nearest import Neighbors, nearest_training_images
 from tessella.metrics.networks.build import available_features, build_features
 from tessella.metrics.networks.weights import PROVIDERS
 
@@ -80,9 +80,9 @@ def test_copies_and_mirrored_copies_are_found_at_distance_zero(
     real = noise(20, seed=0)
     samples = torch.stack([real[7], real[3].flip(2), (real[12] + 0.4 / 127.5).clamp(-1, 1)])
     found = nearest_training_images(samples, train, SIDE, features="random", validation=val)
-    for neighbours in (found.by_pixels, found.by_features):
-        assert neighbours.indices.tolist() == [7, 3, 12]
-        assert neighbours.mirrored.tolist() == [False, True, False]
+    for neighbors in (found.by_pixels, found.by_features):
+        assert neighbors.indices.tolist() == [7, 3, 12]
+        assert neighbors.mirrored.tolist() == [False, True, False]
     assert found.by_pixels.distances.tolist() == [0.0, 0.0, 0.0]
     # Features of one picture in two batches differ by float32 rounding, cosines by its square.
     assert found.by_features.distances.max() < 1e-9
@@ -110,22 +110,22 @@ def test_search_equals_brute_force(train: ImageSource) -> None:
         for images in (both, samples)
     )
     pixels = ((both[None] - samples[:, None]) * 127.5).double().square().mean((2, 3, 4)).sqrt()
-    for neighbours, distances in (
+    for neighbors, distances in (
         (found.by_pixels, pixels),
         (found.by_features, 1 - own @ features.T),
     ):
         values, places = distances.min(1)
-        assert torch.equal(neighbours.indices, places // 2)
-        assert torch.equal(neighbours.mirrored, places % 2 == 1)
-        torch.testing.assert_close(neighbours.distances, values, rtol=1e-4, atol=1e-6)
+        assert torch.equal(neighbors.indices, places // 2)
+        assert torch.equal(neighbors.mirrored, places % 2 == 1)
+        torch.testing.assert_close(neighbors.distances, values, rtol=1e-4, atol=1e-6)
 
 
-def test_neighbours_depend_on_neither_order_nor_batches(
+def test_neighbors_depend_on_neither_order_nor_batches(
     train: ImageSource, val: ImageSource
 ) -> None:
     samples = noise(7, seed=6)
 
-    def search(queries: Tensor, batch_size: int, validation: ImageSource | None) -> Neighbours:
+    def search(queries: Tensor, batch_size: int, validation: ImageSource | None) -> Neighbors:
         return nearest_training_images(
             queries,
             train,

@@ -114,8 +114,8 @@ def test_values_are_those_of_the_samples_that_the_seeds_give(
         tokens = tessella.generate(generator, labels, seeds=seeds, num_steps=2)
         images = generator.tokenizer.decode(tokens)
         sides = [FrechetStatistics(network.num_features) for _ in range(2)]
-        levels = ((images + 1) * 127.5).round() / 255
-        sides[0].update(network.pooled(levels))
+        pixels = ((images + 1) * 127.5).round() / 255
+        sides[0].update(network.pooled(pixels))
         for i in range(len(source)):
             pixels = np.asarray(source.read(i).image)
             sides[1].update(network.pooled((to_float(pixels[None]) + 1) / 2))
@@ -414,9 +414,9 @@ def test_reference_is_cached_and_the_cache_is_checked(
     looked: list[int] = []
     look = Networks.look
 
-    def counting(self: Networks, levels: Tensor) -> Any:
-        looked.append(len(levels))
-        return look(self, levels)
+    def counting(self: Networks, pixels: Tensor) -> Any:
+        looked.append(len(pixels))
+        return look(self, pixels)
 
     monkeypatch.setattr(Networks, "look", counting)
 
@@ -445,8 +445,8 @@ def test_reference_is_cached_and_the_cache_is_checked(
 
 
 def to_image(image: Tensor) -> Image.Image:
-    levels = ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
-    return Image.fromarray(levels.numpy())
+    pixels = ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+    return Image.fromarray(pixels.numpy())
 
 
 def test_the_bank_knows_pixels_and_not_file_names(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from tessella.generators.masked import MaskGITConfig
 from tessella.generators.networks.binary_transcoder import BinaryTranscoderConfig
 from tessella.generators.networks.llama import LlamaConfig
 from tessella.generators.processes.bernoulli import BernoulliDiffusion
-from tessella.importers.bigr import translate_bigr
-from tessella.importers.vqgan import LayoutError
+from tessella.importers.generator_formats import translate_generator
+from tessella.importers.tensors import LayoutError
 from tessella.tokens.tokens import TokenSpec
 
 State = dict[str, Tensor]
@@ -105,7 +105,7 @@ def check_same(generator: BiGR, found: Any) -> None:
 
 def test_it_comes_back_from_its_shapes() -> None:
     generator = build()
-    found = translate_bigr(published(generator))
+    found = translate_generator(published(generator), "bigr")
     assert found.config == CONFIG and found.spec == BITS
     assert set(found.state) == set(generator.state_dict())
     copies = [name for name in found.dropped if "_denoise_fn" in name]
@@ -121,10 +121,10 @@ def test_a_config_and_a_spec_say_what_the_shapes_do_not() -> None:
     config = dataclasses.replace(CONFIG, transformer=trunk, mask_ratio="image")
     generator = build(config, spec)
     given = dataclasses.replace(config, num_classes=None)
-    found = translate_bigr(published(generator), config=given, spec=spec)
+    found = translate_generator(published(generator), "bigr", config=given, spec=spec)
     assert found.config == config and found.spec == spec
     check_same(generator, found)
-    inferred = translate_bigr(published(generator))
+    inferred = translate_generator(published(generator), "bigr")
     assert inferred.config.transformer == dataclasses.replace(trunk, num_heads=1)
 
 
@@ -149,7 +149,7 @@ def test_published_sizes_are_read_off_the_shapes(
     shapes = {n: t.shape for n, t in published(generator).items() if "scheduler" not in n}
     stored = {n: torch.zeros(()).expand(shape) for n, shape in shapes.items()}
     stored["diffusion_processor.scheduler.k_final"] = 1 - torch.arange(257) / 256
-    found = translate_bigr({n: t for n, t in stored.items() if "_denoise_fn" not in n})
+    found = translate_generator({n: t for n, t in stored.items() if "_denoise_fn" not in n}, "bigr")
     assert found.config == config and found.spec == spec
 
 
@@ -191,17 +191,17 @@ def test_what_does_not_come_out_even_is_refused(
     stored = published(build()) | changes
     stored = {name: tensor for name, tensor in stored.items() if tensor is not None}
     with pytest.raises(LayoutError, match=r"^does not fit the format bigr: ") as caught:
-        translate_bigr(stored)
+        translate_generator(stored, "bigr")
     assert re.search(message, str(caught.value)), caught.value
 
 
 def test_a_config_that_says_otherwise_is_refused() -> None:
     stored = published(build())
     with pytest.raises(LayoutError, match="type is maskgit, expected bigr"):
-        translate_bigr(stored, config=MaskGITConfig())
+        translate_generator(stored, "bigr", config=MaskGITConfig())
     other = dataclasses.replace(CONFIG, diffusion=BernoulliDiffusion(num_steps=16))
     with pytest.raises(LayoutError, match=r"16 steps, linear; .* has 8 steps, linear"):
-        translate_bigr(stored, config=other)
+        translate_generator(stored, "bigr", config=other)
     odd = dataclasses.replace(CONFIG, transformer=LlamaConfig(width=64, num_heads=32))
     with pytest.raises(LayoutError, match="heads of 2 channels"):
-        translate_bigr(stored, config=odd)
+        translate_generator(stored, "bigr", config=odd)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import tessella
 from tessella.config import build_config, read_yaml
-from tessella.importers.vqgan import LayoutError, translate_tokenizer
+from tessella.importers.tensors import LayoutError
+from tessella.importers.vqgan import translate_tokenizer
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.vqgan import VQGANConfig

@@ -16,8 +16,8 @@ from tessella.generators.masked import MaskBitConfig, MaskedGenerator, MaskGITCo
 from tessella.generators.networks.bert import TransformerConfig
 from tessella.generators.networks.denoising_transformer import DenoisingTransformerConfig
 from tessella.generators.processes.bernoulli import BernoulliDiffusion
-from tessella.importers.maskbit import translate_generator
-from tessella.importers.vqgan import LayoutError
+from tessella.importers.generator_formats import translate_generator
+from tessella.importers.tensors import LayoutError
 from tessella.tokens.tokens import TokenSpec
 
 State = dict[str, Tensor]
@@ -77,7 +77,7 @@ def test_bit_reader_comes_back(make: Any, input_name: str, norm: str) -> None:
     generator = example(make, transformer=trunk)
     stored = published(generator, input_name) | {"bits_to_indices": torch.tensor([1, 2, 4])}
     given = MaskBitConfig(transformer=trunk)
-    found = translate_generator(stored, config=given, spec=BITS)
+    found = translate_generator(stored, "maskbit", config=given, spec=BITS)
     assert found.config == generator.config and found.spec == BITS
     assert list(found.dropped) == ["bits_to_indices"]
     check_same(generator, found)
@@ -87,7 +87,7 @@ def test_bit_reader_comes_back(make: Any, input_name: str, norm: str) -> None:
 def test_index_reader_comes_back(make: Any, sizes: tuple[int, ...]) -> None:
     generator = example(make, "maskgit", codebook_sizes=sizes)
     given = MaskGITConfig(transformer=TRUNK, mask_schedule="arccos", unmasked_weight=1.0)
-    found = translate_generator(published(generator), config=given, spec=BITS)
+    found = translate_generator(published(generator), "maskbit", config=given, spec=BITS)
     assert found.config == generator.config
     check_same(generator, found)
 
@@ -125,7 +125,7 @@ def test_published_sizes_are_read_off_the_shapes(num_bits: int, groups: int, kin
             )
         generator = MaskedGenerator(config, TokenSpec((16, 16), tokens))
     stored = {n: torch.zeros(()).expand(t.shape) for n, t in published(generator).items()}
-    found = translate_generator(stored)
+    found = translate_generator(stored, "maskbit")
     assert found.config == config
     assert found.spec == TokenSpec((16, 16), tokens)
     published_total = {
@@ -146,7 +146,9 @@ def test_the_table_of_bits_tells_ambiguous_splits_apart(make: Any, sizes: tuple[
     generator = make.randomised("maskbit", spec, **fields)
     table = 2 ** torch.arange(sizes[0].bit_length() - 1)
     stored = published(generator) | {"bits_to_indices": table}
-    found = translate_generator(stored, config=MaskBitConfig(transformer=TRUNK), spec=spec)
+    found = translate_generator(
+        stored, "maskbit", config=MaskBitConfig(transformer=TRUNK), spec=spec
+    )
     assert found.config == generator.config
 
 
@@ -172,25 +174,25 @@ def test_what_does_not_come_out_even_is_refused(
     stored = published(example(make)) | changes
     stored = {name: tensor for name, tensor in stored.items() if tensor is not None}
     with pytest.raises(LayoutError, match=r"^does not fit the format maskbit: ") as caught:
-        translate_generator(stored, config=MaskBitConfig(transformer=TRUNK), spec=BITS)
+        translate_generator(stored, "maskbit", config=MaskBitConfig(transformer=TRUNK), spec=BITS)
     assert re.search(message, str(caught.value)), caught.value
 
 
 def test_what_no_tensor_shows_is_asked_for(make: Any) -> None:
     stored = published(example(make))
     with pytest.raises(LayoutError, match="number of attention heads of a trunk of width 16"):
-        translate_generator(stored, spec=BITS)
+        translate_generator(stored, "maskbit", spec=BITS)
     with pytest.raises(LayoutError, match=r"shape of a grid of 6 positions .* give the tokenizer"):
-        translate_generator(stored, config=MaskBitConfig(transformer=TRUNK))
+        translate_generator(stored, "maskbit", config=MaskBitConfig(transformer=TRUNK))
     with pytest.raises(LayoutError, match="type is maskgit, expected maskbit"):
-        translate_generator(stored, config=MaskGITConfig(transformer=TRUNK), spec=BITS)
+        translate_generator(stored, "maskbit", config=MaskGITConfig(transformer=TRUNK), spec=BITS)
 
 
 def test_tokens_of_another_size_are_refused(make: Any) -> None:
     other = TokenSpec((2, 3), (2,) * 7)
     with pytest.raises(LayoutError, match="does not fit the format maskbit"):
         translate_generator(
-            published(example(make)), config=MaskBitConfig(transformer=TRUNK), spec=other
+            published(example(make)), "maskbit", config=MaskBitConfig(transformer=TRUNK), spec=other
         )
 
 
@@ -340,7 +342,7 @@ def test_what_no_tensor_of_a_diffusion_shows_is_asked_for(make: Any) -> None:
     with pytest.raises(LayoutError, match="type is maskbit, expected bld"):
         translate_generator(stored, "bld", config=MaskBitConfig(), spec=model.spec)
     with pytest.raises(LayoutError, match="type is bld, expected maskbit"):
-        translate_generator(published(example(make)), config=model.config, spec=BITS)
+        translate_generator(published(example(make)), "maskbit", config=model.config, spec=BITS)
     stored["scheduler.k_final"] = torch.linspace(1, 0, 9).sqrt()
     with pytest.raises(LayoutError, match="none of the schedules linear, cos, sigmoid"):
         translate_generator(stored, "bld", spec=model.spec)

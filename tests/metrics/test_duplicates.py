@@ -116,8 +116,8 @@ def test_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_chain_is_one_group() -> None:
     """Levels 0, 3, 6, 9 and 100: neighbours are near, the ends are not."""
-    levels = torch.tensor([6, 0, 100, 9, 3])
-    pixels = levels[:, None, None, None].expand(5, 3, 4, 4).to(torch.uint8)
+    values = torch.tensor([6, 0, 100, 9, 3])
+    pixels = values[:, None, None, None].expand(5, 3, 4, 4).to(torch.uint8)
     found = find_duplicates(pixels, threshold=3.0)
     assert found.groups == ((0, 1, 3, 4),)
     assert found.has_twin.tolist() == [False, False, False, True, True]

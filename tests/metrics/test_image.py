@@ -29,7 +29,7 @@ def pair(batch: int, size: int = 24) -> tuple[Tensor, Tensor]:
     return originals, originals + 0.1 * noise
 
 
-def levels(images: Tensor) -> np.ndarray:
+def pixels(images: Tensor) -> np.ndarray:
     """The rounding rule in NumPy, one value at a time in float64."""
     return np.clip(np.round(127.5 * (images.numpy().astype(np.float64) + 1)), 0, 255)
 
@@ -52,7 +52,7 @@ def test_not_finite_is_refused(bad: float) -> None:
 def test_psnr_equals_brute_force() -> None:
     originals, reconstructions = pair(3)
     for i, value in enumerate(psnr(originals, reconstructions)):
-        mse = ((levels(originals[i]) - levels(reconstructions[i])) ** 2).mean()
+        mse = ((pixels(originals[i]) - pixels(reconstructions[i])) ** 2).mean()
         assert float(value) == pytest.approx(10 * math.log10(255**2 / mse), abs=1e-6)
 
 
@@ -66,7 +66,7 @@ def test_psnr_of_known_error_and_of_equal_images() -> None:
 def test_psnr_non_white_equals_brute_force() -> None:
     originals, reconstructions = pair(2)
     for i, value in enumerate(psnr_non_white(originals, reconstructions)):
-        a, b = levels(originals[i]), levels(reconstructions[i])
+        a, b = pixels(originals[i]), pixels(reconstructions[i])
         kept = ~(a == 255).all(0)
         mse = ((a - b) ** 2)[:, kept].mean()
         assert float(value) == pytest.approx(10 * math.log10(255**2 / mse), abs=1e-6)
@@ -86,7 +86,7 @@ def test_meter_equals_whole_set() -> None:
     for part in (slice(0, 1), slice(1, 5)):
         meter.update(originals[part], reconstructions[part])
     result = meter.compute()
-    a, b = levels(originals), levels(reconstructions)
+    a, b = pixels(originals), pixels(reconstructions)
     kept = np.broadcast_to(~(a == 255).all(1, keepdims=True), a.shape)
     pooled = ((a - b) ** 2)[kept].mean()
     assert result["psnr"] == pytest.approx(float(psnr(originals, reconstructions).mean()))
@@ -103,7 +103,7 @@ def test_ssim_equals_its_definition() -> None:
     offsets = np.arange(11) - 5
     window = np.exp(-(offsets**2) / (2 * 1.5**2))
     window = np.outer(window, window) / np.outer(window, window).sum()
-    a, b = levels(originals)[0] / 255, levels(reconstructions)[0] / 255
+    a, b = pixels(originals)[0] / 255, pixels(reconstructions)[0] / 255
     a, b = (np.pad(v, ((0, 0), (5, 5), (5, 5)), mode="reflect") for v in (a, b))
     values = []
     for c in range(3):
@@ -187,7 +187,7 @@ def test_ms_ssim_at_its_smallest_size(form: MsSsim) -> None:
     originals, reconstructions = pair(2, size=form.min_side)
     found = reconstruction_values(originals, reconstructions)[form.name]
     assert ((found > 0) & (found < 1)).all()
-    scaled = [torch.from_numpy(levels(v)).float() / 255 for v in (reconstructions, originals)]
+    scaled = [torch.from_numpy(pixels(v)).float() / 255 for v in (reconstructions, originals)]
     arguments = {"sigma": form.sigma, "kernel_size": form.window, "betas": form.betas}
     expected = multiscale_structural_similarity_index_measure(
         *scaled, data_range=1.0, reduction="none", **arguments

@@ -73,7 +73,7 @@ def test_equals_loops(block: int, shift: float) -> None:
 @pytest.mark.parametrize(("pr", "dc"), [(1, 1), (3, 5), (6, 2)])
 def test_ties_and_equal_points(block: int, pr: int, dc: int) -> None:
     samples, reference = small_integers(20, seed=3), small_integers(15, seed=4)
-    found = manifold_metrics(samples, reference, pr_neighbours=pr, dc_neighbours=dc, block=block)
+    found = manifold_metrics(samples, reference, pr_neighbors=pr, dc_neighbors=dc, block=block)
     check(found, by_loops(samples, reference, pr, dc))
 
 
@@ -81,7 +81,7 @@ def test_by_hand_on_a_line() -> None:
     """Reference 0 1 2 3, neighbourhoods of one neighbour: all of radius 1."""
     reference = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
     samples = torch.tensor([[-1.0], [0.5], [4.5]])
-    found = manifold_metrics(samples, reference, pr_neighbours=1, dc_neighbours=1)
+    found = manifold_metrics(samples, reference, pr_neighbors=1, dc_neighbors=1)
     assert found.in_manifold.tolist() == [True, True, False]  # -1 lies on the border of 0's
     assert found.sample_density.tolist() == [0, 2, 0]  # where the ball is open
     assert found.covered.tolist() == [True, True, False, False]
@@ -149,11 +149,11 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="reference: 5 neighbours need more than 5 vectors, found"):
         manifold_metrics(samples, reference)
     with pytest.raises(ValueError, match="samples: 3 neighbours need more than 3 vectors, found 3"):
-        manifold_metrics(samples[:3], reference, dc_neighbours=4)
+        manifold_metrics(samples[:3], reference, dc_neighbors=4)
     with pytest.raises(ValueError, match=r"found \(8, 4\) and \(5, 3\)"):
         manifold_metrics(samples, reference[:, :3])
     with pytest.raises(ValueError, match="expected >= 1, found 0"):
-        manifold_metrics(samples, reference, pr_neighbours=0)
+        manifold_metrics(samples, reference, pr_neighbors=0)
     samples[2, 1] = torch.inf
     with pytest.raises(ValueError, match="samples: 1 of 8 vectors are not finite"):
-        manifold_metrics(samples, reference, dc_neighbours=2)
+        manifold_metrics(samples, reference, dc_neighbors=2)

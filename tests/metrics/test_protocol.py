@@ -15,7 +15,7 @@ from tessella.metrics.protocol import (
     ProtocolMismatch,
     as_floats,
     differing_fields,
-    to_levels,
+    to_pixels,
 )
 
 
@@ -146,19 +146,19 @@ def test_equal_uniform_and_no_labels() -> None:
 
 
 def test_rounding_rules() -> None:
-    levels = torch.arange(256, dtype=torch.uint8)
-    exact = as_floats(levels)
-    assert torch.equal(to_levels(exact, "round"), levels)
-    between = (levels[:255].float() + 0.9) / 127.5 - 1
-    assert torch.equal(to_levels(between, "round"), levels[1:])
-    assert torch.equal(to_levels(between, "truncate"), levels[:255])
+    pixels = torch.arange(256, dtype=torch.uint8)
+    exact = as_floats(pixels)
+    assert torch.equal(to_pixels(exact, "round"), pixels)
+    between = (pixels[:255].float() + 0.9) / 127.5 - 1
+    assert torch.equal(to_pixels(between, "round"), pixels[1:])
+    assert torch.equal(to_pixels(between, "truncate"), pixels[:255])
     outside = torch.tensor([-3.0, 3.0])
-    assert to_levels(outside, "truncate").tolist() == [0, 255]
+    assert to_pixels(outside, "truncate").tolist() == [0, 255]
     for rule in ("round", "truncate"):
         with pytest.raises(ValueError, match="1 values are not finite"):
-            to_levels(torch.tensor([0.0, torch.nan]), rule)
+            to_pixels(torch.tensor([0.0, torch.nan]), rule)
         with pytest.raises(ValueError, match="expected floats"):
-            to_levels(levels, rule)
+            to_pixels(pixels, rule)
 
 
 def test_hash_of_images_knows_pixels_and_not_their_order() -> None:

@@ -153,7 +153,7 @@ def test_dependence_is_respected_when_slots_come_one_by_one(
         assert (codes == codes[:, :1, :1]).all()
 
 
-def test_neighbours_that_are_seen_decide(oracle: Any) -> None:
+def test_neighbors_that_are_seen_decide(oracle: Any) -> None:
     """Slot 1 must equal slot 0, and slot 0 is free: whichever comes first."""
 
     def answer(call: Any) -> Tensor:

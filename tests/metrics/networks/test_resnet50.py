@@ -93,7 +93,7 @@ def shards_of(arrays: dict[str, np.ndarray], count: int) -> tuple[bytes, ...]:
     return json.dumps(manifest).encode(), *shards
 
 
-def plain_forward(arrays: dict[str, np.ndarray], levels: Tensor) -> dict[str, Tensor]:
+def plain_forward(arrays: dict[str, np.ndarray], pixels: Tensor) -> dict[str, Tensor]:
     """ResNet50 v1 as Keras writes it: nothing folded, zeros around the max pool, blue first."""
     get = {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -104,7 +104,7 @@ def plain_forward(arrays: dict[str, np.ndarray], levels: Tensor) -> dict[str, Te
         gamma, beta = get[f"{norm}/gamma"], get[f"{norm}/beta"]
         return F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, 1e-3)
 
-    x = torch.stack([levels[:, 2] - 103.939, levels[:, 1] - 116.779, levels[:, 0] - 123.68], 1)
+    x = torch.stack([pixels[:, 2] - 103.939, pixels[:, 1] - 116.779, pixels[:, 0] - 123.68], 1)
     x = F.pad(F.relu(unit(x, "conv1", "bn_conv1", 2, 3)), (1, 1, 1, 1))
     x = F.max_pool2d(x, 3, 2)
     layers = {}
