@@ -3,9 +3,9 @@
     python benchmarks/attention.py [--threads 2] [--rounds 7] [--out rules.yaml]
 
 Forward, and forward with backward, of every kernel that runs here on the same random tensors;
-rounds alternate, medians in milliseconds. `--out` writes the fastest of each kind of call as rules that
-TESSELLA_ATTENTION_RULES=rules.yaml puts before the built-in ones. `low_bit` quantizes: its times
-are forward only, and its rules hold for `attention: fastest` alone.
+rounds alternate, medians in milliseconds. `--out` writes the fastest of each kind of call as rules
+that TESSELLA_ATTENTION_RULES=rules.yaml puts before the built-in ones. `low_bit` quantizes: its
+times are forward only, and its rules hold for `attention: fastest` alone.
 """
 
 import statistics

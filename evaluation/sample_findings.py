@@ -13,7 +13,7 @@ from ..metrics.manifold import ManifoldResult
 from ..metrics.protocol import Protocol, as_floats
 from ..sample.samplers import Sampling
 from .evaluation import Evaluation, few_images_note
-from .image_set import distances, labels_of
+from .image_set import bank_labels, distances
 from .image_table import class_title
 from .nearest import nearest_training_images
 from .sample_set import DrawnSet, Reference, Rules, bind_protocol
@@ -90,7 +90,7 @@ def _class_table(
     """Table of how samples of each class lie among reference images; None without classes."""
     if not rules.num_classes:
         return None
-    drawn, real = labels_of(first.images.bank), labels_of(reference.images.bank)
+    drawn, real = bank_labels(first.images.bank), bank_labels(reference.images.bank)
     labelled, rows = bool((real >= 0).any()), []
     agrees = real[manifold.nearest_reference] == drawn
     for label in range(rules.num_classes):

@@ -26,9 +26,9 @@ from ..metrics.manifold import ManifoldResult
 from ..metrics.presets import MIN_IMAGES, choose_labels
 from ..metrics.protocol import ClassBalance, Protocol, ProtocolError, to_pixels
 from ..metrics.token_statistics import TokenStatistics
-from ..sample.generate import Precision, generate
+from ..sample.generate import Precision, generate_batches
+from ..sample.request import Request
 from ..sample.samplers import Sampling, choose_sampling, with_steps
-from ..tokens.tokens import Tokens
 from .curves import Curves, draw_lines
 from .evaluation import Evaluation
 from .image_set import ImageSet, distances
@@ -334,8 +334,13 @@ def _sample_batches(
     """Samples with the numbers `own`, drawn and decoded; number i has seed `first_seed` + i."""
     own_labels, seeds = [labels[i] for i in own], [first_seed + i for i in own]
     start = 0
-    for tokens in _batches(
-        generator, own_labels, seeds, sampling, settings.batch_size, precision, compile
+    for tokens in generate_batches(
+        generator,
+        Request.make(generator, own_labels, seeds=seeds),
+        sampling,
+        batch_size=settings.batch_size,
+        precision=precision,
+        compile=compile,
     ):
         rows = slice(start, start + len(tokens))
         images = generator.tokenizer.decode(tokens)
@@ -344,29 +349,6 @@ def _sample_batches(
             pixels, torch.tensor(list(own[rows])), torch.tensor(own_labels[rows]), tokens
         )
         start = rows.stop
-
-
-def _batches(
-    generator: Generator,
-    labels: list[int],
-    seeds: list[int],
-    sampling: Sampling,
-    batch_size: int,
-    precision: Precision,
-    compile: bool,
-) -> Iterator[Tokens]:
-    """Tokens of one image per label and seed, in batches."""
-    for start in range(0, len(labels), batch_size):
-        rows = slice(start, start + batch_size)
-        yield generate(
-            generator,
-            labels[rows],
-            seeds=seeds[rows],
-            sampling=sampling,
-            batch_size=batch_size,
-            precision=precision,
-            compile=compile,
-        )
 
 
 def compute_metrics(

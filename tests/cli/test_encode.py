@@ -126,7 +126,7 @@ def test_reconstruct_measures_what_it_writes(model: Path, tmp_path: Path) -> Non
 
 
 def test_reconstruct_without_features_takes_fewer_images(model: Path, tmp_path: Path) -> None:
-    """Five images are too few for distances between sets: left out by itself, or by name refused."""
+    """Five images are too few for distances between sets: left out, or refused by name."""
     words = ["--data", "bundled:emoji", "--limit", 5, "--perceptual", "random", "--json"]
     start = ["reconstruct", "--tokenizer", model, *words]
     by_itself, none = (
