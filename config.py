@@ -9,6 +9,7 @@ what was found and what was expected, with a "did you mean" for unknown keys.
 import copy
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import re
@@ -130,6 +131,18 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     return result
 
 
+def parse_setting(word: str) -> tuple[str, Any]:
+    """Name and value of one `name=value` word; the value is read as YAML.
+
+    Raises:
+        ConfigError: If the word has another form.
+    """
+    name, found, text = word.partition("=")
+    if not found or not name.isidentifier():
+        raise ConfigError(f"setting {word!r}: expected name=value, e.g. num_steps=16")
+    return name, parse_yaml(text, name=f"setting {word!r}")
+
+
 def build_config(cls: type[T], data: Any, *, name: str = "config") -> T:
     """Plain values to a validated config.
 
@@ -142,12 +155,19 @@ def build_config(cls: type[T], data: Any, *, name: str = "config") -> T:
         ConfigError: Listing every unknown key, wrong type and refused value at once.
     """
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
+        checked: T = _adapter(typing.cast(Any, cls)).validate_json(json.dumps(data), strict=True)
+        return checked
     except TypeError as error:
         raise ConfigError(f"{name}: {error}") from None
     except ValidationError as error:
         faults = [_describe(fault, cls) for fault in error.errors(include_url=False)]
         raise ConfigError(f"{name}: " + "; ".join(faults)) from None
+
+
+@functools.cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    """The validator of a config class; building one costs milliseconds, so each is kept."""
+    return TypeAdapter(cls)
 
 
 def load_config(cls: type[T], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> T:

@@ -2,9 +2,6 @@
 
 import click
 
-from ..checkpoints import load_generator
-from ..data.sources import open_source
-from ..evaluation.bits_per_dim import measure_bits
 from .options import chosen_device, one_clear_error, show
 
 
@@ -48,6 +45,10 @@ def bits(
     """Measure how many bits the tokens of images need under a generator, 1 per bit being nothing
     known: exactly for ar, a bound for bld and bfn.
     """
+    from ..checkpoints import load_generator
+    from ..data.sources import open_source
+    from ..evaluation.bits_per_dim import measure_bits
+
     images = open_source(source, split)
     generator = load_generator(
         generator_path, tokenizer=tokenizer_path, device=chosen_device(device)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from ..evaluation.report.compare import compare_reports, summary
 from .options import one_clear_error, show
 
 
@@ -19,5 +18,7 @@ def compare(
     reports: tuple[Path, ...], out: Path, metric: str | None, overwrite: bool, as_json: bool
 ) -> None:
     """Compare two or more REPORTS (folders of `tessella evaluate`) of one protocol."""
+    from ..evaluation.report.compare import compare_reports, summary
+
     result = compare_reports(reports, out, metric=metric, overwrite=overwrite)
     show(result if as_json else summary(result) | {"written": str(out)}, as_json=as_json)

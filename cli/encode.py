@@ -4,14 +4,6 @@ from pathlib import Path
 
 import click
 
-from ..checkpoints import load_tokenizer
-from ..codec.decode import decode_store
-from ..codec.encode import encode_source
-from ..data.path_source import local_places, open_paths
-from ..data.sources import open_source
-from ..data.transforms import AugmentConfig
-from ..evaluation.reconstruction_pictures import reconstruct_source
-from ..tokens.store import TokenStore
 from .options import chosen_device, one_clear_error, show, tokenizer_option
 
 
@@ -42,6 +34,11 @@ def encode(
 
     With --views N every image is stored plain and N - 1 times augmented: --random-crop, --flip.
     """
+    from ..checkpoints import load_tokenizer
+    from ..codec.encode import encode_source
+    from ..data.path_source import local_places, open_paths
+    from ..data.transforms import AugmentConfig
+
     random = flip and views > 1
     augment = AugmentConfig(random_crop=1.0 if random_crop is None else random_crop, flip=random)
     tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
@@ -77,6 +74,11 @@ def decode(
     overwrite: bool,
 ) -> None:
     """Decode a token STORE to PNG files, a grid and images.jsonl."""
+    from ..checkpoints import load_tokenizer
+    from ..codec.decode import decode_store
+    from ..data.path_source import local_places
+    from ..tokens.store import TokenStore
+
     tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
     result = decode_store(
         tokenizer,
@@ -118,6 +120,11 @@ def reconstruct(
     overwrite: bool,
 ) -> None:
     """Measure reconstructions of a data source, and write them if --out is given."""
+    from ..checkpoints import load_tokenizer
+    from ..data.path_source import local_places
+    from ..data.sources import open_source
+    from ..evaluation.reconstruction_pictures import reconstruct_source
+
     tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
     result = reconstruct_source(
         tokenizer,

@@ -4,13 +4,25 @@ from pathlib import Path
 
 import click
 
-from ..importers.import_checkpoint import FORMATS, import_checkpoint
-from ..importers.tensors import listed
 from .options import one_clear_error, show
 
 
+class Format(click.ParamType):
+    """Name of a public format; the list is read when a name is given."""
+
+    name = "format"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name itself, or a usage error that lists the formats."""
+        from ..importers.import_checkpoint import FORMATS
+
+        if value not in FORMATS:
+            self.fail(f"{value!r} is not one of {', '.join(FORMATS)}", param, ctx)
+        return value
+
+
 @click.command("import")
-@click.argument("format_name", metavar="FORMAT", type=click.Choice(FORMATS))
+@click.argument("format_name", metavar="FORMAT", type=Format())
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
 @click.option(
@@ -21,9 +33,9 @@ from .options import one_clear_error, show
 @click.option(
     "--resolution",
     type=click.IntRange(min=1),
-    help="Of a tokenizer's images [the config's, else 256].",
+    help="Resolution of a tokenizer's images [the config's, else 256].",
 )
-@click.option("--tokenizer", help="Of a generator: model folder, bundled:NAME or hub:owner/name.")
+@click.option("--tokenizer", help="Tokenizer of a generator: folder, bundled:NAME, hub:owner/name.")
 @click.option("--no-average", is_flag=True, help="Take the weights of the last step, not the EMA.")
 @click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
@@ -43,6 +55,9 @@ def import_command(
 
     Formats and what each reads: docs/importing.md.
     """
+    from ..importers.import_checkpoint import import_checkpoint
+    from ..importers.tensors import listed
+
     result = import_checkpoint(
         format_name,
         file,

@@ -1,17 +1,20 @@
-"""What a path holds: a model folder, a token store, a token file or a run."""
+"""`tessella info`: what a path holds, whether a model folder, a token store, tokens or a run."""
 
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import (
-    CONFIG,
-    WEIGHTS,
-    CheckpointError,
-    describe_model,
-    find_folder,
-    read_card,
-)
-from ..tokens.store import TokenStore, load_tokens
+import click
+
+from .options import one_clear_error, show
+
+
+@click.command()
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+@one_clear_error
+def info(path: str, as_json: bool) -> None:
+    """Say what PATH holds: a model folder, a token store, a token file or a run."""
+    show(describe(path), as_json=as_json)
 
 
 def describe(path: str) -> dict[str, Any]:
@@ -27,6 +30,16 @@ def describe(path: str) -> dict[str, Any]:
     Raises:
         ValueError: If it is none of these, or damaged.
     """
+    from ..checkpoints import (
+        CONFIG,
+        WEIGHTS,
+        CheckpointError,
+        describe_model,
+        find_folder,
+        read_card,
+    )
+    from ..tokens.store import TokenStore, load_tokens
+
     place = Path(path or "no path given")
     if (place / "store.json").is_file():
         store = TokenStore(place)

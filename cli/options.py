@@ -1,24 +1,24 @@
 """What every command of `tessella` does alike: errors, output, common options."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
-from ..checkpoints import load_generator
-from ..generators.base import Generator
-from ..generators.networks.attention import AttentionBackend
-from ..generators.processes.masking import MaskSchedule
-from ..kernels.backends import BackendUnavailable
-from ..kernels.low_bit_attention.op import LowBitPrecision
-from ..metrics.networks.weight_providers import WeightsError
-from ..sample.guidance import GuidanceSchedule
-from ..sample.samplers import Sampling, choose_sampling, sampler_of
+if TYPE_CHECKING:
+    import torch
+
+    from ..generators.base import Generator
+    from ..sample.samplers import Sampling
+
+ATTENTION_BACKENDS = ("auto", "fastest", "sdpa", "plain", "xformers", "low_bit")
+LOW_BIT_PRECISIONS = ("int8", "int8_fp8", "fp8")
+PRECISIONS = ("auto", "fp32", "bf16")
+"""Choices of options. A test compares them with the types that they come from, which need torch."""
 
 
 def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
@@ -28,12 +28,22 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (ValueError, OSError, WeightsError, BackendUnavailable) as error:
-            raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
             raise click.ClickException("interrupted; nothing half-written was left") from None
+        except Exception as error:
+            if not _is_clear(error):
+                raise
+            raise click.ClickException(str(error)) from None
 
     return wrapped
+
+
+def _is_clear(error: Exception) -> bool:
+    """Whether an error's message is meant for the user."""
+    from ..kernels.backends import BackendUnavailable
+    from ..metrics.networks.weight_providers import WeightsError
+
+    return isinstance(error, ValueError | OSError | WeightsError | BackendUnavailable)
 
 
 def show(result: dict[str, Any], *, as_json: bool) -> None:
@@ -87,12 +97,14 @@ def tokenizer_option(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def chosen_device(name: str | None) -> torch.device:
+def chosen_device(name: str | None) -> "torch.device":
     """The device asked for, or CUDA where there is one, or the CPU.
 
     Raises:
         ValueError: If this torch has no such device.
     """
+    import torch
+
     chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=chosen).device
@@ -125,56 +137,41 @@ class NumberList(click.ParamType):
         return numbers
 
 
-SAMPLING_KNOBS = (
-    "sampler",
-    "num_steps",
-    "schedule",
-    "guidance",
-    "guidance_schedule",
-    "guidance_power",
-    "temperature",
-    "randomness",
-    "final",
-    "head_steps",
-    "confidence",
-    "randomness_schedule",
-    "top_k",
-    "top_p",
-)
+class DrawingCommand(click.Command):
+    """A command that draws with a generator; its help ends with the settings of every sampler."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the settings that a generator's sampler has, by the generator's type."""
+        from .settings_help import sampler_settings
+
+        for types, settings in sampler_settings():
+            with formatter.section(f"SETTINGS of {' and '.join(types)} generators, as KEY=VALUE"):
+                formatter.write_dl([(f"{s.name}={s.default}", s.about) for s in settings])
+        super().format_epilog(ctx, formatter)
+
+
+COMMON_SETTINGS = ("num_steps", "guidance", "temperature")
+"""Settings of every sampler that have an option of their own."""
 
 
 def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that draws; the sampler's default to the generator's own."""
     for option in (
+        click.argument("settings", nargs=-1, metavar="[KEY=VALUE]..."),
         click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout."),
-        click.option("--randomness-schedule", help="Of a bigr generator: constant, down or up."),
-        click.option("--confidence", help="Order of a bigr generator: linear or entropy."),
-        click.option("--head-steps", type=int, help="Steps of a bigr generator's head."),
-        click.option(
-            "--final", help="Last step where bits are diffused: sample, reference, map, mode ..."
-        ),
-        click.option("--top-p", type=float, help="Of an ar generator: likeliest codes, by share."),
-        click.option("--top-k", type=int, help="Of an ar generator: likeliest codes, by number."),
-        click.option("--randomness", type=float, help="Gumbel noise on the order, in nats."),
-        click.option(
-            "--temperature", type=float, help="0 takes the likeliest entry (masked ones)."
-        ),
-        click.option("--guidance-power", type=float),
-        click.option("--guidance-schedule", type=click.Choice(get_args(GuidanceSchedule))),
+        click.option("--temperature", type=float, help="Temperature of the predictions."),
         click.option("--guidance", type=float, help="Guidance scale; 1 = off."),
-        click.option("--schedule", type=click.Choice(get_args(MaskSchedule))),
-        click.option("--num-steps", type=int, help="Sampling steps."),
-        click.option("--sampler", type=click.Choice(["confidence", "halton", "entropy"])),
+        click.option("--num-steps", type=int, help="Number of sampling steps."),
         click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True),
-        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto"),
+        click.option("--precision", type=click.Choice(PRECISIONS), default="auto"),
         click.option(
             "--low-bit-precision",
-            type=click.Choice(get_args(LowBitPrecision)),
-            help="Of --attention low_bit.",
+            type=click.Choice(LOW_BIT_PRECISIONS),
+            help="Products of --attention low_bit.",
         ),
         click.option(
             "--attention",
-            type=click.Choice(get_args(AttentionBackend)),
+            type=click.Choice(ATTENTION_BACKENDS),
             help="How attention is computed [as the generator's config says].",
         ),
         click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True),
@@ -200,8 +197,10 @@ def generator_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def open_generator(options: dict[str, Any]) -> tuple[Generator, Sampling]:
+def open_generator(options: dict[str, Any]) -> "tuple[Generator, Sampling]":
     """The generator, and its sampling settings with those of the command line."""
+    from ..checkpoints import load_generator
+
     generator = load_generator(
         options["generator_path"],
         tokenizer=options["tokenizer_path"],
@@ -211,7 +210,18 @@ def open_generator(options: dict[str, Any]) -> tuple[Generator, Sampling]:
     return generator, chosen_sampling(generator, options)
 
 
-def choose_attention(generator: Generator, options: dict[str, Any]) -> None:
+def places_of(generator: "Generator", options: dict[str, Any]) -> list[Path]:
+    """Folders on this machine that the generator and its tokenizer were read from."""
+    from ..data.path_source import local_places
+
+    path, named = options["generator_path"], (generator.card or {}).get("tokenizer") or {}
+    found = local_places(path, options["tokenizer_path"], named.get("path"))
+    if local_places(path) and named.get("relative_path"):
+        found.append(Path(path) / named["relative_path"])
+    return found
+
+
+def choose_attention(generator: "Generator", options: dict[str, Any]) -> None:
     """Let the generator compute attention as `sampling_options` say, if they do."""
     backend, precision = options["attention"], options["low_bit_precision"]
     if precision is not None and backend not in ("low_bit", "fastest"):
@@ -220,23 +230,35 @@ def choose_attention(generator: Generator, options: dict[str, Any]) -> None:
         generator.set_attention_backend(backend, precision)
 
 
-def chosen_sampling(generator: Generator, options: dict[str, Any]) -> Sampling:
-    """The generator's sampling settings with those of `sampling_options`."""
-    knobs = {name: options[name] for name in SAMPLING_KNOBS if options[name] is not None}
-    names = [field.name for field in dataclasses.fields(sampler_of(generator).settings)]
-    unknown = [_option(name) for name in knobs if name not in names]
-    if unknown:
-        there_are = ", ".join(_option(name) for name in SAMPLING_KNOBS if name in names)
-        raise ValueError(
-            f"{', '.join(unknown)}: not for generators of type {generator.config.type}; they have "
-            f"{there_are}"
-        )
-    return choose_sampling(generator, None, knobs)
+def given_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the sampler on the command line: options, then KEY=VALUE words.
+
+    Raises:
+        ValueError: If a word is no KEY=VALUE, or says what an option says.
+    """
+    from ..config import parse_setting
+
+    found = {name: options[name] for name in COMMON_SETTINGS if options[name] is not None}
+    for word in options["settings"]:
+        name, value = parse_setting(word)
+        if name in found:
+            raise ValueError(f"{name}: given twice, as --{name.replace('_', '-')} and as {word}")
+        found[name] = value
+    return found
 
 
-def _option(name: str) -> str:
-    """How a setting is called on the command line."""
-    return f"--{name.replace('_', '-')}"
+def chosen_sampling(generator: "Generator", options: dict[str, Any]) -> "Sampling":
+    """The generator's sampling settings with those of the command line.
+
+    Raises:
+        ValueError: If the generator's sampler has no such setting, or refuses the value.
+    """
+    from ..sample.samplers import choose_sampling
+
+    try:
+        return choose_sampling(generator, None, given_settings(options))
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def parse_numbers(option: str, text: str, example: str) -> list[int]:

@@ -2,10 +2,6 @@
 
 import click
 
-from ..checkpoints import load_generator
-from ..data.sources import open_source
-from ..evaluation.linear_probe import ProbeConfig, probe_layers
-from ..generators.bigr import BiGR
 from .options import NumberList, chosen_device, one_clear_error, show
 
 
@@ -22,7 +18,7 @@ from .options import NumberList, chosen_device, one_clear_error, show
 @click.option("--label", type=click.IntRange(min=0), help="Class to tell the generator. [none]")
 @click.option("--limit", type=click.IntRange(min=2), help="Images of each split at most. [all]")
 @click.option("--epochs", type=click.IntRange(min=1), default=90, show_default=True)
-@click.option("--lr", type=float, default=ProbeConfig.lr, show_default=True)
+@click.option("--lr", type=float, default=0.1, show_default=True, help="Learning rate.")
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--device", help="Torch device [cuda if there is one, else cpu].")
@@ -43,6 +39,11 @@ def probe(
     as_json: bool,
 ) -> None:
     """Train a linear classifier on the features after each block, and measure it on validation."""
+    from ..checkpoints import load_generator
+    from ..data.sources import open_source
+    from ..evaluation.linear_probe import ProbeConfig, probe_layers
+    from ..generators.bigr import BiGR
+
     config = ProbeConfig(epochs=epochs, lr=lr, seed=seed)
     generator = load_generator(
         generator_path, tokenizer=tokenizer_path, device=chosen_device(device)

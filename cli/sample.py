@@ -1,30 +1,22 @@
-"""`tessella sample`: pictures from a generator; and the options of every command that draws."""
+"""`tessella sample`: pictures from a generator."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..collectives import join_processes
-from ..data.path_source import local_places
-from ..generators.base import Generator
-from ..sample.folder import sample_to_folder
-from ..sample.masked_steps import format_table
-from ..sample.request import class_labels
-from ..sample.samplers import sampler_of
-from .options import generator_options, one_clear_error, open_generator, parse_numbers, show
+from .options import (
+    DrawingCommand,
+    generator_options,
+    one_clear_error,
+    open_generator,
+    parse_numbers,
+    places_of,
+    show,
+)
 
 
-def places_of(generator: Generator, options: dict[str, Any]) -> list[Path]:
-    """Folders on this machine that the generator and its tokenizer were read from."""
-    path, named = options["generator_path"], (generator.card or {}).get("tokenizer") or {}
-    found = local_places(path, options["tokenizer_path"], named.get("path"))
-    if local_places(path) and named.get("relative_path"):
-        found.append(Path(path) / named["relative_path"])
-    return found
-
-
-@click.command()
+@click.command(cls=DrawingCommand)
 @generator_options
 @click.option("--labels", help="Classes by number, e.g. 3,7; repeated until --num is reached.")
 @click.option("--classes", help="The same by name, e.g. 'face,animal'. [every class in turn]")
@@ -44,11 +36,21 @@ def sample(
     table: bool,
     **options: Any,
 ) -> None:
-    """Draw --num pictures; image i has seed --seed + i."""
+    """Draw --num pictures; image i has seed --seed + i.
+
+    Settings of the generator's sampler are given as KEY=VALUE, e.g. sampler=halton top_k=100; they
+    are listed below.
+    """
     if labels is not None and classes is not None:
         raise ValueError("give --labels or --classes, not both")
     if out is None and not table:
         raise ValueError("--out: no folder given for the pictures")
+    from ..collectives import join_processes
+    from ..sample.folder import sample_to_folder
+    from ..sample.masked_steps import format_table
+    from ..sample.request import class_labels
+    from ..sample.samplers import sampler_of
+
     processes = join_processes()
     generator, sampling = open_generator(options)
     if table:

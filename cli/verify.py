@@ -1,91 +1,42 @@
-"""Proof that a tokenizer folder still computes what was measured, and the images for it."""
+"""`tessella verify`: proof that a tokenizer folder still computes what was measured."""
 
-import os
-from typing import Any
+import click
 
-import torch
+from .options import chosen_device, one_clear_error, show
 
-from ..checkpoints import find_folder, load_tokenizer, read_card
-from ..data.sources import open_source
-from ..tokenizers.probe import (
-    DEFAULT_DATA,
-    PROBE,
-    TOLERANCE_DB,
-    ProbeError,
-    choose_probe,
-    store_probe,
-    verify_probe,
+TOLERANCE_DB, DEFAULT_DATA = 0.1, "bundled:emoji"
+
+
+@click.command()
+@click.argument("path")
+@click.option("--device", help="Torch device [cuda if there is one, else cpu].")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=TOLERANCE_DB,
+    show_default=True,
+    help="Largest accepted difference, in dB.",
 )
-
-
+@click.option("--store", is_flag=True, help="First store images with the PSNR they reach now.")
+@click.option("--overwrite", is_flag=True, help="Let --store replace images that are there.")
+@click.option("--data", default=DEFAULT_DATA, show_default=True, help="Data source for --store.")
+@click.option("--split", default="val", show_default=True, help="Split of --data.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+@one_clear_error
 def verify(
-    path: str | os.PathLike[str],
-    *,
-    device: str | torch.device = "cpu",
-    tolerance_db: float = TOLERANCE_DB,
-) -> dict[str, Any]:
-    """Reconstruct the probe images of a tokenizer folder and compare with the stored PSNR.
-
-    Args:
-        path: A folder, `bundled:NAME` or `hub:owner/name`.
-        device: Where to.
-        tolerance_db: Largest accepted difference of an image, in dB.
-
-    Returns:
-        What was compared: source of the images, PSNR stored and found, the largest difference.
-
-    Raises:
-        ProbeError: If a difference is larger, or there is nothing to compare with.
-        CheckpointError: If the folder is damaged or no model.
-    """
-    folder = find_folder(path)
-    card = read_card(folder)
-    if card.get("kind", "tokenizer") != "tokenizer":
-        where = (card.get("tokenizer") or {}).get("path")
-        hint = f"; its tokenizer is {where}" if where else ""
-        raise ProbeError(f"{path}: holds a {card['kind']}; only tokenizers reconstruct{hint}")
-    tokenizer = load_tokenizer(folder, device=device)
-    result = verify_probe(tokenizer, folder, tolerance_db=tolerance_db)
-    return {
-        "tokenizer": os.fspath(path),
-        "fingerprint": tokenizer.fingerprint,
-        "images": len(result.stored),
-        "source": result.source,
-        "psnr_stored": [round(value, 4) for value in result.stored],
-        "psnr_now": [round(value, 4) for value in result.found],
-        "largest_difference_db": result.largest_difference,
-        "tolerance_db": tolerance_db,
-        "verified": True,
-    }
-
-
-def store(
-    path: str | os.PathLike[str],
-    *,
-    data: str = DEFAULT_DATA,
-    split: str = "val",
-    device: str | torch.device = "cpu",
-    overwrite: bool = False,
+    path: str,
+    device: str | None,
+    tolerance: float,
+    store: bool,
+    overwrite: bool,
+    data: str,
+    split: str,
+    as_json: bool,
 ) -> None:
-    """Measure a few images of a source now and put them into a tokenizer folder.
+    """Reconstruct the images stored in the tokenizer folder PATH and compare the PSNR."""
+    from ..evaluation.probe_check import store_images, verify_folder
 
-    Args:
-        path: A local folder.
-        data: Where the images are.
-        split: Of the data.
-        device: Where to.
-        overwrite: Replace images that are stored already.
-
-    Raises:
-        ProbeError: If the path is no local folder, or there are images already.
-        CheckpointError: If the folder is damaged or no tokenizer.
-        DataError: If the source cannot be read.
-    """
-    if os.fspath(path).startswith(("bundled:", "hub:")):
-        raise ProbeError(f"{path}: images are stored in folders of your own only")
-    folder = find_folder(path)
-    if (folder / PROBE).exists() and not overwrite:
-        raise ProbeError(f"{folder / PROBE}: images are stored there; --overwrite replaces them")
-    tokenizer = load_tokenizer(folder, device=device)
-    images, source = choose_probe(open_source(data, split), tokenizer.resolution)
-    store_probe(tokenizer, folder, images, source=source)
+    chosen = chosen_device(device)
+    if store:
+        store_images(path, data=data, split=split, device=chosen, overwrite=overwrite)
+    show(verify_folder(path, device=chosen, tolerance_db=tolerance), as_json=as_json)

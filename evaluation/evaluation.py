@@ -46,6 +46,7 @@ class Evaluation:
         images_per_second: Speed of sampling and decoding, or of encoding and decoding, in images
             per second; None: images were given.
         seconds: Duration of the whole evaluation in seconds.
+        written: Content of report.json, once written.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Evaluation:
     broken: dict[str, str] = field(default_factory=dict)
     images_per_second: float | None = None
     seconds: float = 0.0
+    written: dict[str, Any] = field(default_factory=dict)
 
     def add_floor(self, values: dict[str, MetricValue], protocol: Protocol) -> None:
         """Add values of real images under a protocol."""
@@ -136,7 +138,8 @@ class Evaluation:
         """
         with atomic_folder(out, kind="report", overwrite=overwrite, inputs=inputs) as folder:
             pictures = {file: picture for file, (_, _, picture) in self.pictures.items()}
-            return write_report(folder, self.report(settings), pictures)
+            self.written = write_report(folder, self.report(settings), pictures)
+        return self.written
 
 
 def reference_words(source: ImageSource, *, paired: bool) -> str:

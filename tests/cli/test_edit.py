@@ -10,11 +10,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from tessella.checkpoints import load_generator
-from tessella.cli import edit as cli_edit
 from tessella.cli.main import main
 from tessella.data.images import read_image, to_tensor
 from tessella.data.transforms import resize_center_crop
 from tessella.sample import edit as edit_module
+from tessella.sample import pictures as pictures_module
 from tessella.sample.edit import enrich, variation_mask
 from tessella.sample.generate import generate
 
@@ -284,7 +284,7 @@ def test_precision_and_batches_are_those_asked_for(
         asked.append(options)
         return generate(*given, **options)
 
-    for module in (cli_edit, edit_module):
+    for module in (pictures_module, edit_module):
         monkeypatch.setattr(module, "generate", spy)
     words = [*words, "--precision", "bf16", "--batch-size", "3"]
     edit(folders, picture, tmp_path / "out.png", *words)

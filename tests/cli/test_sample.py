@@ -84,7 +84,9 @@ def test_every_option_of_the_sampler_reaches_it(folders: Folders, tmp_path: Path
         "temperature": 0.8,
         "randomness": 0.5,
     }
-    words = [w for name, v in settings.items() for w in (f"--{name.replace('_', '-')}", v)]
+    common = ("num_steps", "guidance", "temperature")
+    words = [w for name in common for w in (f"--{name.replace('_', '-')}", settings[name])]
+    words += [f"{name}={value}" for name, value in settings.items() if name not in common]
     run("sample", "--generator", folders[0], *words, "--num", 3, "--out", tmp_path / "out")
     expected = generate(load_generator(folders[0]), [0, 1, 2], **settings)
     assert load_tokens(tmp_path / "out" / "tokens.safetensors").equal(expected)
@@ -205,6 +207,15 @@ def test_another_tokenizer_can_be_named(folders: Folders, tmp_path: Path) -> Non
         (["--out", "{tmp}/o", "--num-steps", "0"], "num_steps: expected at least 1, found 0"),
         (["--out", "{tmp}/o", "--guidance", "-1"], "guidance: expected at least 0"),
         (["--out", "{tmp}/o", "--temperature", "nan"], "temperature: expected at least 0"),
+        (
+            ["--out", "{tmp}/o", "sampler=hilbert"],
+            "sampler: Input should be 'confidence'",
+        ),
+        (["--out", "{tmp}/o", "top_k=5"], "unknown argument 'top_k'; generators of type maskbit"),
+        (["--out", "{tmp}/o", "guidence=5"], "did you mean 'guidance'?"),
+        (["--out", "{tmp}/o", "halton"], "setting 'halton': expected name=value"),
+        (["--out", "{tmp}/o", "num_steps=2.5"], "num_steps: Input should be a valid integer"),
+        (["--out", "{tmp}/o", "--num-steps", "2", "num_steps=3"], "num_steps: given twice"),
         (["--out", "{tmp}/o", "--device", "moon"], "moon"),
         (["--out", "{tmp}/o", "--tokenizer", "{tmp}/gone"], "no such folder"),
         (["--out", "{tmp}/o", "--generator", "{tokenizer}"], "holds a tokenizer, not a generator"),
@@ -226,7 +237,7 @@ def test_wrong_usage_exits_with_2(folders: Folders) -> None:
     run("sample", "--out", "x", code=2)
     run("edit", "--generator", folders[0], code=2)
     for words in (
-        ["--sampler", "hilbert"],
+        ["--hilbert", "1"],
         ["--num", 0],
         ["--seed", -1],
         ["--seed", 2**64],

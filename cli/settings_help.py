@@ -1,0 +1,93 @@
+"""Settings of the samplers for `--help`, read from their source so that nothing is imported.
+
+Every sampler module ends with `SAMPLER = Sampler(types=..., settings=..., ...)`; the settings are a
+dataclass of that module, or of one that it imports, with a line for each field in its docstring.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLE = Path(__file__).parents[1] / "sample"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a sampler's settings.
+
+    Args:
+        name: Name of the field.
+        default: Its default, as it is typed.
+        about: What the docstring says of it.
+    """
+
+    name: str
+    default: str
+    about: str
+
+
+def sampler_settings() -> Iterator[tuple[tuple[str, ...], list[Setting]]]:
+    """Types of generators and the settings of their sampler, for every sampler."""
+    for path in sorted(SAMPLE.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        call = _sampler_of(tree)
+        if call is None:
+            continue
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        settings = given["settings"]
+        assert isinstance(settings, ast.Name)
+        yield tuple(ast.literal_eval(given["types"])), _fields(tree, settings.id)
+
+
+def _sampler_of(tree: ast.Module) -> ast.Call | None:
+    """The call in `SAMPLER = Sampler(...)`."""
+    for node in tree.body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id == "SAMPLER"
+            and isinstance(node.value, ast.Call)
+        ):
+            return node.value
+    return None
+
+
+def _fields(tree: ast.Module, name: str) -> list[Setting]:
+    """Fields of a dataclass of a module, or of the module of this folder that it comes from."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            about = _argument_lines(ast.get_docstring(node) or "")
+            return [
+                Setting(field.target.id, _yaml(field.value), about.get(field.target.id, ""))
+                for field in node.body
+                if isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and field.value is not None
+            ]
+        if isinstance(node, ast.ImportFrom) and name in (alias.name for alias in node.names):
+            other = SAMPLE / f"{node.module}.py"
+            return _fields(ast.parse(other.read_text(encoding="utf-8")), name)
+    raise AssertionError(f"{name}: no such dataclass")
+
+
+def _yaml(default: ast.expr) -> str:
+    """A default as it is typed on the command line."""
+    value = str(ast.literal_eval(default))
+    return {"None": "null", "True": "true", "False": "false"}.get(value, value)
+
+
+def _argument_lines(docstring: str) -> dict[str, str]:
+    """Texts of the `Args:` section of a cleaned docstring by name."""
+    section = re.search(r"^Args:\n((?:    .*\n?|\n)*)", docstring, flags=re.MULTILINE)
+    texts: dict[str, str] = {}
+    name = ""
+    for line in (section[1] if section else "").splitlines():
+        found = re.match(r"    (\w+): (.*)", line)
+        if found:
+            name = found[1]
+            texts[name] = found[2]
+        elif line.strip():
+            texts[name] += f" {line.strip()}"
+    return texts

@@ -1,0 +1,92 @@
+"""The command itself: lists without imports, help of every verb, settings without a hand list."""
+
+import dataclasses
+import subprocess
+import sys
+from typing import get_args
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tessella.cli.main import COMMANDS, main
+from tessella.cli.options import ATTENTION_BACKENDS, LOW_BIT_PRECISIONS, PRECISIONS
+from tessella.cli.settings_help import sampler_settings
+from tessella.cli.verify import DEFAULT_DATA, TOLERANCE_DB
+from tessella.config import to_dict
+from tessella.generators.networks.attention import AttentionBackend
+from tessella.kernels.low_bit_attention.op import LowBitPrecision
+from tessella.metrics.presets import PRESETS
+from tessella.sample.generate import Precision
+from tessella.sample.samplers import SAMPLERS
+from tessella.tokenizers import probe
+
+
+def help_of(*words: str) -> str:
+    result = CliRunner().invoke(main, [*words, "--help"])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_every_verb_is_listed_and_found() -> None:
+    text = help_of()
+    context = click.Context(main)
+    assert main.list_commands(context) == sorted(COMMANDS)
+    for name, (_, line) in COMMANDS.items():
+        assert f"  {name} " in text and line.split()[0] in text
+        command = main.get_command(context, name)
+        assert command is not None and command.name == name
+        assert "--help" in help_of(name)
+    result = CliRunner().invoke(main, ["sampel"])
+    assert result.exit_code == 2 and "No such command" in result.output
+
+
+LIST = """
+import sys
+from click.testing import CliRunner
+from tessella.cli.main import COMMANDS, main
+for name in (None, *COMMANDS):
+    result = CliRunner().invoke(main, [*([name] if name else []), "--help"])
+    assert result.exit_code == 0, (name, result.output)
+    heavy = {"torch", "numpy", "pydantic", "PIL", "accelerate"} & set(sys.modules)
+    assert not heavy, f"{name} --help imports {heavy}"
+"""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", LIST], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_the_settings_of_every_sampler() -> None:
+    found = {kind: settings for types, settings in sampler_settings() for kind in types}
+    assert found.keys() == SAMPLERS.keys()
+    for kind, settings in found.items():
+        real = SAMPLERS[kind].settings()
+        assert [s.name for s in settings] == [field.name for field in dataclasses.fields(real)]
+        for setting in settings:
+            assert len(setting.about) > 10, f"{kind}: {setting.name} has no line in the docstring"
+            value = str(to_dict(real)[setting.name])
+            typed = {"None": "null", "True": "true", "False": "false"}.get(value, value)
+            assert setting.default == typed, (kind, setting)
+    for verb in ("sample", "edit", "evaluate"):
+        text = help_of(verb)
+        assert "halton_groups=passes" in text and "SETTINGS of maskbit and maskgit" in text
+
+
+@pytest.mark.parametrize(
+    ("choices", "kind"),
+    [
+        (ATTENTION_BACKENDS, AttentionBackend),
+        (LOW_BIT_PRECISIONS, LowBitPrecision),
+        (PRECISIONS, Precision),
+    ],
+)
+def test_choices_are_those_of_the_types(choices: tuple[str, ...], kind: object) -> None:
+    assert choices == get_args(kind)
+
+
+def test_defaults_and_names_in_help_are_the_real_ones() -> None:
+    assert (TOLERANCE_DB, DEFAULT_DATA) == (probe.TOLERANCE_DB, probe.DEFAULT_DATA)
+    text = "".join(help_of("evaluate").split())
+    assert all(name in text for name in PRESETS)
