@@ -160,5 +160,6 @@ def _check_classes(generator: Generator, source: ImageSource) -> None:
         )
         raise ValueError(
             f"{source.name}: its labels are not those of the generator, {found} and "
-            f"{expected if own else generator.num_classes}; --unconditional tells none"
+            f"{expected if own else generator.num_classes}; --unconditional measures "
+            "without labels"
         )

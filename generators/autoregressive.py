@@ -1,8 +1,8 @@
 """Autoregressive tokens: LlamaGen (arXiv:2406.06525), with UniTok's depth head (arXiv:2502.20321).
 
-Positions follow one another in raster order. The trunk (`llama.py`) reads the class and then, for
-each position, the sum of embeddings of its codes; its output after n positions is all that is known
-about position n. The G codes of that position follow one another too: a small transformer over
+Positions follow one another in raster order. The trunk (`networks/llama.py`) reads the class and
+then, for each position, the sum of embeddings of its codes; its output after n positions is all
+that the prediction of position n depends on. The G codes of that position follow one another too: a small transformer over
 depth reads the trunk's output and the codes before, and one linear layer scores the next code.
 
 A code's probability is thus given all codes before it, so that the information of an image is
@@ -39,7 +39,7 @@ class AutoregressiveConfig(ClassConditional):
     """An autoregressive transformer; the defaults are LlamaGen-L with one block over depth.
 
     Args:
-        transformer: The trunk; the depth head has its width and heads. Its dropout is also that of
+        transformer: The trunk; the depth head has its width and heads. Its dropout also acts on
             the embedded tokens. `attention: low_bit` is not causal, and refused.
         num_depth_layers: Blocks of the depth head; published: 1 or 4. 0: the scores of a code are a
             linear layer, without bias, of the trunk's output, as in LlamaGen; for one code per
@@ -69,7 +69,7 @@ class AutoregressiveConfig(ClassConditional):
 
 
 class CodeEmbedding(nn.Module):
-    """What the trunk reads for a position: the sum of one embedding for each group."""
+    """Input of the trunk for a position: the sum of one embedding for each group."""
 
     def __init__(self, codebook_sizes: Sequence[int], width: int) -> None:
         super().__init__()
@@ -87,9 +87,9 @@ class DepthHead(nn.Module):
     layer for all of its outputs. The layer starts at 0, so that every code is as likely at first.
 
     Args:
-        config: Of the trunk.
-        num_layers: Blocks; 0: none, and no norm and bias either.
-        codebook_sizes: Of the G groups; the layer has the rows of the largest.
+        config: Settings of the trunk.
+        num_layers: Number of blocks; 0: none, and no norm and bias either.
+        codebook_sizes: Sizes of the G groups; the linear layer has the rows of the largest.
 
     Source: arXiv:2502.20321's code; without blocks arXiv:2406.06525's.
     """
@@ -107,8 +107,8 @@ class DepthHead(nn.Module):
         K is the largest group; -inf beyond the size of a smaller group.
 
         Args:
-            h: The trunk's output, (B, D).
-            codes: (B, G) int64; the last one is not read.
+            h: Output of the trunk, (B, D).
+            codes: Codes of the position, (B, G) int64; the last one is not read.
         """
         rows = [table(codes[:, g]) for g, table in enumerate(self.tables)]
         x = torch.stack([h, *rows], 1)
@@ -123,9 +123,9 @@ class DepthHead(nn.Module):
         """Logits of one group, (B, K_g) float32.
 
         Args:
-            x: The trunk's output for group 0, `embed` of the group before for others, (B, D).
-            caches: Of the groups before it; it is added.
-            group: From 0.
+            x: Output of the trunk for group 0, `embed` of the group before for others, (B, D).
+            caches: Keys and values of the groups before; those of this group are added.
+            group: Number of the group, from 0.
         """
         if self.depth is not None:
             x = self.depth.step(x, caches, group)
@@ -133,7 +133,7 @@ class DepthHead(nn.Module):
         return logits
 
     def embed(self, codes: Tensor, group: int) -> Tensor:
-        """What stands for a code of `group`, (B, D) of (B,) int64; not for the last one."""
+        """Embedding of codes of `group`, (B, D) of (B,) int64; the last group has none."""
         rows: Tensor = self.tables[group](codes)
         return rows
 
@@ -145,12 +145,12 @@ class DepthHead(nn.Module):
 class AutoregressiveGenerator(Generator):
     """LlamaGen over tokens of any number of codes per position.
 
-    There is no `predict`: the sampler runs `trunk` and `head` in turns, which torch.compile is not
-    asked to join. Padding stands at the end, where nothing real sees it.
+    There is no `predict`: the sampler calls `trunk` and `head` in turns, and torch.compile is not
+    used. Padding stands at the end, where no real position sees it.
 
     Args:
         config: Settings; `num_classes` must be given.
-        spec: The tokenizer's tokens.
+        spec: Spec of the tokenizer's tokens.
 
     Raises:
         RuntimeError: If the attention backend is not installed.
@@ -197,8 +197,8 @@ class AutoregressiveGenerator(Generator):
         """Logits of every code, given the label and all codes before it.
 
         Args:
-            codes: In this generator's groups, (B, N, G) int64.
-            labels: (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
+            codes: Codes in this generator's groups, (B, N, G) int64.
+            labels: Labels, (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
 
         Returns:
             (B, N, G, K) float32 with K the largest group; -inf beyond the size of a smaller group.

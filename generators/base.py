@@ -1,4 +1,4 @@
-"""What all generators share: the base class `Generator`, its training step, class conditioning."""
+"""Parts that all generators share: base class, output of a training step, class conditioning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,7 +151,7 @@ class Generator(nn.Module):
         raise ValueError(self._no_likelihood())
 
     def describe_likelihood(self, num_steps: int | None = None) -> str:
-        """The value of `bits_per_dim` in words: exact, or which bound.
+        """Kind of the value of `bits_per_dim` in words: exact, or a bound of which chain.
 
         Args:
             num_steps: Steps of the chain, as for `bits_per_dim`.

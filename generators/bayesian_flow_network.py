@@ -1,6 +1,6 @@
 """Bayesian flow networks over discrete tokens (arXiv:2308.07037): a network that reads beliefs.
 
-The mathematics is in `bayesian_flow.py`, the network is the `DenoisingTransformer` of binary latent
+The mathematics is in `processes/bayesian_flow.py`, the network is the `DenoisingTransformer` of binary latent
 diffusion, the sampler is in `sample/bayesian_flow.py`. Over `bits` every bit of a position is a
 variable of its own; over `classes` a position is one variable, whose K believed probabilities go in
 and whose K logits come out.
@@ -32,7 +32,7 @@ from .processes.bayesian_flow import BayesianFlow, BitFlow, ClassFlow
 MAX_CLASSES = 2**14
 """Largest codebook that is read as classes: the beliefs of a position are as many numbers."""
 _GAP = 18.0
-"""K beta_1 of the published binarised MNIST: the mean gap of log-probabilities at the end."""
+"""K beta_1 of the published binarized MNIST: the mean gap of log-probabilities at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +40,19 @@ class BayesianFlowNetworkConfig(ClassConditional):
     """A Bayesian flow network; the trunk's defaults are those of binary latent diffusion.
 
     Args:
-        transformer: The network's trunk.
-        over: What the variables are: the `bits` of a position, for tokens whose sizes are powers of
+        transformer: Trunk of the network.
+        over: Variables of the flow: the `bits` of a position, for tokens whose sizes are powers of
             two, or its joint index, as one of up to 2**14 `classes`.
-        accuracy: beta_1, of all messages together; None: 18 / K for variables of K values, 9 for
-            bits as published. Below that the last beliefs leave bits in doubt; above it more of
-            the time passes after everything is decided.
+        accuracy: Accuracy beta_1 of all messages together; None: 18 / K for variables of K values,
+            9 for bits as published. Smaller values leave bits in doubt at the end; with larger ones
+            more of the time passes after everything is decided.
         add_beliefs: Add the beliefs to the network's output, which then is what the other variables
             say of each one: the exact posterior is the sum of the two. The published networks
             give everything themselves, and first have to learn to repeat what they read; with a
             thousand classes the squared error then has next to no gradient at first.
         num_classes: Labels 0 to num_classes - 1; 0: unconditional, without a class token; None: as
             many as the training data has (the training script fills it in).
-        null_label: What "no label" is: a `learned` token, or no token, `absent`.
+        null_label: Meaning of "no label": a `learned` token, or no token, `absent`.
         label_dropout: Share of labels hidden, so that guidance works.
     """
 
@@ -80,7 +80,7 @@ class BayesianFlowNetwork(Generator):
 
     Args:
         config: Settings; `num_classes` must be given.
-        spec: The tokenizer's tokens.
+        spec: Spec of the tokenizer's tokens.
 
     Raises:
         ValueError: If they are not bits, or too many classes, or `num_classes` is not given.
@@ -125,7 +125,7 @@ class BayesianFlowNetwork(Generator):
         )
 
     def variables(self, tokens: Tokens) -> Tensor:
-        """What a flow is about, (B, N, n) bits or (B, N) indices, int64.
+        """Variables of the flow, (B, N, n) bits or (B, N) indices, int64.
 
         Raises:
             SpecMismatch: If the tokens are of another spec.
@@ -136,7 +136,7 @@ class BayesianFlowNetwork(Generator):
         return read.indices if self.config.over == "bits" else read.indices[..., 0]
 
     def tokens(self, variables: Tensor, lengths: Tensor | None = None) -> Tokens:
-        """Tokens of `variables`."""
+        """Tokens of `variables`; the inverse of that function."""
         indices = variables if self.config.over == "bits" else variables[..., None]
         return Tokens(indices, self.read_spec, lengths).regroup(self.spec.codebook_sizes)
 
@@ -149,7 +149,7 @@ class BayesianFlowNetwork(Generator):
             beliefs: Log-odds of bits (B, N, n) or log-probabilities of classes up to a constant,
                 (B, N, K).
             t: Times in [0, 1], (B,).
-            labels: (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
+            labels: Labels, (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
             valid: True at real positions, (B, N) bool; None: all.
         """
         logits: Tensor = self.network(self.flow.network_input(beliefs), t.float(), labels, valid)
@@ -203,8 +203,8 @@ class BayesianFlowNetwork(Generator):
         without bias of the bound. 1 is what knowing nothing needs, over bits or classes.
 
         Args:
-            tokens: Of this generator's spec.
-            labels: (B,) int64, or None for none.
+            tokens: Tokens of this generator's spec.
+            labels: Labels, (B,) int64; None: no image has one.
             seeds: One seed per image, (B,) int64: its estimate depends on nothing else. None: drawn
                 from torch's global generator.
             num_steps: Messages of a chain, each at one draw of the beliefs before it: the n-step
@@ -244,7 +244,7 @@ class BayesianFlowNetwork(Generator):
         return (nats * real).flatten(1).sum(1) / capacity
 
     def describe_likelihood(self, num_steps: int | None = None) -> str:
-        """Which bound `bits_per_dim` is; arguments and errors as there."""
+        """The bound that `bits_per_dim` is, in words; arguments and errors as there."""
         if num_steps is None:
             return "bound, continuous time"
         return f"bound, chain of {len(self.flow.alphas(num_steps))} steps"

@@ -1,10 +1,10 @@
 """BiGR (arXiv:2410.14672): a masked bidirectional transformer with a Bernoulli-diffusion head.
 
-Tokens enter as their bits, hidden ones as one learned vector; the trunk (`llama.py`) turns them
-into a condition for every position, and the head (`binary_transcoder.py`) denoises the bits of a
-token given its condition, with a time of its own. The process is `bernoulli_diffusion.py`, the
-sampler `sample/bigr.py`. The features between the blocks tell classes apart
-(`evaluation/linear_probe.py`).
+Tokens enter as their bits, hidden ones as one learned vector; the trunk (`networks/llama.py`) turns
+them into a condition for every position, and the head (`networks/binary_transcoder.py`) denoises
+the bits of a token given its condition, with a time of its own. The process is
+`processes/bernoulli.py`, the sampler `sample/bigr.py`. The features between the blocks tell classes
+apart (`evaluation/linear_probe.py`).
 """
 
 import math
@@ -40,15 +40,15 @@ class BigrConfig(ClassConditional):
     """BiGR; the defaults are the published BiGR-L, with the exact weights of the loss.
 
     Args:
-        transformer: The trunk.
-        head: The MLP that denoises a token.
-        diffusion: The process, its loss and so its kernel. `weights: token` is the published loss,
-            whose logits fit the kernel only in part where little noise is left.
+        transformer: Settings of the trunk.
+        head: Settings of the MLP that denoises a token.
+        diffusion: Diffusion process, its loss and thereby its kernel. `weights: token` is the
+            published loss, whose logits fit the kernel only in part where little noise is left.
         num_classes: Labels 0 to num_classes - 1; 0: unconditional; None: as many as the training
             data has (the training script fills it in).
-        mask_schedule: Masked share of an image.
-        mask_ratio: That share is drawn for each `image`, or for a whole `batch` (published), from
-            the seed of its first image: then what is hidden depends on the batch.
+        mask_schedule: Schedule gamma of the masked share of an image.
+        mask_ratio: Unit for which the masked share is drawn: each `image`, or a whole `batch`
+            (published) from the seed of its first image, so that the mask depends on the batch.
         label_dropout: Share of labels hidden, so that guidance works.
     """
 
@@ -76,7 +76,7 @@ class BiGR(Generator):
 
     Args:
         config: Settings; `num_classes` must be given.
-        spec: The tokenizer's tokens: every size a power of two.
+        spec: Spec of the tokenizer's tokens: every size a power of two.
 
     Raises:
         RuntimeError: If the attention backend is not installed.
@@ -115,7 +115,7 @@ class BiGR(Generator):
 
     @property
     def diffusion(self) -> BernoulliDiffusion:
-        """The process."""
+        """The diffusion process."""
         return self.config.diffusion
 
     def predict(
@@ -136,9 +136,9 @@ class BiGR(Generator):
         """Logits of the flips y = x_0 XOR x_t, in the sense of the loss; (..., K) float32.
 
         Args:
-            bits: x_t of any tokens, (..., K) int64 in {0, 1}.
+            bits: Noisy bits x_t of any tokens, (..., K) int64 in {0, 1}.
             t: Times in [1, T], int64 of a shape that broadcasts over that of the tokens.
-            conditions: Of `predict` at their positions, (..., D).
+            conditions: Output of `predict` at the positions of the tokens, (..., D).
         """
         logits: Tensor = self.head(bits, t, conditions)
         return logits
@@ -157,12 +157,12 @@ class BiGR(Generator):
         Nothing is hidden, and there is no norm after the block.
 
         Args:
-            tokens: Of this generator's spec.
-            labels: (B,) int64; None: no label.
-            layers: Which blocks, from 0, in rising order; None: all.
+            tokens: Tokens of this generator's spec.
+            labels: Labels, (B,) int64; None: no image has one.
+            layers: Numbers of the blocks, from 0, in rising order; None: all.
 
         Raises:
-            ValueError: If there is no such block, or the order is another.
+            ValueError: If there is no such block, or the numbers do not rise.
 
         Source: arXiv:2410.14672 section 3.3 and its code.
         """
@@ -227,7 +227,7 @@ class BiGR(Generator):
     def _embed(
         self, bits: Tensor, mask: Tensor, classes: Tensor, valid: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What the trunk reads: hidden states (B, 1 + N, D), condition (B, D), real positions."""
+        """Input of the trunk: hidden states (B, 1 + N, D), condition (B, D), real positions."""
         visible = self.input(bits.to(self.input.weight.dtype)).to(self.mask_token.dtype)
         x = torch.where(mask[..., None], self.mask_token, visible)
         x = torch.cat([classes[:, None], x], 1)
@@ -237,7 +237,7 @@ class BiGR(Generator):
         """The tokens to predict, (B, N) bool: floor(gamma(i / n) n) of the n real ones, at least 1.
 
         Args:
-            seeds: One per image, (B,) int64.
+            seeds: One seed per image, (B,) int64.
             ratio: Uniform numbers, (B,) or (1,); i = floor(ratio n).
             real: True at real positions, (B, N) bool.
         """

@@ -1,7 +1,7 @@
 """Binary latent diffusion (arXiv:2304.04820): Bernoulli diffusion of all bits of an image at once.
 
-The network is in `denoising_transformer.py`, the process in `bernoulli_diffusion.py`, the sampler
-in `sample/binary_latent_diffusion.py`.
+The network is in `networks/denoising_transformer.py`, the process in `processes/bernoulli.py`, the
+sampler in `sample/binary_latent_diffusion.py`.
 
 The time is t - 1 over the number of steps of the training, always. The reference divides by the
 number of steps of the sampler, which shows the network times that it never saw whenever that is
@@ -38,11 +38,11 @@ class BinaryLatentDiffusionConfig(ClassConditional):
     """Binary latent diffusion; the defaults are the published model, whose steps are 64 or 256.
 
     Args:
-        transformer: The network's trunk.
-        diffusion: The process, its loss and so its kernel.
+        transformer: Trunk of the network.
+        diffusion: Diffusion process, its loss and thereby its kernel.
         num_classes: Labels 0 to num_classes - 1; 0: unconditional, without a class token; None: as
             many as the training data has (the training script fills it in).
-        null_label: What "no label" is: a `learned` token, or no token, `absent` (published).
+        null_label: Meaning of "no label": a `learned` token, or no token, `absent` (published).
         label_dropout: Share of labels hidden, so that guidance works; per image (the reference
             hides those of a whole batch at once).
     """
@@ -69,7 +69,7 @@ class BinaryLatentDiffusion(Generator):
 
     Args:
         config: Settings; `num_classes` must be given.
-        spec: The tokenizer's tokens: every size a power of two.
+        spec: Spec of the tokenizer's tokens: every size a power of two.
 
     Raises:
         ValueError: If the tokens are not bits, or `num_classes` is not given.
@@ -98,7 +98,7 @@ class BinaryLatentDiffusion(Generator):
 
     @property
     def diffusion(self) -> BernoulliDiffusion:
-        """The process."""
+        """The diffusion process."""
         return self.config.diffusion
 
     def predict(
@@ -107,9 +107,9 @@ class BinaryLatentDiffusion(Generator):
         """Logits of the flips y = x_0 XOR x_t, in the sense of the loss; (B, N, K) float32.
 
         Args:
-            bits: x_t, (B, N, K) int64 in {0, 1}.
+            bits: Noisy bits x_t, (B, N, K) int64 in {0, 1}.
             t: Times in [1, T], (B,) int64.
-            labels: (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
+            labels: Labels, (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
             valid: True at real positions, (B, N) bool; None: all.
         """
         time = (t - 1).float() / self.diffusion.num_steps
@@ -161,8 +161,8 @@ class BinaryLatentDiffusion(Generator):
         draw of x_t, so an estimate without bias of the bound. 1 is what knowing nothing needs.
 
         Args:
-            tokens: Of this generator's spec.
-            labels: (B,) int64, or None for none.
+            tokens: Tokens of this generator's spec.
+            labels: Labels, (B,) int64; None: no image has one.
             seeds: One seed per image, (B,) int64: its estimate depends on nothing else. None: drawn
                 from torch's global generator.
             num_steps: Steps of the chain, and forward passes; None: as many as in the training.
@@ -183,7 +183,7 @@ class BinaryLatentDiffusion(Generator):
         return nats / real.sum((1, 2)) / math.log(2)
 
     def describe_likelihood(self, num_steps: int | None = None) -> str:
-        """Which bound `bits_per_dim` is; arguments and errors as there."""
+        """The bound that `bits_per_dim` is, in words; arguments and errors as there."""
         return f"bound, chain of {len(self.diffusion.steps(num_steps))} steps"
 
     def calibrate(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""The closed list of generators: config and token spec in, module out; what their folder stores."""
+"""The closed list of generators, their builder, and the config stored in their folders."""
 
 from dataclasses import dataclass
 from typing import Annotated, assert_never
@@ -36,7 +36,7 @@ class TokensConfig:
     ordered: bool = False
 
     def spec(self) -> TokenSpec:
-        """The spec itself."""
+        """The `TokenSpec` that the config describes."""
         return TokenSpec(self.shape, self.codebook_sizes, self.ordered)
 
 
@@ -45,10 +45,10 @@ class GeneratorFileConfig:
     """Content of a generator folder's `config.yaml`: all that rebuilds and decodes it.
 
     Args:
-        generator: The generator's own config.
-        tokens: What it emits.
-        tokenizer: Fingerprint of the tokenizer that decodes them; None: of no folder.
-        classes: Names by label; empty if the data had none.
+        generator: Config of the generator.
+        tokens: Spec of the tokens that it emits.
+        tokenizer: Fingerprint of the tokenizer that decodes them; None: it came from no folder.
+        classes: Class names by label; empty if the training data had none.
     """
 
     __pydantic_config__ = STRICT

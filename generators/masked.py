@@ -49,19 +49,19 @@ _GROUP_BITS = 9  # MaskBit's published groups have 5 to 9 bits
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedConfig(ClassConditional):
-    """What MaskBit and MaskGIT have in common.
+    """Settings that MaskBit and MaskGIT have in common.
 
     Args:
-        transformer: The trunk.
+        transformer: Settings of the trunk.
         num_classes: Labels 0 to num_classes - 1; 0: unconditional; None: as many as the training
             data has (the training script fills it in).
         codebook_sizes: Sizes in which the code of a position is read and predicted, one per group;
             their product is the tokenizer's. None: see the generator's own docstring.
-        mask_schedule: Masked share of an image, gamma(r) with r uniform.
-        mask_count: Hide each slot `independent`ly with that share as probability (published), or
-            `exact`ly round(share * slots) of them, at least 1 (1d-tokenizer).
+        mask_schedule: Schedule of the masked share of an image, gamma(r) with r uniform.
+        mask_count: How many slots are hidden: each `independent`ly with that share as probability
+            (published), or `exact`ly round(share * slots) of them, at least 1 (1d-tokenizer).
         unmasked_weight: Weight of visible slots in the loss, relative to 1 for hidden ones.
-        label_smoothing: Of the cross-entropy.
+        label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
         label_dropout: Share of labels hidden, so that guidance works.
         embedding: Input, class and position terms as torch operations one after the other
             (`plain`), or as one kernel (`fused`: `kernels/`, docs/kernels.md). The same function
@@ -177,7 +177,7 @@ class MaskedGenerator(Generator):
 
     Args:
         config: Settings; `num_classes` must be given.
-        spec: The tokenizer's tokens.
+        spec: Spec of the tokenizer's tokens.
 
     Raises:
         ValueError: If this reading of the tokens is not possible, with the reason.
@@ -261,7 +261,7 @@ class MaskedGenerator(Generator):
         Args:
             indices: Codes in this generator's groups, (B, N, G) int64; hidden ones are ignored.
             mask: True = hidden, (B, N, G) bool.
-            labels: (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
+            labels: Labels, (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
             valid: True at real positions, (B, N) bool; None: all.
 
         Returns:
@@ -283,7 +283,7 @@ class MaskedGenerator(Generator):
         return torch.stack(scores, 2)
 
     def _embed(self, indices: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """What the trunk reads, (B, N + 1, D)."""
+        """Input of the trunk, (B, N + 1, D)."""
         if self.config.embedding == "fused":
             classes = self.class_embedding.weight
             x = self.input.fused(indices, mask, labels, classes, self.position[0])

@@ -47,8 +47,8 @@ def uniform(seeds: Tensor, draw: int | Tensor, shape: Sequence[int]) -> Tensor:
     """Uniform numbers in (0, 1), the same for a seed in whatever batch it stands.
 
     Args:
-        seeds: One per image, (B,) int64, any values.
-        draw: Which draw of the image this is, in [0, 2**32); other draws are independent.
+        seeds: One seed per image, (B,) int64, any values.
+        draw: Number of the draw of the image, in [0, 2**32); other draws are independent.
         shape: Shape of one image's numbers.
 
     Returns:
@@ -82,8 +82,8 @@ def derive_seeds(seed: int, numbers: Tensor) -> Tensor:
     """One seed per number, (B,) int64 in [0, 2**63): those of another `seed` are unrelated.
 
     Args:
-        seed: Of a run, at least 0.
-        numbers: Which samples of it, (B,) int64, at least 0.
+        seed: Seed of the run, at least 0.
+        numbers: Numbers of the samples, (B,) int64, at least 0.
     """
     key = torch.tensor([seed & _MASK, (seed >> 32) & _MASK], device=numbers.device)
     zero = torch.zeros_like(numbers)

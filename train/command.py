@@ -1,4 +1,4 @@
-"""The command line of the training scripts: from its words to a run, and what the run says."""
+"""Command line of the training scripts, and the messages of a run."""
 
 import shlex
 import sys
@@ -15,7 +15,7 @@ from .health import Alarm, NonFiniteLoss
 from .run_folder import RunFolder
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells count it: what follows the run in a script must not start."""
+"""Exit status after Ctrl-C, as shells count it: later commands of a script must not start."""
 
 C = TypeVar("C", contravariant=True)
 
@@ -75,13 +75,13 @@ def run_script(
     """Load the config and train; the user's mistakes become one line and exit status 1.
 
     Args:
-        script: The script as it is typed, e.g. `train/tokenizer.py`.
-        train: The training.
-        config_type: Its config dataclass.
-        config_path: YAML file.
+        script: Path of the script as it is typed, e.g. `train/tokenizer.py`.
+        train: Function that trains.
+        config_type: Config dataclass of the training.
+        config_path: YAML file of the config.
         out: Run folder; None: runs/NAME-OF-CONFIG.
-        resume: Continue the run there.
-        overrides: Words of the form key.sub=value.
+        resume: Whether to continue the run in that folder.
+        overrides: Config overrides of the form key.sub=value.
     """
     out = out or Path("runs") / config_path.stem
     words = [word for word in sys.argv[1:] if word != "--resume"]
@@ -96,29 +96,29 @@ def run_script(
 
 
 def stopped_message(step: int, processes: int, command: str) -> str:
-    """What to tell whoever interrupted a run."""
+    """Message to the user who interrupted a run."""
     again = f"as {processes} processes again, " * (processes > 1)
     return f"stopped and saved at step {step}; {again}continue with: {command} --resume"
 
 
 def flat_config(config: Any) -> dict[str, Any]:
-    """The config as one level of plain values, which is what trackers take."""
+    """The config as one level of strings, the form that trackers take."""
     return {key: str(value) for key, value in to_dict(config).items()}
 
 
 def format_numbers(values: dict[str, float]) -> str:
-    """Numbers for a line of text."""
+    """Named numbers with four digits, as one line of text."""
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def log_alarms(alarms: Sequence[Alarm], step: int, folder: RunFolder) -> None:
-    """Alarms to the log and, on the process that writes it, to the person watching."""
+    """Write alarms to the log and, on the main process, to the terminal."""
     for alarm in alarms:
         folder.log({"step": step, "alarm": str(alarm)})
         say(folder.writes, f"step {step}: {alarm}")
 
 
 def say(main: bool, text: str) -> None:
-    """One line for the person watching, above the progress bar."""
+    """Print one line on the terminal, above the progress bar, if this is the main process."""
     if main:
         tqdm.write(text, file=sys.stderr)

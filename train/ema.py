@@ -17,8 +17,8 @@ class EMA(Generic[M]):
     Codebooks that are running means themselves are buffers, hence copied and not averaged twice.
 
     Args:
-        model: What to follow; a copy is made.
-        max_decay: Highest decay, in [0, 1); it warms up as `ema_decay_at`.
+        model: Model whose weights are averaged; a copy is made.
+        max_decay: Highest decay, in [0, 1); the decay warms up as in `ema_decay_at`.
     """
 
     def __init__(self, model: M, max_decay: float) -> None:

@@ -1,4 +1,4 @@
-"""What every training script does alike: processes, precision, seeds, rates, stopping."""
+"""Parts of every training: processes, precision, seeds, optimizer, rates, windows, stopping."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ class OptimizerConfig:
     Args:
         lr: Learning rate over the run.
         betas: Decay of the two moments.
-        eps: Added to the denominator.
+        eps: Number added to the denominator.
         weight_decay: Decoupled decay, on all parameters as in the published recipes.
         clip_norm: Largest gradient norm, > 0.
     """
@@ -64,9 +64,9 @@ class RunConfig:
         compile: Run the model through torch.compile.
         cpu_threads: Threads of each process on a CPU; None: its share of the cores (accelerate's
             launcher would leave it one).
-        seed: Of weights, data order, augmentation and everything else.
+        seed: Seed of weights, data order, augmentation and everything else, at least 0.
         log_every: Steps between lines of log.jsonl.
-        preview_every: Steps between pictures.
+        preview_every: Steps between preview pictures.
         evaluate_every: Steps between measurements on the validation split.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: Newest checkpoints kept, at least 1.
@@ -102,7 +102,7 @@ class RunConfig:
 
 
 def build_accelerator(run: RunConfig, folder: Path) -> Accelerator:
-    """The accelerator of a run; `mixed_precision: auto` must have been resolved.
+    """Build the accelerator of a run; `mixed_precision: auto` must have been resolved.
 
     Raises:
         ValueError: If a tracker is not installed, or a launcher started several processes that
@@ -136,7 +136,7 @@ def build_accelerator(run: RunConfig, folder: Path) -> Accelerator:
 
 
 def native_precision() -> Literal["no", "bf16"]:
-    """bf16 where the machine multiplies it natively (CUDA sm_80 up, AVX512-BF16, AMX)."""
+    """Whether to use bf16: where it is native (CUDA sm_80 up, AVX512-BF16, AMX)."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -145,7 +145,7 @@ def native_precision() -> Literal["no", "bf16"]:
 
 
 def memory_layout(device: torch.device, precision: str) -> torch.memory_format:
-    """The layout in which convolutional networks train fastest.
+    """Memory layout in which convolutional networks train fastest.
 
     Channels-last, but for bf16 on a CPU: there torch's GroupNorm takes 16 times as long in it as in
     contiguous memory (forward and backward; `benchmarks/training.py` compares whole steps).
@@ -167,7 +167,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 def build_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.AdamW:
-    """AdamW whose rate is set by `set_lr` before every step."""
+    """Build an AdamW optimizer; `set_lr` sets its learning rate before every step."""
     return torch.optim.AdamW(
         list(parameters),
         lr=config.lr.peak,
@@ -195,7 +195,7 @@ def descend(
     optimizer: AcceleratedOptimizer,
     clip_norm: float,
 ) -> Tensor | None:
-    """Backward, clip and step; the gradient norm before clipping, where gradients are due."""
+    """Backward, clip and step; return the gradient norm before clipping, if a step is due."""
     accelerator.backward(loss)
     norm = None
     if accelerator.sync_gradients:
@@ -215,7 +215,7 @@ def images_per_step(run: RunConfig, accelerator: Accelerator) -> int:
 def run_facts(
     run: RunConfig, accelerator: Accelerator, *, command: str, step: int, seconds: float
 ) -> dict[str, Any]:
-    """What the card of every trained model says of its run."""
+    """Facts about the run for the model card."""
     return {
         "licence": "Apache-2.0",
         "command": command,

@@ -44,7 +44,7 @@ from tessella.train.token_batches import ImageReader, StoreReader, TokenReader, 
 DEFAULT_CONFIG = Path(tessella.__file__).parent / "configs" / "generator" / "maskbit_emoji_64.yaml"
 
 EVAL_IMAGES = 1000
-"""Validation images at most, encoded once."""
+"""Largest number of validation images; they are encoded once."""
 
 PANELS = {
     "loss": ["loss"],
@@ -55,10 +55,10 @@ PANELS = {
 
 
 def open_store(path: Path, tokenizer: Tokenizer) -> TokenStore:
-    """A token store that was verified: whole, of this tokenizer, and it decodes as it did.
+    """Open a token store and verify it: complete, of this tokenizer, and decoding as it did.
 
     Raises:
-        StoreError: If it is not, with the reason.
+        StoreError: If one of these does not hold, with the reason.
     """
     store = TokenStore(path)
     check_store(store, tokenizer)
@@ -67,10 +67,10 @@ def open_store(path: Path, tokenizer: Tokenizer) -> TokenStore:
 
 
 def verify_tokenizer(path: str, tokenizer: Tokenizer) -> str:
-    """Let a tokenizer reconstruct the images stored beside it; a line that says how it went.
+    """Check that a tokenizer reconstructs the images stored beside it as it did; return a message.
 
     Raises:
-        ProbeError: If it does not reconstruct them as it did when they were stored.
+        ProbeError: If the reconstructions differ from those at the time of storing.
     """
     try:
         result = verify_probe(tokenizer, find_folder(path))
@@ -85,7 +85,7 @@ def verify_tokenizer(path: str, tokenizer: Tokenizer) -> str:
 def write_store(
     config: TrainGeneratorConfig, source: ImageSource, tokenizer: Tokenizer, path: Path
 ) -> None:
-    """Encode the training set; for the main process."""
+    """Encode the training set into a token store; called by the main process alone."""
     facts = encode_source(
         tokenizer,
         source,
@@ -102,7 +102,7 @@ def write_store(
 
 
 def num_classes_of(data: ImageSource | TokenStore) -> int:
-    """Classes that the labels of a source or store need; a store may lack their names."""
+    """Number of classes in the labels of a source or store; a store may lack their names."""
     if isinstance(data, ImageSource):
         return len(data.classes)
     return max(len(data.classes), int(data.labels.max()) + 1)
@@ -111,7 +111,7 @@ def num_classes_of(data: ImageSource | TokenStore) -> int:
 def describe_data(
     config: TrainGeneratorConfig, source: ImageSource, store: TokenStore | None
 ) -> dict[str, Any]:
-    """What the card says of the training data."""
+    """Facts about the training data for the model card."""
     if store is None:
         facts = {"source": source.name, "images": len(source)}
     else:

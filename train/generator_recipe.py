@@ -1,4 +1,4 @@
-"""What one generator training run is: the dataclasses behind `configs/generator/*.yaml`."""
+"""Config of one generator training run: the dataclasses behind `configs/generator/*.yaml`."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -13,20 +13,20 @@ from .engine import OptimizerConfig, RunConfig, native_precision
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorDataConfig:
-    """What to train on.
+    """Training and validation data.
 
     Args:
-        source: `bundled:emoji`, a folder, tars, or `hf:owner/name`; its split `train`. Not read if
-            `store` names a token store.
-        val_source: Where the split `val` comes from; None: the same source.
-        tokens: `store` reads tokens that were encoded beforehand, `images` encodes freshly
-            augmented images in every step.
+        source: Images: `bundled:emoji`, a folder, tars, or `hf:owner/name`; split `train`. Not read
+            if `store` names a token store.
+        val_source: Source of the validation split `val`; None: the same source.
+        tokens: Origin of the tokens: `store` reads tokens that were encoded beforehand, `images`
+            encodes freshly augmented images in every step.
         store: A token store of the training set; None: the run writes its own, OUT/store, before
             its first step.
-        views: Views of every image in the store that the run writes; the first is plain. A store
-            that is there has its own.
-        augment: Random augmentation: of the further views, or with `images` of every step.
-        num_workers: Reader processes per training process, for `images`.
+        views: Views of every image in the store that the run writes; the first is not augmented.
+            Not used with an existing store, which has views of its own.
+        augment: Random augmentation of the further views, or of every step with `tokens: images`.
+        num_workers: Reader processes per training process, for `tokens: images`.
     """
 
     __pydantic_config__ = STRICT
@@ -50,7 +50,8 @@ class GeneratorDataConfig:
         if writes and (self.views > 1) != self.augment.enabled:
             raise ValueError(
                 f"views: {self.views} with augmentation {'on' if self.augment.enabled else 'off'}; "
-                "the first view is plain, so an augmentation needs views of 2 or more, and they it"
+                "the first view is plain, so augmentation needs 2 or more views, and further views "
+                "need augmentation"
             )
 
 
@@ -59,14 +60,14 @@ class TrainGeneratorConfig:
     """One run of `train/generator.py`.
 
     Args:
-        generator: What to train.
-        tokenizer: Whose tokens: a folder, `bundled:NAME` or `hub:owner/name`. It stays as it is.
-        data: What to train on.
-        optimizer: Of the generator.
+        generator: Generator to train.
+        tokenizer: Frozen tokenizer: a folder, `bundled:NAME` or `hub:owner/name`.
+        data: Training and validation data.
+        optimizer: Optimizer of the generator.
         ema_decay: Highest decay of the weight average that is evaluated, sampled and saved.
-        samples: How pictures are drawn, settings of the generator's sampler; also the default of
+        samples: Settings of the generator's sampler for the preview pictures; also the defaults of
             the saved generator.
-        samples_per_class: Pictures of each class, at least 1.
+        samples_per_class: Preview pictures of each class, at least 1.
         run: Length, batches, precision and reporting.
     """
 
@@ -90,7 +91,7 @@ class TrainGeneratorConfig:
 
     @property
     def sampling(self) -> Sampling:
-        """`samples`, checked.
+        """Settings of the sampler: `samples`, checked.
 
         Raises:
             ConfigError: If the generator's sampler has no such setting, or it is out of range.
@@ -99,11 +100,11 @@ class TrainGeneratorConfig:
 
 
 def resolve_generator(config: TrainGeneratorConfig, num_classes: int) -> TrainGeneratorConfig:
-    """Replace what depends on machine and data (precision, number of classes) by what it is here.
+    """Fill in the settings that depend on machine and data: precision and number of classes.
 
     Args:
-        config: As loaded.
-        num_classes: Classes of the training data.
+        config: Config as loaded.
+        num_classes: Number of classes in the training data.
 
     Raises:
         ConfigError: If the data has more classes than `generator.num_classes` says, or the samples
@@ -130,10 +131,10 @@ def resolve_generator(config: TrainGeneratorConfig, num_classes: int) -> TrainGe
 
 
 def check_val_source(config: TrainGeneratorConfig, trained_on: str, validated_on: str) -> None:
-    """Refuse to validate on other data than the store's unless that was asked for.
+    """Refuse to validate on other data than the store's, unless `data.val_source` names it.
 
     Raises:
-        ConfigError: Naming both.
+        ConfigError: If the two sources differ; the message names both.
     """
     if config.data.val_source is None and trained_on != validated_on:
         raise ConfigError(

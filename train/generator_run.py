@@ -1,4 +1,4 @@
-"""The state of a generator training run, network to counters, and one step of it."""
+"""State of a generator training run, from network to counters, and one step of it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,18 +26,18 @@ from .token_batches import TokenBatch
 MAX_CLASSES = 16
 """Classes shown in a grid of samples."""
 EVAL_MASKS = 4
-"""Times that every validation image is hidden in part, each time differently."""
+"""Validation passes over every image, each with other hidden slots."""
 _EVAL_SEED = 0x7E55
 
 
 class GeneratorRun:
-    """Everything that a run holds and a checkpoint must bring back.
+    """Everything that a run holds and a checkpoint restores.
 
     Args:
-        config: Resolved: `generator.num_classes` is a number.
-        accelerator: Processes and precision.
-        tokenizer: Whose tokens; frozen.
-        classes: Names by label.
+        config: Resolved config: `generator.num_classes` is a number.
+        accelerator: Processes and precision of the run.
+        tokenizer: Frozen tokenizer of the tokens.
+        classes: Class names by label.
 
     Raises:
         ValueError: If the generator cannot read the tokens, with the reason.
@@ -62,7 +62,7 @@ class GeneratorRun:
         self.step, self.seconds = 0, 0.0
         self.window, self.metrics = LossWindow(), MetricWindow()
         self.optimizer = build_optimizer(self.generator.parameters(), config.optimizer)
-        # The prepared module runs every forward pass with gradients: only it synchronises.
+        # The prepared module runs every forward pass with gradients: only it synchronizes.
         self.model, self.prepared_optimizer = accelerator.prepare(self.generator, self.optimizer)
         if config.run.compile:
             self.generator.compile()
@@ -75,9 +75,9 @@ class GeneratorRun:
         """Write a checkpoint (a collective: counters of all processes are gathered).
 
         Args:
-            folder: Where.
-            data: Fingerprint of the data.
-            ids: Names of the last batch's images.
+            folder: Run folder.
+            data: Fingerprint of the training data.
+            ids: Names of the last batch's images, for the error message.
 
         Raises:
             NonFiniteLoss: If a loss since the last log line was not finite, on any process; such
@@ -102,11 +102,11 @@ class GeneratorRun:
         self.accelerator.wait_for_everyone()
 
     def load(self, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], data: str) -> None:
-        """Take over a checkpoint.
+        """Restore a checkpoint.
 
         Raises:
-            RunError: If it is of another number of processes, which would change the batch, of
-                another tokenizer, or of other data.
+            RunError: If it was written with another number of processes, which would change the
+                batch, with another tokenizer, or with other data.
         """
         check_processes(len(state["windows"]), self.accelerator.num_processes)
         if state["tokenizer"] != self.tokenizer.fingerprint:
@@ -154,7 +154,7 @@ class GeneratorRun:
 
     @staticmethod
     def _shared(loss: Tensor, weight: Tensor) -> Tensor:
-        """This process's share of the weighted mean over all of them, which DDP averages."""
+        """Share of this process in the weighted mean over all processes, for DDP to average."""
         if num_processes() == 1:
             return loss
         return loss * weight * num_processes() / sum_over_processes(weight).clamp(min=1e-9)
@@ -167,7 +167,7 @@ class GeneratorRun:
 
     @torch.no_grad()
     def evaluate(self, tokens: TokenBatch) -> dict[str, float]:
-        """Metrics of the averaged weights, as `val_NAME`: the same slots are hidden every time."""
+        """Validation metrics of the averaged weights, as `val_NAME`; hidden slots never change."""
         size, device = self.config.run.batch_size_per_device, self.accelerator.device
         sums: dict[str, Tensor] = {}
         for mask in range(EVAL_MASKS):
@@ -187,10 +187,13 @@ class GeneratorRun:
 
     @torch.no_grad()
     def samples(self, *, limit: int | None = None) -> tuple[Tensor, list[str]]:
-        """Pictures (B, 3, H, W) of the averaged weights and their class names.
+        """Sampled pictures (B, 3, H, W) of the averaged weights, and their class names.
 
-        `samples_per_class` of each of the first 16 classes, or as many without a class, always of
-        the same seeds.
+        `samples_per_class` pictures of each of the first 16 classes, or that many pictures if there
+        are no classes, with the same seeds every time.
+
+        Args:
+            limit: Largest number of pictures; None: all.
         """
         generator, config = self.ema.module, self.config
         classes = range(min(generator.num_classes, MAX_CLASSES)) or [-1]

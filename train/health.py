@@ -1,4 +1,4 @@
-"""Alarms: what goes wrong in training, seen early and said plainly.
+"""Alarms about a training that goes wrong, with advice.
 
 Measured over the window between two log lines, on the training tokens of every process, and over
 the validations of a generator so far.
@@ -14,18 +14,18 @@ from ..tokenizers.base import check_pixel_range
 from ..tokens.tokens import TokenSpec
 
 SETTLING_STEPS = 200
-"""Steps after the warm-up before the masked loss is judged."""
+"""Steps after the warm-up before alarms about the cross-entropy are raised."""
 MEMORIZATION_EVALUATIONS, MEMORIZATION_SHARE = 3, 0.03
-"""Validations in a row that are worse than the best by this share."""
+"""Number of validations in a row that are worse than the best one by this share."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
-    """One thing that looks wrong.
+    """One symptom of a training that goes wrong.
 
     Args:
-        what: What was seen, with the number.
-        advice: What to try.
+        what: Observation, with the number.
+        advice: Remedies to try.
     """
 
     what: str
@@ -47,11 +47,11 @@ class CodeWindow:
         self._pending: list[Tensor] = []
 
     def add(self, indices: Tensor) -> None:
-        """Remember one batch of indices (B, N, G)."""
+        """Add one batch of indices (B, N, G)."""
         self._pending.append(indices.detach())
 
     def flush(self) -> CodeStatistics:
-        """Count what is pending."""
+        """Count the pending indices; return the statistics."""
         for indices in self._pending:
             self.statistics.update(indices)
         self._pending.clear()
@@ -66,7 +66,7 @@ def check_first_batch(images: Tensor) -> None:
     """Refuse a data source whose pixels are not in [-1, 1].
 
     Raises:
-        ValueError: With the range found.
+        ValueError: If they are not; the message has the range found.
     """
     low, high = images.float().aminmax()
     check_pixel_range(low.item(), high.item())
@@ -75,7 +75,7 @@ def check_first_batch(images: Tensor) -> None:
 def code_alarms(codes: dict[str, float], vocab_size: int) -> list[Alarm]:
     """Alarms about the use of the codes, from `CodeStatistics.compute`.
 
-    Low usage is called out only where the window had at least four tokens a code.
+    Low usage is an alarm only where the window had at least four tokens a code.
     """
     alarms = []
     stuck = codes.get("num_stuck_bits", 0)
@@ -122,7 +122,7 @@ def loss_alarms(losses: dict[str, float]) -> list[Alarm]:
 def prediction_alarms(record: dict[str, float], warmup_steps: int) -> list[Alarm]:
     """Alarms about the cross-entropy of a generator, from a line of the log.
 
-    None in the warm-up and the 200 steps after it, where nothing can be told yet.
+    None in the warm-up and the 200 steps after it, when nothing can be said yet.
     """
     alarms: list[Alarm] = []
     if record["step"] < warmup_steps + SETTLING_STEPS:
@@ -174,7 +174,7 @@ def memorization_alarms(
         Alarm(
             what=f"validation was best at step {best['step']} "
             f"({best[measured]:.3f}, now {last[-1][measured]:.3f}) while the "
-            "training loss falls: the generator memorises",
+            "training loss falls: the generator memorizes its training data",
             advice="more views of the images, more dropout, a smaller model, fewer steps",
         )
     ]
@@ -184,7 +184,8 @@ def check_finite(record: dict[str, float], ids: Sequence[str]) -> None:
     """Stop the run on NaN or infinity.
 
     Raises:
-        NonFiniteLoss: With the step, the values concerned and the images of the last batch.
+        NonFiniteLoss: If a value is not finite; with the step, the names of the values and the
+            images of the last batch.
     """
     bad = [name for name, value in record.items() if value != value or abs(value) == float("inf")]
     if bad:

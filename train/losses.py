@@ -24,22 +24,22 @@ def reconstruction_loss(
 
 
 def generator_loss(fake_logits: Tensor, kind: GANLoss) -> Tensor:
-    """What the autoencoder minimises: -mean D(fake), or mean softplus(-D(fake))."""
+    """Adversarial loss of the autoencoder: -mean D(fake), or mean softplus(-D(fake))."""
     return -fake_logits.mean() if kind == "hinge" else softplus(-fake_logits).mean()
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: GANLoss) -> Tensor:
-    """What the discriminator minimises, the mean of its real and fake half."""
+    """Loss of the discriminator, the mean of its real and fake half."""
     if kind == "hinge":
         return (relu(1 - real_logits).mean() + relu(1 + fake_logits).mean()) / 2
     return (softplus(-real_logits).mean() + softplus(fake_logits).mean()) / 2
 
 
 class LeCam(nn.Module):
-    """LeCam regularisation of the discriminator (arXiv:2104.03310) by running mean logits.
+    """LeCam regularization of the discriminator (arXiv:2104.03310) by running mean logits.
 
     Args:
-        decay: Of the running means, in [0, 1). They start at 0.
+        decay: Decay of the running means, in [0, 1). The means start at 0.
     """
 
     real: Tensor
@@ -52,9 +52,9 @@ class LeCam(nn.Module):
         self.register_buffer("fake", torch.zeros(()))
 
     def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """relu(m_real - ema_fake)**2 + relu(ema_real - m_fake)**2; then the means move.
+        """relu(m_real - ema_fake)**2 + relu(ema_real - m_fake)**2, with the means m of the batch.
 
-        Batch means run over all processes.
+        Batch means run over all processes; afterwards the running means are updated.
         """
         real = mean_over_processes(real_logits.float().mean())
         fake = mean_over_processes(fake_logits.float().mean())
@@ -70,8 +70,8 @@ def adaptive_weight(
 ) -> Tensor:
     """Ratio of the two losses' gradient norms at the last decoder layer, without gradient.
 
-    |d image_loss| / (|d adversarial| + 1e-4), clamped to [0, maximum]: then both pull equally
-    hard. The gradients are averaged over processes first.
+    |d image_loss| / (|d adversarial| + 1e-4), clamped to [0, maximum]: with this weight both
+    gradients are equally large there. The gradients are averaged over processes first.
 
     Source: arXiv:2012.09841, eq. 7.
     """

@@ -1,4 +1,4 @@
-"""What a run leaves for the eye: curves of the log and grids of reconstructions."""
+"""Pictures of a run: curves of the log, grids of reconstructions and samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ CURVES_HINT = "curves.png needs matplotlib: pip install 'tessella[report]'"
 
 
 def draw_curves(records: list[dict[str, Any]], path: Path, panels: dict[str, list[str]]) -> bool:
-    """Draw series of a log over the steps, one panel a title.
+    """Draw series of a log over the steps, one panel for each title.
 
     Args:
-        records: Lines of log.jsonl.
-        path: PNG to write.
+        records: Records of log.jsonl.
+        path: PNG file to write.
         panels: Title to names of the series in it; series without values are left out.
 
     Returns:
@@ -58,22 +58,22 @@ def draw_curves(records: list[dict[str, Any]], path: Path, panels: dict[str, lis
 
 
 def draw_reconstructions(originals: Tensor, reconstructions: Tensor, path: Path) -> None:
-    """Rows of originals, each above the row of its reconstructions, as one PNG.
+    """Write rows of originals, each above the row of its reconstructions, as one PNG.
 
     Args:
-        originals: (B, 3, H, W) in [-1, 1].
-        reconstructions: The same shape and range.
+        originals: Images, (B, 3, H, W) in [-1, 1].
+        reconstructions: Reconstructions of the originals, of the same shape and range.
         path: PNG to write.
     """
     save_png(grid_of_pairs(originals, reconstructions), path)
 
 
 def draw_samples(images: Tensor, names: Sequence[str], per_class: int, path: Path) -> None:
-    """A labelled grid of samples as one PNG, some 8 to a row, classes unbroken.
+    """Write a labelled grid of samples as one PNG, about 8 to a row, classes unbroken.
 
     Args:
-        images: (B, 3, H, W) in [-1, 1], `per_class` of each class after the other.
-        names: What to write under each.
+        images: Samples, (B, 3, H, W) in [-1, 1], `per_class` of each class after the other.
+        names: Caption of each sample.
         per_class: Samples of each class.
         path: PNG to write.
     """

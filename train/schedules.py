@@ -1,4 +1,4 @@
-"""Quantities that follow the step: pure functions, so a resume needs nothing but the counter."""
+"""Quantities that depend on the step: pure functions, so a resume needs only the counter."""
 
 import math
 from dataclasses import dataclass
@@ -46,10 +46,10 @@ def lr_at(step: int, num_steps: int, config: LearningRateConfig) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class BoostConfig:
-    """A loss weight that starts higher and falls linearly to its value.
+    """Loss weight that starts higher and falls linearly to its value.
 
     Args:
-        extra: Added multiple of the weight at step 0; MaskBit's entropy loss uses 2 (so 3x).
+        extra: Multiple of the weight added at step 0; MaskBit's entropy loss uses 2 (so 3x).
         steps: Steps until the weight is 1x.
     """
 

@@ -28,11 +28,11 @@ MEMORY_BYTES = 1 << 30
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """Some samples of a run.
+    """Batch of training samples.
 
     Args:
-        tokens: Of the tokenizer's spec.
-        labels: (B,) int64, -1 = none.
+        tokens: Tokens of the tokenizer's spec.
+        labels: Labels, (B,) int64; -1 = no label.
         ids: Names of the images, for messages.
         numbers: Sample numbers, (B,) int64.
     """
@@ -50,10 +50,10 @@ class TokenBatch:
 
 
 class TokenReader(Protocol):
-    """Where training tokens come from.
+    """Source of training tokens.
 
     Attributes:
-        fingerprint: Hash of the data; a run is resumed on the same only.
+        fingerprint: Hash of the data; a run is resumed only on the same data.
     """
 
     fingerprint: str
@@ -79,12 +79,12 @@ class TokenReader(Protocol):
 
 
 class StoreReader:
-    """Reads a token store.
+    """Reader of a token store.
 
     Args:
-        store: The store, checked against its tokenizer already.
-        num_classes: Labels at or beyond it are refused; 0: labels do not matter.
-        seed: Of the order.
+        store: Token store, already checked against its tokenizer.
+        num_classes: Number of classes; larger labels are refused. 0: labels are not checked.
+        seed: Seed of the order.
         memory: Largest packed size that is held in memory, in bytes.
 
     Raises:
@@ -108,7 +108,7 @@ class StoreReader:
 
     @property
     def broken(self) -> dict[str, str]:
-        """None: whoever wrote the store has reported them."""
+        """No images: the writer of the store has reported them."""
         return {}
 
     def batches(
@@ -141,15 +141,15 @@ class StoreReader:
 
 
 class ImageReader:
-    """Augments images anew in every step and encodes them.
+    """Reader of images, augmented anew and encoded in every step.
 
     Args:
-        source: The images.
-        tokenizer: Frozen, on the device where it is to run.
+        source: Training images.
+        tokenizer: Frozen tokenizer, on the device where it is to run.
         augment: Random augmentation.
-        num_classes: Labels at or beyond it are refused; 0: labels do not matter.
-        seed: Of order and augmentation.
-        num_workers: Reader processes.
+        num_classes: Number of classes; larger labels are refused. 0: labels are not checked.
+        seed: Seed of order and augmentation.
+        num_workers: Reader processes per training process.
 
     Raises:
         DataError: If no image can be read; while iterating, if a label is out of range.
@@ -232,10 +232,10 @@ def encode_split(
 
 
 def check_label_range(labels: Tensor, num_classes: int, name: str) -> None:
-    """Refuse labels that a generator has no class for; -1 is none.
+    """Refuse labels beyond the classes of a generator; -1 is no label.
 
     Raises:
-        DataError: With the largest label.
+        DataError: If the largest label is at or above `num_classes`.
     """
     highest = int(labels.max())
     if 0 < num_classes <= highest:

@@ -3,10 +3,10 @@
     accelerate launch train/tokenizer.py [--config FILE] [--out FOLDER] [--resume] [KEY=VALUE ...]
 
 Without arguments: the default bit tokenizer on the bundled emoji, sized for a CPU. One YAML is one
-run (`recipe.py` has its fields); key.sub=value overrides. The run folder fills with config.yaml,
-log.jsonl, curves.png, previews/*.png and checkpoints/; in the end `tokenizer/` holds the averaged
-weights for `tessella.load_tokenizer`. Ctrl-C finishes the step and saves; --resume continues
-exactly where it stopped.
+run (`tokenizer_recipe.py` has its fields); key.sub=value overrides. The run folder fills with
+config.yaml, log.jsonl, curves.png, previews/*.png and checkpoints/; in the end `tokenizer/` holds
+the averaged weights for `tessella.load_tokenizer`. Ctrl-C finishes the step and saves; --resume
+continues exactly where it stopped.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The losses of one training step: from a tokenizer's output to the two sums that are minimised."""
+"""Losses of one training step: from a tokenizer's output to the two sums that are minimized."""
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class Objective:
         discriminator: nn.Module | None,
         last_layer: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum to minimise, and every unweighted loss by name."""
+        """Weighted sum to minimize, and every unweighted loss by name."""
         kind = self.config.losses.reconstruction
         losses = {"reconstruction": reconstruction_loss(output.images, images, kind)}
         if self.perceptual is not None:
@@ -64,7 +64,7 @@ class Objective:
     def for_discriminator(
         self, real_logits: Tensor, fake_logits: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's weighted sum, and its losses by name."""
+        """Weighted sum that the discriminator minimizes, and its unweighted losses by name."""
         assert self.config.adversarial is not None
         real_logits, fake_logits = real_logits.float(), fake_logits.float()
         loss = discriminator_loss(real_logits, fake_logits, self.config.adversarial.loss)

@@ -1,4 +1,4 @@
-"""What one tokenizer training run is: the dataclasses behind `configs/tokenizer/*.yaml`."""
+"""Config of one tokenizer training run: the dataclasses behind `configs/tokenizer/*.yaml`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from .schedules import BoostConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What to train on.
+    """Training and validation data.
 
     Args:
-        source: `bundled:emoji`, a folder, tars, or `hf:owner/name`; its split `train`.
-        val_source: Where the split `val` comes from; None: the same source.
+        source: Images: `bundled:emoji`, a folder, tars, or `hf:owner/name`; split `train`.
+        val_source: Source of the validation split `val`; None: the same source.
         augment: Random augmentation of the training images.
         num_workers: Reader processes per training process; 0 is best for small cached sets.
     """
@@ -52,18 +52,19 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialConfig:
-    """The discriminator and when it matters.
+    """Adversarial training: the discriminator and its schedule.
 
     Args:
-        discriminator: Its network.
-        optimizer: Its optimizer; the rate warms up from the step at which it starts to train.
+        discriminator: Network of the discriminator.
+        optimizer: Optimizer of the discriminator; its learning rate warms up from the step at which
+            the discriminator starts to train.
         loss: Form of both adversarial losses.
         start_step: First step with the adversarial term in the tokenizer's loss.
         lead_steps: Steps that the discriminator trains alone before that.
         ramp_steps: Steps over which the term rises linearly to its weight; 0: at once.
         adaptive: Multiply the term by the ratio of gradient norms at the last decoder layer.
-        adaptive_max: Largest such ratio.
-        lecam_decay: Of LeCam's running logits; used if `loss_weights` has `lecam`.
+        adaptive_max: Largest ratio of gradient norms.
+        lecam_decay: Decay of LeCam's running mean logits; used if `loss_weights` has `lecam`.
     """
 
     __pydantic_config__ = STRICT
@@ -105,12 +106,12 @@ class TrainTokenizerConfig:
     """One run of `train/tokenizer.py`.
 
     Args:
-        tokenizer: What to train.
-        data: What to train on.
+        tokenizer: Tokenizer to train.
+        data: Training and validation data.
         losses: Forms of the image losses.
         loss_weights: Weight of every loss by name. Every loss that the run produces needs one, and
             every weight must meet its loss.
-        optimizer: Of the tokenizer.
+        optimizer: Optimizer of the tokenizer.
         adversarial: The discriminator; None: no adversarial training.
         ema_decay: Highest decay of the weight average that is evaluated and saved.
         run: Length, batches, precision and reporting.
@@ -138,7 +139,7 @@ def check_weights(config: TrainTokenizerConfig, tokenizer_losses: Sequence[str])
     """Refuse a weight without a loss and a loss without a weight.
 
     Raises:
-        ConfigError: Naming both kinds.
+        ConfigError: If there is either; the message names all of both kinds.
     """
     emitted = {"reconstruction", *tokenizer_losses}
     emitted |= {"perceptual"} if config.losses.perceptual else set()
@@ -156,7 +157,7 @@ def check_weights(config: TrainTokenizerConfig, tokenizer_losses: Sequence[str])
 
 
 def resolve(config: TrainTokenizerConfig) -> TrainTokenizerConfig:
-    """Replace what depends on the machine (precision, feature network) by what it is here."""
+    """Fill in the settings that depend on the machine: precision and feature network."""
     run = config.run
     if run.mixed_precision == "auto":
         run = dataclasses.replace(run, mixed_precision=native_precision())

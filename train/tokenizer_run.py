@@ -1,4 +1,4 @@
-"""The state of a tokenizer training run, networks to counters, and one step of it."""
+"""State of a tokenizer training run, from networks to counters, and one step of it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,15 @@ from .tokenizer_recipe import TrainTokenizerConfig, check_weights
 
 
 class TokenizerRun:
-    """Everything that a run holds and a checkpoint must bring back."""
+    """Everything that a run holds and a checkpoint restores.
+
+    Args:
+        config: Resolved config.
+        accelerator: Processes and precision of the run.
+
+    Raises:
+        ConfigError: If a loss has no weight or a weight has no loss.
+    """
 
     def __init__(self, config: TrainTokenizerConfig, accelerator: Accelerator) -> None:
         self.config, self.accelerator = config, accelerator
@@ -40,7 +48,7 @@ class TokenizerRun:
         self.codes = CodeWindow(self.tokenizer.spec)
         self.window = LossWindow()
         self.optimizer = build_optimizer(self.tokenizer.parameters(), config.optimizer)
-        # The prepared modules run every forward pass with gradients: only they synchronise.
+        # The prepared modules run every forward pass with gradients: only they synchronize.
         self.model, self.prepared_optimizer = accelerator.prepare(self.tokenizer, self.optimizer)
         if config.adversarial is not None and self.discriminator is not None:
             self.d_optimizer = build_optimizer(
@@ -54,7 +62,7 @@ class TokenizerRun:
 
     @torch.no_grad()
     def dry_run(self, images: Tensor) -> None:
-        """Show two images to the networks that judge, before anything is written.
+        """Run two images through the perceptual network and the discriminator, as a check.
 
         Raises:
             ConfigError: If one of them cannot read images of this resolution.
@@ -107,10 +115,11 @@ class TokenizerRun:
         self.accelerator.wait_for_everyone()
 
     def load(self, weights: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Take over a checkpoint.
+        """Restore a checkpoint.
 
         Raises:
-            RunError: If it is of another number of processes, which would change the batch.
+            RunError: If it was written with another number of processes, which would change the
+                batch.
         """
         check_processes(len(state["codes"]), self.accelerator.num_processes)
         for name, module in self.modules().items():
@@ -134,7 +143,7 @@ class TokenizerRun:
                 self.discriminator.requires_grad_(False)
             output = self.model(images)
             with accelerator.autocast():
-                # The frozen discriminator runs bare: there is no gradient of its to synchronise.
+                # The frozen discriminator runs bare: there is no gradient of its to synchronize.
                 total, losses = self.objective.for_tokenizer(
                     output, images, self.step, self.discriminator, self.tokenizer.last_layer
                 )

@@ -50,16 +50,18 @@ def attention(
     Args:
         q: Queries, (B, N, heads, dim); with `causal` there may be one, (B, 1, heads, dim).
         k: Keys, (B, N, heads, dim).
-        v: Values, the same shape.
+        v: Values, of the shape of `k`.
         valid: True at positions that may be attended to, (B, N) bool; None: all. Not with `causal`:
             padding stands at the end, where no real position sees it.
-        causal: A query sees the keys up to its own position; a single one stands at the last.
+        causal: Whether a query sees only the keys up to its own position; a single query stands at
+            the last one.
         dropout: Probability of dropping an attention weight; `low_bit` has none.
-        backend: How; see `AttentionBackend`.
-        low_bit_precision: Of `low_bit`, which in training is differentiated straight through.
+        backend: Backend; see `AttentionBackend`.
+        low_bit_precision: Precision of `low_bit`, which in training is differentiated straight
+            through.
 
     Returns:
-        Of the shape of `q`.
+        Mixed values, of the shape of `q`.
 
     Raises:
         RuntimeError: If xformers is asked for and not installed.
@@ -123,7 +125,7 @@ def check_backend(backend: AttentionBackend) -> None:
 
     Raises:
         ValueError: If there is no such backend.
-        BackendUnavailable: With the command that installs it.
+        BackendUnavailable: If it is not installed; the message has the command to install it.
         ConfigError: If TESSELLA_ATTENTION_RULES names a file that holds no rules.
     """
     if backend not in get_args(AttentionBackend):
@@ -147,7 +149,7 @@ def check_heads(backend: AttentionBackend, head_dim: int) -> None:
     """Refuse heads that a backend does not take.
 
     Raises:
-        ValueError: With what it takes.
+        ValueError: If the head dimension is not one that the backend takes.
     """
     if backend == "low_bit" and not takes_low_bit(head_dim):
         raise ValueError(
@@ -159,7 +161,7 @@ def check_causal(backend: AttentionBackend) -> None:
     """Refuse a backend without causal attention.
 
     Raises:
-        ValueError: With what there is.
+        ValueError: If the backend is not causal; the message lists the others.
     """
     if backend == "low_bit":
         others = ", ".join(name for name in get_args(AttentionBackend) if name != "low_bit")

@@ -1,6 +1,6 @@
-"""Which way of computing softmax attention is taken where: rules from measurements, not guesses.
+"""Choice of the attention implementation by device, length and head size, by measured rules.
 
-A rule names a way for some calls on some devices; the first that fits is taken. Those below hold
+A rule names a kernel for some calls on some devices; the first that fits is taken. Those below hold
 unless the environment variable TESSELLA_ATTENTION_RULES names a file of rules measured on the
 machine itself, which come first:
 
@@ -38,17 +38,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionRule:
-    """One way for the calls that it names.
+    """One kernel for the calls that the rule describes.
 
     Args:
-        way: What to take.
-        source: Where the figures come from.
-        device: `cpu`, `cuda`, or a GPU by the name that torch gives it.
+        way: Kernel to take; the key in rule files.
+        source: Origin of the measurement.
+        device: Device: `cpu`, `cuda`, or a GPU by the name that torch gives it.
         capability: Compute capability of the GPU; None: any.
-        tokens: First and last class of sequence lengths, of `LENGTHS`.
-        head_dims: First and last class of head dimensions, of `HEADS`.
-        half: 16-bit inputs; None: either.
-        training: Gradients are wanted; None: either.
+        tokens: First and last class of sequence lengths, two of `LENGTHS`.
+        head_dims: First and last class of head dimensions, two of `HEADS`.
+        half: Whether inputs have 16 bits; None: either.
+        training: Whether gradients are wanted; None: either.
     """
 
     __pydantic_config__ = STRICT
@@ -73,8 +73,8 @@ class RuleFile:
     """Content of a file of measured rules.
 
     Args:
-        about: Device, versions and command.
-        rules: First fit first.
+        about: Device, versions and command of the measurement.
+        rules: Rules in order of precedence.
     """
 
     __pydantic_config__ = STRICT
@@ -161,15 +161,15 @@ def choose_kernel(
     training: bool,
     lossy: bool = False,
 ) -> AttentionKernel:
-    """The way of the first rule that fits, `sdpa` if none does; logged once for each kind of call.
+    """The kernel of the first rule that fits, `sdpa` if none does; logged once per kind of call.
 
     Args:
-        device: Of the tensors.
-        dtype: Of the tensors.
-        tokens: Class of the length of the sequence, of `LENGTHS`.
-        head_dim: Class of the dimensions of a head, of `HEADS`.
-        training: Gradients are wanted.
-        lossy: `low_bit` may be taken, and can run; it never is in training.
+        device: Device of the tensors.
+        dtype: Type of the tensors.
+        tokens: Class of the sequence length, one of `LENGTHS`.
+        head_dim: Class of the head dimension, one of `HEADS`.
+        training: Whether gradients are wanted.
+        lossy: Whether `low_bit` may be taken and can run; it is never taken in training.
     """
     name, capability = device.type, None
     if device.type == "cuda":

@@ -25,7 +25,7 @@ BinarizedAttention = Literal["bibert", "bivit", "binary_qk", "hashed"]
 
 NORM_EPS = 1e-12
 _FIT_IMAGES = 16
-"""Images that hashes are fitted to."""
+"""Number of images that hashes are fitted to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,11 @@ class TransformerConfig:
         num_layers: Blocks.
         num_heads: Attention heads.
         mlp_ratio: Width of the hidden layer of the MLP over D.
-        dropout: After attention, after the MLP and after the embedding.
-        attention_dropout: Of the attention weights; None: as `dropout` (published).
+        dropout: Dropout after attention, after the MLP and after the embedding.
+        attention_dropout: Dropout of the attention weights; None: as `dropout` (published).
         norm: LayerNorm after each residual sum (`post`, published) or before each branch (`pre`).
         attention: Backend of `attention`; `low_bit` has no dropout of attention weights.
-        low_bit_precision: Of `attention: low_bit`; see `kernels/low_bit_attention/op.py`.
+        low_bit_precision: Precision of `attention: low_bit`; see `kernels/low_bit_attention/op.py`.
         binarized_attention: Another function in place of softmax attention, for models trained
             with it: `bibert` (arXiv:2203.06390), `bivit` (arXiv:2211.07091), `binary_qk`
             (arXiv:2603.09582), or `hashed` (EcoFormer, arXiv:2209.09004: queries are keys, and
@@ -229,7 +229,7 @@ class Transformer(nn.Module):
 
     @property
     def attention(self) -> str:
-        """How attention is computed, for records."""
+        """Name of the attention in use, for records."""
         first = self.blocks[0]
         assert isinstance(first, Block)
         if self.config.binarized_attention:

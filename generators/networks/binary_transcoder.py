@@ -2,7 +2,7 @@
 
 Each token is denoised on its own, given the trunk's output at its position; the bits of a token are
 coupled through the MLP alone. It knows nothing of the process, which is in
-`bernoulli_diffusion.py`.
+`processes/bernoulli.py`.
 """
 
 import math
@@ -24,8 +24,8 @@ class BinaryTranscoderConfig:
     """Settings of `BinaryTranscoder`. The defaults are those of the published BiGR-L.
 
     Args:
-        width: W, of the hidden states.
-        num_blocks: Blocks.
+        width: Width W of the hidden states.
+        num_blocks: Number of blocks.
     """
 
     __pydantic_config__ = STRICT
@@ -59,8 +59,8 @@ class BinaryTranscoder(nn.Module):
 
     Args:
         config: Settings.
-        num_bits: K, of a token.
-        condition_width: D, of the conditions.
+        num_bits: Number of bits K of a token.
+        condition_width: Width D of the conditions.
     """
 
     def __init__(self, config: BinaryTranscoderConfig, num_bits: int, condition_width: int) -> None:
@@ -78,9 +78,9 @@ class BinaryTranscoder(nn.Module):
         """Logits (..., K), float32 also under autocast: their confidences are compared.
 
         Args:
-            bits: x_t, (..., K) int64 in {0, 1}.
+            bits: Noisy bits x_t, (..., K) int64 in {0, 1}.
             t: Times in [1, T], int64 of a shape that broadcasts over that of the tokens.
-            conditions: (..., D).
+            conditions: Conditions of the tokens, (..., D).
         """
         sinusoid = time_sinusoid(t - 1).to(self.time_in.weight.dtype)
         time = self.time_out(F.silu(self.time_in(sinusoid)))

@@ -27,10 +27,10 @@ class DenoisingTransformerConfig(TransformerConfig):
     """A `TransformerConfig` whose defaults are the published denoising transformer.
 
     Args:
-        width: D, even and at least 4.
-        num_layers: Blocks.
+        width: Width D, even and at least 4.
+        num_layers: Number of blocks.
         num_heads: Attention heads.
-        dropout: As of `TransformerConfig`; the published models have none.
+        dropout: Dropout as in `TransformerConfig`; the published models have none.
         norm: LayerNorm before each branch; there is no other order here.
     """
 
@@ -79,10 +79,10 @@ class DenoisingTransformer(nn.Module):
     """One logit per bit from values, time and label.
 
     Args:
-        config: Of the trunk.
-        shape: Of the grid or sequence of positions.
-        num_bits: K, of a position.
-        num_classes: Labels; 0: no class token.
+        config: Settings of the trunk.
+        shape: Shape of the grid, or length of the sequence, of positions.
+        num_bits: Number of bits K of a position.
+        num_classes: Number of labels; 0: no class token.
         null_label: See `BinaryLatentDiffusionConfig`.
     """
 
@@ -116,9 +116,9 @@ class DenoisingTransformer(nn.Module):
         """Logits (B, N, K), float32.
 
         Args:
-            values: (B, N, K) in [-1, 1].
-            time: (B,) float in [0, 1].
-            labels: (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
+            values: Values of the bits, (B, N, K) in [-1, 1].
+            time: Times, (B,) float in [0, 1].
+            labels: Labels, (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
             valid: True at real positions, (B, N) bool; None: all.
         """
         x, valid = self.embed(values, time, labels, valid)
@@ -128,7 +128,7 @@ class DenoisingTransformer(nn.Module):
     def embed(
         self, values: Tensor, time: Tensor, labels: Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """What the trunk reads, (B, N + 1 or 2, D), and where it is valid; None: everywhere."""
+        """Input of the trunk, (B, N + 1 or 2, D), and its valid positions; None: all."""
         positions = values.to(self.bit_embedding.dtype) @ self.bit_embedding + self.position
         sinusoid = time_sinusoid(time, self.width).to(self.time_in.weight.dtype)
         parts = [positions, self.time_out(F.silu(self.time_in(sinusoid)))[:, None]]
@@ -160,8 +160,8 @@ def time_sinusoid(time: Tensor, width: int) -> Tensor:
     """Sines, then cosines, of 4000 times the time at D / 2 frequencies, (B, D) float32.
 
     Args:
-        time: (B,) in [0, 1].
-        width: D, even and at least 4.
+        time: Times, (B,) in [0, 1].
+        width: Width D, even and at least 4.
     """
     half = width // 2
     places = torch.arange(half, device=time.device)
@@ -177,8 +177,8 @@ def position_table(shape: Sequence[int], width: int) -> Tensor:
     before cosines, base 10,000; channels left over hold 0.
 
     Args:
-        shape: Of the grid or sequence, row-major.
-        width: D.
+        shape: Shape of the grid, or length of the sequence, row-major.
+        width: Width D.
     """
     half = width // (2 * len(shape))
     frequencies = _LONGEST_PERIOD ** -(torch.arange(half, dtype=torch.float64) / max(half, 1))

@@ -33,14 +33,15 @@ class LlamaConfig:
     """Settings of the trunks. The defaults are the published LlamaGen-L and BiGR-L.
 
     Args:
-        width: D, a multiple of `num_heads`.
-        num_layers: Blocks.
-        num_heads: Attention heads; published: of 64 channels.
-        mlp_width: Of the hidden layer of SwiGLU; None: 8 / 3 D, rounded up to a multiple of 256.
-        dropout: After attention and after the MLP.
-        attention_dropout: Of the attention weights.
+        width: Width D, a multiple of `num_heads`.
+        num_layers: Number of blocks.
+        num_heads: Number of attention heads; published: heads of 64 channels.
+        mlp_width: Width of the hidden layer of SwiGLU; None: 8 / 3 D, rounded up to a multiple of
+            256.
+        dropout: Dropout after attention and after the MLP.
+        attention_dropout: Dropout of the attention weights.
         attention: Backend of `attention`; `low_bit` has no dropout of attention weights.
-        low_bit_precision: Of `attention: low_bit`; see `kernels/low_bit_attention/op.py`.
+        low_bit_precision: Precision of `attention: low_bit`; see `kernels/low_bit_attention/op.py`.
     """
 
     __pydantic_config__ = STRICT
@@ -71,7 +72,7 @@ class LlamaConfig:
 
     @property
     def hidden_width(self) -> int:
-        """Of the hidden layer of SwiGLU."""
+        """Width of the hidden layer of SwiGLU."""
         if self.mlp_width is not None:
             return self.mlp_width
         return -(-(8 * self.width // 3) // _MULTIPLE) * _MULTIPLE
@@ -102,8 +103,8 @@ class KVCache:
 
         Args:
             k: Keys of this position, (B, 1, heads, dim).
-            v: Values of it, the same shape.
-            position: From 0; those before it are stored.
+            v: Values of this position, of the same shape.
+            position: Number of the position, from 0; those before it are stored.
         """
         if self.stored is None:
             self.stored = k.new_empty(2, len(k), self.length, *k.shape[2:])
@@ -113,7 +114,7 @@ class KVCache:
 
 
 class LlamaLayers(nn.Module):
-    """What a block computes its two branches with: attention and SwiGLU, and a norm for each."""
+    """Layers of the two branches of a block: attention and SwiGLU, and a norm for each."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -143,12 +144,12 @@ class LlamaLayers(nn.Module):
         """Self-attention of (B, N, D), without norm and dropout.
 
         Args:
-            x: What it reads; with a cache one position, (B, 1, D).
-            rotation: As of `rotation_table`, of the positions of x; None: there are none.
+            x: Input, (B, N, D); with a cache one position, (B, 1, D).
+            rotation: Rows of `rotation_table` for the positions of x; None: no positions.
             valid: True at real positions, (B, N) bool; None: all.
-            causal: A position sees those up to itself.
-            cache: Of the positions before this one; it is added.
-            position: Of x in the cache.
+            causal: Whether a position sees only those up to itself.
+            cache: Keys and values of the positions before; those of x are added.
+            position: Position of x in the cache.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.config.num_heads, -1)).unbind(2)
         if rotation is not None:
@@ -190,7 +191,7 @@ class LlamaBlock(LlamaLayers):
         Args:
             x: Hidden states, (B, N, D).
             modulation: Shift, scale and gate of attention, then of the MLP, (B, 1, 6, D).
-            rotation: As of `rotation_table`, (N, dim / 2, 2).
+            rotation: Cosines and sines of `rotation_table`, (N, dim / 2, 2).
             valid: True at real positions, (B, N) bool; None: all.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
@@ -218,8 +219,8 @@ class CausalTransformer(nn.Module):
 
     Args:
         config: Settings.
-        num_layers: Blocks, in the place of the config's.
-        shape: Of the grid or sequence of the positions after the first one, which is the class
+        num_layers: Number of blocks, in place of the config's.
+        shape: Shape of the grid or sequence of the positions after the first one, the class
             token; None: positions are not told apart, but by what stands before them.
 
     Raises:
@@ -254,9 +255,10 @@ class CausalTransformer(nn.Module):
         """`forward` of one position, (B, D) to (B, D).
 
         Args:
-            x: What the blocks read at it.
-            caches: One for each block, of the positions before it; it is added.
-            position: From 0.
+            x: Input of the blocks at this position, (B, D).
+            caches: Keys and values of the positions before, one cache for each block; those of this
+                position are added.
+            position: Number of the position, from 0.
         """
         x = x[:, None]
         rotation = None if self.rotation is None else self.rotation[position : position + 1]
@@ -301,7 +303,7 @@ class LlamaTrunk(nn.Module):
 
     Args:
         config: Settings.
-        shape: Of the grid or sequence of the N positions after the class token.
+        shape: Shape of the grid or sequence of the N positions after the class token.
 
     Raises:
         RuntimeError: If the attention backend is not installed.
@@ -325,8 +327,8 @@ class LlamaTrunk(nn.Module):
         """Hidden states after the last norm, (B, 1 + N, D).
 
         Args:
-            x: What the blocks read, (B, 1 + N, D).
-            condition: Of the modulation, (B, D).
+            x: Input of the blocks, (B, 1 + N, D).
+            condition: Condition of the modulation, (B, D).
             valid: True at real positions, (B, 1 + N) bool; None: all.
         """
         modulation = self._modulate(condition)
@@ -349,7 +351,7 @@ class LlamaTrunk(nn.Module):
 
     @property
     def attention(self) -> str:
-        """How attention is computed, for records."""
+        """Name of the attention in use, for records."""
         first = self.blocks[0]
         assert isinstance(first, LlamaBlock)
         low_bit = first.attention in ("low_bit", "fastest")

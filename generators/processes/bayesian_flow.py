@@ -11,7 +11,7 @@ message is simply added, nothing overflows, and messages of accuracies a and b t
 accuracy a + b. So the flow distribution, the belief after all messages up to time t, is one message
 of accuracy beta(t) = beta_1 t^2, and `message` is the only place where noise comes in.
 
-`BitFlow` is `ClassFlow` with two classes in another parameterisation: the log-odds are the
+`BitFlow` is `ClassFlow` with two classes in another parameterization: the log-odds are the
 difference of the two log-probabilities, and their noise the difference of both over sqrt(2).
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MAX_STEPS = 100_000
-"""Most steps of a chain."""
+"""Largest number of steps of a chain."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class BayesianFlow(ABC):
     that of the logits.
 
     Args:
-        accuracy: beta_1, of all messages together; > 0.
+        accuracy: Accuracy beta_1 of all messages together, > 0.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If the accuracy is not positive and finite.
     """
 
     accuracy: float
@@ -64,11 +64,11 @@ class BayesianFlow(ABC):
 
     @abstractmethod
     def message(self, x: Tensor, accuracy: Tensor, noise: Tensor) -> Tensor:
-        """What a message about x adds to a belief; from no belief, a draw of the flow distribution.
+        """Summand of a belief from a message about x; by itself, a draw of the flow distribution.
 
         Args:
-            x: What the sender knows, int64.
-            accuracy: Of the message, at least 0; at 0 it is exactly 0.
+            x: Data known to the sender, int64.
+            accuracy: Accuracy of the message, at least 0; at 0 the message is exactly 0.
             noise: Standard normal, of the shape of beliefs.
         """
 
@@ -95,7 +95,7 @@ class BayesianFlow(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """K, values of a variable."""
+        """Number of values K of a variable."""
 
     def loss(self, logits: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Continuous-time loss K beta_1 t ||e_x - p||^2 of every variable, in nats.
@@ -128,7 +128,7 @@ class BitFlow(BayesianFlow):
 
     @property
     def size(self) -> int:
-        """2."""
+        """Number of values of a bit, 2."""
         return 2
 
     def message(self, x: Tensor, accuracy: Tensor, noise: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class ClassFlow(BayesianFlow):
     N(beta (K e_x - 1), beta K I).
 
     Args:
-        codebook_size: K, at least 2.
+        codebook_size: Number of classes K, at least 2.
     """
 
     codebook_size: int
@@ -177,7 +177,7 @@ class ClassFlow(BayesianFlow):
 
     @property
     def size(self) -> int:
-        """K."""
+        """Number of classes K."""
         return self.codebook_size
 
     def message(self, x: Tensor, accuracy: Tensor, noise: Tensor) -> Tensor:

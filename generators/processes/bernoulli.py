@@ -39,11 +39,11 @@ class BernoulliDiffusion:
     follows from the schedule is computed in float64 and rounded last.
 
     Args:
-        num_steps: T.
+        num_steps: Number of steps T.
         schedule: k_t: `linear` is 1 - t / T (published), `cos` is cos^2(pi t / 2T), `sigmoid` a
             falling logistic curve.
         loss: `balanced` (published) or `plain`; the module's docstring says what follows from it.
-        weights: Where the balanced loss takes rho_t from: the `schedule`, or the share of bits
+        weights: Origin of rho_t in the balanced loss: the `schedule`, or the share of bits
             that really were flipped, of an `image` (published) or of a `token` (BiGR, which adds
             1 / K to both weights). The optimum of `image` is that of `schedule` for many bits; for
             small t the logits of `token` stay below what the kernel expects.
@@ -114,7 +114,7 @@ class BernoulliDiffusion:
 
         Args:
             logits: Predicted flips, (B, N, K).
-            flips: What was flipped, (B, N, K) bool.
+            flips: True at flipped bits, (B, N, K) bool.
             t: Times.
             valid: True at real positions, (B, N) bool; None: all. The others do not count for the
                 weights of an image.
@@ -195,14 +195,14 @@ class BernoulliDiffusion:
         return tuple(zip(times, [*times[1:], 0], strict=True))
 
     def _cavity(self, flip: Tensor, stay: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """P(y = 1 | x_t) and P(y = 0 | x_t) without the bit's own evidence, not normalised."""
+        """P(y = 1 | x_t) and P(y = 0 | x_t) without the bit's own evidence, not normalized."""
         rate = _over(self.flip_rate(t), flip)
         return flip / rate, stay / (1 - rate)
 
     def _transition(
         self, flip: Tensor, stay: Tensor, s: Tensor, t: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`reverse` of the cavity's P(y = 1) and P(y = 0), which need not be normalised.
+        """`reverse` of the cavity's P(y = 1) and P(y = 0), which need not be normalized.
 
         With the cavity of the posterior this is the sum of q(x_s | x_t, x_0) p(x_0 | x_t) over x_0.
         """

@@ -17,7 +17,8 @@ from tessella.generators.networks.binary_transcoder import (
     BinaryTranscoderConfig,
     time_sinusoid,
 )
-from tessella.generators.networks.llama import LlamaConfig, LlamaTrunk, rotate, rotation_table
+from tessella.generators.networks.llama import LlamaConfig, LlamaTrunk
+from tessella.generators.networks.rotation import rotate, rotation_table
 from tessella.generators.noise import uniform
 from tessella.generators.processes.bernoulli import BernoulliDiffusion
 from tessella.tokens.tokens import Tokens, TokenSpec
