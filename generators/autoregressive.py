@@ -2,8 +2,9 @@
 
 Positions follow one another in raster order. The trunk (`networks/llama.py`) reads the class and
 then, for each position, the sum of embeddings of its codes; its output after n positions is all
-that the prediction of position n depends on. The G codes of that position follow one another too: a small transformer over
-depth reads the trunk's output and the codes before, and one linear layer scores the next code.
+that the prediction of position n depends on. The G codes of that position follow one another too: a
+small transformer over depth reads the trunk's output and the codes before, and one linear layer
+scores the next code.
 
 A code's probability is thus given all codes before it, so that the information of an image is
 exact. The sampler is `sample/autoregressive.py`.

@@ -1,9 +1,9 @@
 """Bayesian flow networks over discrete tokens (arXiv:2308.07037): a network that reads beliefs.
 
-The mathematics is in `processes/bayesian_flow.py`, the network is the `DenoisingTransformer` of binary latent
-diffusion, the sampler is in `sample/bayesian_flow.py`. Over `bits` every bit of a position is a
-variable of its own; over `classes` a position is one variable, whose K believed probabilities go in
-and whose K logits come out.
+The mathematics is in `processes/bayesian_flow.py`, the network is the `DenoisingTransformer` of
+binary latent diffusion, the sampler is in `sample/bayesian_flow.py`. Over `bits` every bit of a
+position is a variable of its own; over `classes` a position is one variable, whose K believed
+probabilities go in and whose K logits come out.
 """
 
 import math

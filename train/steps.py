@@ -125,7 +125,7 @@ class TrainingStep(Generic[B]):
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, those before a resume included."""
+        """Seconds of training so far, including those before a resume."""
         return self._clock.seconds()
 
     def pause_clock(self) -> None:
@@ -143,7 +143,8 @@ class TrainingStep(Generic[B]):
         """Write a line of the log: step, images, means, learning rate and images per second.
 
         Args:
-            report: Means since the last line, by name; called after the clock has been read.
+            report: Function that returns the means since the last line by name, `loss` among them;
+            called after the clock has been read.
             optimizer: Optimizer whose learning rate is logged.
             ids: Names of the last batch's images, for the error message.
             folder: Run folder.
@@ -181,6 +182,9 @@ def training_steps(
         state: Counters of the run; `step` counts up when the batches of a step are used up.
         run: Length, accumulation and reporting of the run.
         accelerator: Processes and device of the run.
+
+    Raises:
+        RuntimeError: If the script goes on to the next step before the batches are used up.
     """
     source, first_step = iter(batches), state.step
     bar = tqdm(
@@ -208,7 +212,8 @@ def training_steps(
             step: TrainingStep[B] = TrainingStep(number, run, clock, bar)
             step.batches = batches_of(step)
             yield step
-            assert state.step == number, "the batches of a step must be used up"
+            if state.step != number:
+                raise RuntimeError(f"step {number}: some of its batches were not used")
             clock.go_on()
             if step.stopping:
                 return
@@ -229,7 +234,7 @@ def update_curves(folder: RunFolder, panels: dict[str, list[str]], *, hint: bool
     Args:
         folder: Run folder.
         panels: Title to names of the series; see `draw_curves`.
-        hint: Say what to install if it is not.
+        hint: Whether to say how to install matplotlib if it is missing.
     """
     if not draw_curves(folder.read_log(), folder.path / "curves.png", panels) and hint:
         say(folder.writes, CURVES_HINT)
@@ -251,10 +256,10 @@ def end_run(
         broken: Reason by name of the images that could not be read.
         folder: Run folder.
         accelerator: Processes and trackers of the run.
-        command: Command that started the run, for whoever stopped it.
+        command: Command that started the run, without --resume.
 
     Returns:
-        Whether the run is complete; if it was stopped, a line has said how to continue.
+        Whether the run is complete; if it was stopped, a message says how to continue.
     """
     for name, reason in broken.items():
         say(folder.writes, f"skipped broken image {name}: {reason}")
