@@ -292,9 +292,9 @@ def test_damaged_settings_in_the_card_are_named(generator: MaskedGenerator, stor
         generator.card = None
 
 
-def test_a_generator_without_a_sampler_is_refused() -> None:
+def test_a_generator_without_a_sampler_is_refused(generator: MaskedGenerator) -> None:
     with pytest.raises(TypeError, match="generate: no sampler for Generator"):
-        generate(Generator(), [0])
+        generate(Generator(generator.config, SPEC), [0])
 
 
 def test_class_names(generator: MaskedGenerator, network: Any) -> None:

@@ -54,7 +54,7 @@ def _log(validations: list[float], training: list[float]) -> list[dict[str, Any]
     return records
 
 
-def test_memorising() -> None:
+def test_memorization() -> None:
     """Three validations in a row 3 % above the best while training improves."""
     falling = [3.0, 2.9, 2.8, 2.7, 2.6]
     (alarm,) = memorization_alarms(_log([3.2, 3.0, 3.1, 3.2, 3.3], falling))

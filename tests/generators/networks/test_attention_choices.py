@@ -62,7 +62,7 @@ def test_low_bit_predicts_nearly_the_same(precision: Any, tolerance: float) -> N
     assert 0 < error < tolerance, error
 
 
-def test_use_attention_changes_the_backend_and_not_the_config() -> None:
+def test_set_attention_backend_changes_the_backend_and_not_the_config() -> None:
     generator, quantized = build(dropout=0.1).eval(), build(attention="low_bit").eval()
     before = to_dict(generator.config)
     assert generator.attention == "auto"

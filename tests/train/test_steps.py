@@ -1,0 +1,72 @@
+"""The step loop: what is due when, seeds, first batch, pauses, and batches left over."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tessella.train import steps
+from tessella.train.engine import RunConfig, seed_step
+from tessella.train.steps import training_steps
+
+ACCELERATOR: Any = SimpleNamespace(
+    is_main_process=False, num_processes=1, process_index=0, device=torch.device("cpu")
+)
+
+
+def config(**fields: Any) -> RunConfig:
+    every = {"log_every": 2, "preview_every": 3, "evaluate_every": 4, "checkpoint_every": 5}
+    return RunConfig(**{"steps": 7, "batch_size_per_device": 2, **every, **fields})
+
+
+def test_what_is_due_at_multiples_and_at_the_end() -> None:
+    due: dict[str, list[int]] = {"logs": [], "previews": [], "evaluates": [], "saves": []}
+    state = SimpleNamespace(step=0, seconds=0.0)
+    for step in training_steps(range(7), state, config(), ACCELERATOR):
+        assert list(step.batches) == [step.number - 1] and state.step == step.number
+        for name, numbers in due.items():
+            numbers += [step.number] if getattr(step, name) else []
+        assert step.last == (step.number == 7)
+    expected = {"logs": [2, 4, 6, 7], "previews": [3, 6, 7], "evaluates": [4, 7], "saves": [5, 7]}
+    assert due == expected
+
+
+def test_a_resumed_loop_seeds_its_steps_alike_and_knows_its_first_batch() -> None:
+    """Two batches a step; the seed is that of the step, set once the first batch has been read."""
+
+    def draws(start: int) -> list[tuple[int, float, bool]]:
+        state, run = SimpleNamespace(step=start, seconds=0.0), config(gradient_accumulation_steps=2)
+        found = []
+        for step in training_steps(range(2 * start, 14), state, run, ACCELERATOR):
+            for batch in step.batches:
+                found.append((batch, torch.rand(()).item(), step.first_batch))
+        return found
+
+    whole, resumed = draws(0), draws(3)
+    assert [d[:2] for d in whole[6:]] == [d[:2] for d in resumed]
+    assert [d[2] for d in whole] == [d[2] for d in draws(0)] == [True] + [False] * 13
+    assert [d[2] for d in resumed] == [True] + [False] * 7
+    seed_step(0, 3, 0)
+    assert resumed[0][1] == torch.rand(()).item()
+
+
+def test_pauses_are_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 images in 2 + 3 of 12 seconds, then 4 in 1; the run had 100 seconds before the resume."""
+    times = iter([0.0, 0.0, 2.0, 9.0, 12.0, 13.0, 20.0])
+    monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    clock = steps.Clock(SimpleNamespace(step=3, seconds=100.0), images_per_step=4)
+    clock.pause()
+    clock.go_on()
+    clock.go_on()
+    assert clock.images_per_second(5) == 8 / 5
+    assert clock.images_per_second(6) == 4 / 1
+    assert clock.seconds() == 120
+
+
+def test_batches_left_over_are_an_error() -> None:
+    state = SimpleNamespace(step=0, seconds=0.0)
+    loop = training_steps(range(7), state, config(), ACCELERATOR)
+    next(loop)
+    with pytest.raises(RuntimeError, match="step 1: some of its batches were not used"):
+        next(loop)
