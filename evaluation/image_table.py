@@ -57,7 +57,7 @@ class ImageTable:
         labels = torch.cat(self._labels)[torch.cat(self._numbers).argsort()]
         columns = {name: self.column(name) for name in self.names}
         rows: list[list[Any]] = []
-        for label in labels.unique().tolist():
+        for label in torch.unique(labels).tolist():
             here = labels == label
             means = [float(values[here].mean()) for values in columns.values()]
             rows.append([class_title(classes, label), int(here.sum()), *means])

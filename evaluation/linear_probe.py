@@ -1,9 +1,9 @@
-"""Linear probing: how well classes can be told from the features between a generator's blocks.
+"""Linear probing: how well a linear classifier tells classes from features of a generator's blocks.
 
 The generator is frozen. Every image becomes tokens, the hidden states after a block are averaged
 over the positions, and a linear classifier is trained on them: BatchNorm without weights, then one
 linear layer, as in MAE (arXiv:2111.06377, appendix A). There is no augmentation, and plain SGD in
-the place of LARS, which is made for batches of many thousands.
+place of LARS, which is made for batches of many thousands.
 """
 
 import math
@@ -28,14 +28,14 @@ _LR_BATCH = 256  # images of the batch that the learning rate is given for
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """How the classifier is trained.
+    """Training of the linear classifier.
 
     Args:
-        epochs: Passes over the training split.
-        batch_size: Images of a step, at least 2; all where there are fewer.
-        lr: First learning rate for 256 images a step, > 0; it falls to 0 as half a cosine.
-        momentum: Of SGD.
-        seed: Of the first weights and the order.
+        epochs: Number of passes over the training split, at least 1.
+        batch_size: Number of images per step, at least 2; all images where there are fewer.
+        lr: First learning rate for 256 images per step, > 0; it falls to 0 as half a cosine.
+        momentum: Momentum of SGD, in [0, 1).
+        seed: Seed of the first weights and of the order of the images.
     """
 
     __pydantic_config__ = STRICT
@@ -59,12 +59,12 @@ class ProbeConfig:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Images as their features.
+    """Features and labels of the images of a source.
 
     Args:
-        values: Of each image and layer, (M, L, D) float32, on the CPU.
-        labels: (M,) int64, at least 0.
-        broken: Reason by id of the images that could not be read.
+        values: Features of M images after L blocks, (M, L, D) float32, on the CPU.
+        labels: Classes, (M,) int64, at least 0.
+        broken: Reason by id of each image that could not be read.
     """
 
     values: Tensor
@@ -87,14 +87,14 @@ def probe_layers(
     """Accuracy of a linear classifier on the features after each of some blocks.
 
     Args:
-        generator: In eval mode, with its tokenizer.
-        train: Labelled images that the classifiers learn from.
-        val: Labelled images that they are measured on.
-        config: Of the classifiers; None: the defaults.
-        layers: Which blocks, from 0, in rising order; None: all.
-        label: The class that the generator is told; None: none.
-        limit: Images of each split at most; None: all.
-        batch_size: Images that become features at once.
+        generator: Generator in eval mode, with its tokenizer.
+        train: Labelled images to train the classifiers on.
+        val: Labelled images to measure the classifiers on.
+        config: Settings of the classifiers' training; None: the defaults.
+        layers: Numbers of the blocks, from 0, in rising order; None: all.
+        label: Class that conditions the generator; None: none.
+        limit: Largest number of images of each split; None: all.
+        batch_size: Number of images at once while features are computed.
         progress: Show a progress bar on stderr.
 
     Returns:
@@ -125,7 +125,7 @@ def probe_layers(
     }
     learned, measured = (extract_features(generator, split, **options) for split in (train, val))
     num_classes = 1 + int(torch.cat([learned.labels, measured.labels]).max())
-    if len(learned.labels.unique()) < 2:
+    if len(torch.unique(learned.labels)) < 2:
         raise ValueError(f"{train.name}: expected images of two classes or more, found one")
     results = {}
     for place, layer in enumerate(layers):
@@ -168,12 +168,12 @@ def extract_features(
     """The features of the images of a source, resized and centre-cropped.
 
     Args:
-        generator: In eval mode, with its tokenizer.
+        generator: Generator in eval mode, with its tokenizer.
         source: Labelled images.
-        layers: As of `BiGR.features`.
-        label: The class that the generator is told, in [0, num_classes); None: none.
-        limit: Images at most; None: all.
-        batch_size: Images at once.
+        layers: Numbers of the blocks, from 0, in rising order.
+        label: Class that conditions the generator, in [0, num_classes); None: none.
+        limit: Largest number of images, evenly spaced in the source; None: all.
+        batch_size: Number of images at once.
         progress: Show a progress bar on stderr.
 
     Raises:
@@ -209,16 +209,16 @@ def extract_features(
 def fit_probe(
     features: Tensor, labels: Tensor, num_classes: int, config: ProbeConfig
 ) -> nn.Sequential:
-    """A classifier of features, in eval mode; the same for a seed.
+    """Train a linear classifier of features; returned in eval mode, the same for a seed.
 
     Args:
-        features: (M, D) float32.
-        labels: (M,) int64 in [0, num_classes).
-        num_classes: C.
-        config: Settings.
+        features: Features of M images, (M, D) float32.
+        labels: Classes, (M,) int64 in [0, num_classes).
+        num_classes: Number of classes C.
+        config: Settings of the training.
 
     Returns:
-        A module from (M, D) to logits (M, C).
+        A module from features (M, D) to logits (M, C).
 
     Raises:
         ValueError: If there are fewer than 2 images.
@@ -227,23 +227,23 @@ def fit_probe(
     if count < 2:
         raise ValueError(f"features: expected at least 2 images to learn from, found {count}")
     rng = torch.Generator().manual_seed(config.seed)
-    linear = nn.utils.skip_init(nn.Linear, width, num_classes)
+    linear = nn.Linear(width, num_classes, device="meta").to_empty(device="cpu")
     nn.init.normal_(linear.weight, std=_INITIAL_STD, generator=rng)
     nn.init.zeros_(linear.bias)
     # The features never change, so the statistics are means over all steps, not running ones.
     norm = nn.BatchNorm1d(width, eps=_NORM_EPS, momentum=None, affine=False)
     probe = nn.Sequential(norm, linear)
     size = min(config.batch_size, count)
-    steps = config.epochs * (count // size)  # what is left over of an epoch is skipped
+    steps = config.epochs * (count // size)  # a last, smaller batch of an epoch is skipped
     peak = config.lr * size / _LR_BATCH
     optimizer = torch.optim.SGD(linear.parameters(), lr=peak, momentum=config.momentum)
     step = 0
     for _ in range(config.epochs):
-        for rows in torch.randperm(count, generator=rng).split(size)[: count // size]:
+        for rows in torch.split(torch.randperm(count, generator=rng), size)[: count // size]:
             optimizer.param_groups[0]["lr"] = peak * (1 + math.cos(math.pi * step / steps)) / 2
             loss = F.cross_entropy(probe(features[rows]), labels[rows])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             step += 1
     return probe.eval()
@@ -252,4 +252,4 @@ def fit_probe(
 @torch.no_grad()
 def accuracy(probe: nn.Module, features: Tensor, labels: Tensor) -> float:
     """Share of the images whose label has the highest logit, in [0, 1]."""
-    return (probe(features).argmax(-1) == labels).float().mean().item()
+    return float((probe(features).argmax(-1) == labels).float().mean())

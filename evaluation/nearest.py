@@ -1,6 +1,7 @@
-"""Who resembles whom: the real images nearest to samples, by pixels and by features.
+"""Nearest training images of generated samples, by pixels and by features.
 
-A generator that copies its training set gets a small Fréchet distance too; here it shows.
+A generator that copies its training set has a small Fréchet distance too; these distances tell it
+from one that does not copy.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from ..data.transforms import ResizeRule, fit
 from ..metrics.networks.build import FeatureExtractor, available_features, build_features
 
 AUTO_ORDER = ("efflite0", "inception_fid", "random")
-"""What `auto` tries."""
+"""Feature networks that `auto` tries, in this order."""
 _CELL_SIDE = 128  # pixels of the picture's cells, at least; labels need them
 _COLUMNS = 8
 
@@ -29,9 +30,9 @@ class Neighbors:
     """The nearest real image of each query.
 
     Attributes:
-        indices: Of the images in their source, int64, shape (B,); the first one of several equals.
-        mirrored: Whether its mirror image is the nearer one, bool, shape (B,).
-        distances: To it, float64, shape (B,).
+        indices: Indices of the real images in their source, int64 (B,); the first one of equals.
+        mirrored: True where the mirror image is nearer than the image itself, bool (B,).
+        distances: Distances to the nearest images, float64 (B,).
     """
 
     indices: Tensor
@@ -57,13 +58,13 @@ class NearestImages:
     Attributes:
         by_features: Nearest by 1 - cosine of the features, in [0, 2].
         by_pixels: Nearest by the root mean square difference of 8-bit pixels, in [0, 255].
-        features_id: Network and hash of its weights.
-        source: Where the real images are.
-        num_searched: How many of them were looked at.
-        validation_by_features: The same for real validation images, or None.
-        validation_by_pixels: The same.
+        features_id: Name of the feature network and hash of its weights.
+        source: Source of the real images.
+        num_searched: Number of real images that were searched.
+        validation_by_features: Nearest by features of real validation images, or None.
+        validation_by_pixels: Nearest by pixels of real validation images, or None.
         picture: Rows of samples, their nearest by features and their nearest by pixels.
-        broken: Reason by id of each real image skipped.
+        broken: Reason by id of each real image that could not be read.
     """
 
     by_features: Neighbors
@@ -81,7 +82,7 @@ class NearestImages:
 
         Returns:
             Minimum and median of the distances of samples and, for comparison, of validation
-            images, which cannot have been copied; then the neighbours of each sample.
+            images, which cannot have been copied; then the nearest images of each sample.
         """
         result: dict[str, Any] = {
             "data": self.source.name,
@@ -137,24 +138,24 @@ def nearest_training_images(
     images are held in memory as float64.
 
     Args:
-        samples: Shape (B, 3, resolution, resolution), float in [-1, 1]; rounded to 8 bits.
-        source: The real images, usually the training split.
+        samples: Samples, (B, 3, resolution, resolution), float in [-1, 1]; rounded to 8 bits.
+        source: Real images to search, usually the training split.
         resolution: Side of the images in pixels.
-        features: Network, or its name; `auto`: the first of efflite0, inception_fid and random
-            that is present.
-        resize: How real images come to the resolution, a rule of `data.transforms.fit`.
+        features: Feature network, or its name; `auto`: the first of efflite0, inception_fid and
+            random that is present.
+        resize: Rule of resizing real images, one of `data.transforms.fit`.
         validation: Real images that were not trained on, for comparison; None: no comparison.
-        max_validation: Largest number of these, evenly spaced in the split.
-        max_searched: Largest number of real images looked at, evenly spaced in the source.
-        num_shown: Samples in the picture, the first ones.
-        batch_size: Images at once.
-        device: Where network and search run.
+        max_validation: Largest number of validation images, evenly spaced in the split.
+        max_searched: Largest number of real images to search, evenly spaced in the source.
+        num_shown: Number of samples in the picture, the first ones, at least 1.
+        batch_size: Number of images at once.
+        device: Device of the network and of the search.
         progress: Show a progress bar on stderr.
 
     Raises:
         ValueError: If there are no samples, their shape is wrong, or values are not finite.
         DataError: If no image of a source can be read.
-        WeightsMissing: If a network asked for by name has no weights here.
+        WeightsMissing: If a network asked for by name has no weights on this machine.
     """
     pixels = _check_samples(samples, resolution).cpu()
     if not len(pixels) or num_shown < 1:
@@ -205,14 +206,14 @@ def _unit_features(extractor: FeatureExtractor, pixels: Tensor, batch_size: int)
 
 
 class _Nearest:
-    """Running minimum over batches of candidates; of equals, the first one stays."""
+    """Running minimum over batches of candidates; of equal ones, the first is kept."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.distances = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
         self.places = torch.zeros(count, dtype=torch.int64, device=device)
 
     def update(self, distances: Tensor, start: int) -> None:
-        """Take (B, C) distances to the candidates start .. start + C - 1."""
+        """Add distances (B, C) to the candidates start .. start + C - 1."""
         best = distances.argmin(1)
         values = distances.gather(1, best[:, None])[:, 0]
         better = values < self.distances
@@ -220,7 +221,7 @@ class _Nearest:
         self.places = torch.where(better, best + start, self.places)
 
     def neighbors(self, numbers: list[int]) -> Neighbors:
-        """Candidate 2 i is the image numbers[i], candidate 2 i + 1 its mirror image."""
+        """The nearest images; candidate 2 i is image numbers[i], 2 i + 1 its mirror image."""
         places = self.places.cpu()
         return Neighbors(
             indices=torch.tensor(numbers)[places // 2],
@@ -240,7 +241,7 @@ def _search(
     progress: bool,
     resize: ResizeRule,
 ) -> tuple[Neighbors, Neighbors]:
-    """Nearest of some images of a source and their mirror images, by features and by pixels."""
+    """Nearest images, by features and by pixels, among those of a source and their mirrors."""
     device = next(extractor.buffers()).device
     query_features = _unit_features(extractor, queries, batch_size)
     query_pixels = queries.to(device).flatten(1).double()
@@ -277,7 +278,7 @@ def _picture(
     by_pixels: Neighbors,
     resize: ResizeRule,
 ) -> Image.Image:
-    """Three rows of at most eight samples, then the next three."""
+    """Blocks of three rows: at most eight samples, their nearest by features, and by pixels."""
     resolution = pixels.shape[2]
     side = resolution * max(1, -(-_CELL_SIDE // resolution))
 
@@ -307,7 +308,7 @@ def _picture(
 
 
 def _chosen_extractor(features: str | FeatureExtractor) -> FeatureExtractor:
-    """The network of that name, the given one itself, or for `auto` the first one present."""
+    """The network of a name or the given one; for `auto` the first one with weights."""
     if isinstance(features, FeatureExtractor):
         return features
     if features == "auto":
@@ -329,5 +330,7 @@ def _check_samples(images: Tensor, resolution: int) -> Tensor:
 def _pooled_features(extractor: FeatureExtractor, pixels: Tensor, batch_size: int) -> Tensor:
     """Features of 8-bit pixels (B, 3, H, W) on the extractor's device, shape (B, D)."""
     device = next(extractor.buffers()).device
-    parts = [extractor.pooled(part.to(device).float() / 255) for part in pixels.split(batch_size)]
+    parts = [
+        extractor.pooled(part.to(device).float() / 255) for part in torch.split(pixels, batch_size)
+    ]
     return torch.cat(parts)

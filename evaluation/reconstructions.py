@@ -227,7 +227,7 @@ def _there_and_back(
         tokens = tokenizer.encode(images)
         return tokens, tokenizer.decode(tokens)
     every, decoded = [], []
-    for image, seed in zip(images.split(1), seeds, strict=True):
+    for image, seed in zip(torch.split(images, 1), seeds, strict=True):
         rng = torch.Generator().manual_seed(seed)
         every.append(tokenizer.encode(image, rng=rng))
         decoded.append(tokenizer.decode(every[-1], rng=rng))
@@ -277,4 +277,5 @@ def _pairs(
     images = next(batches)["images"]
     seeds = [settings.seed + i for i in numbers] if random else None
     _, decoded = _there_and_back(tokenizer, images, seeds)
-    return grid_of_pairs(images, decoded.cpu())
+    picture: Image.Image = grid_of_pairs(images, decoded.cpu())
+    return picture

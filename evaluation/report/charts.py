@@ -1,6 +1,6 @@
-"""Charts for the HTML reports, as SVG text that takes its colours from the page.
+"""Charts for the HTML reports, as SVG text that takes its colors from the page.
 
-Drawn by matplotlib with placeholder colours, which become `currentColor` and the custom properties
+matplotlib draws them with placeholder colors, which become `currentColor` and the custom properties
 `--series-N` and `--rule` of the page, so that one chart serves light and dark. The text stays text
 in the font of the page. Equal input gives equal text.
 """
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _INK, _RULE = "#fe0200", "#fe0201"
 _SERIES = tuple(f"#fe01{number:02x}" for number in range(8))
-_PAGE_COLOURS = {_INK: "currentColor", _RULE: "var(--rule)"} | {
-    colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES)
+_PAGE_COLORS = {_INK: "currentColor", _RULE: "var(--rule)"} | {
+    color: f"var(--series-{number})" for number, color in enumerate(_SERIES)
 }
 _MARKERS = ("o", "s", "^", "D", "v")
 _MARKER_PATHS = (
@@ -40,12 +40,19 @@ _LONGEST = 40  # characters of a label
 
 
 class MissingCharts(ValueError):
-    """Charts are asked for and matplotlib is not installed."""
+    """Error of a request for charts where matplotlib is not installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a chart; a missing or non-finite y leaves a gap."""
+    """One line of a chart; a missing or non-finite y leaves a gap.
+
+    Attributes:
+        name: Name of the line, for the legend.
+        x: Values of the variable.
+        y: Values of the metric, one per x.
+        spread: Standard deviation of each y, drawn as a bar; None: no bars.
+    """
 
     name: str
     x: Sequence[float]
@@ -55,7 +62,14 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One model: its quality against the bits that it spends on an image."""
+    """One model in a chart of quality against bits per image.
+
+    Attributes:
+        name: Name of the model.
+        bits: Number of bits per image, > 0.
+        value: Value of the metric.
+        spread: Standard deviation of the value, drawn as a bar; None: no bar.
+    """
 
     name: str
     bits: float
@@ -64,7 +78,7 @@ class Point:
 
 
 def require_charts() -> None:
-    """Refuse work that would need charts before it starts.
+    """Refuse work that needs charts, before it starts, where none can be drawn.
 
     Raises:
         MissingCharts: If matplotlib is not installed.
@@ -83,20 +97,21 @@ def line_chart(lines: Sequence[Line], *, x_name: str, y_name: str, key: str) -> 
     The variable's axis is logarithmic where its values span a factor of 8 or more.
 
     Args:
-        lines: At least one; the legend is left to the page (`swatch`).
+        lines: Lines to draw, at least one; the page draws the legend (`swatch`).
         x_name: Name of the variable.
         y_name: Name of the metric.
-        key: Letters, digits and dashes; begins every id in the SVG, so unlike on one page.
+        key: Beginning of every id in the SVG: letters, digits and dashes, another for each chart of
+            a page.
     """
     with _figure(key) as figure:
         axes = _axes(figure, x_name, y_name)
         for number, line in enumerate(lines):
-            colour = _SERIES[number % len(_SERIES)]
+            color = _SERIES[number % len(_SERIES)]
             y = [_or_nan(value) for value in line.y]
             axes.plot(
                 line.x,
                 y,
-                color=colour,
+                color=color,
                 marker=_MARKERS[number % len(_MARKERS)],
                 linestyle=_DASHES[number // len(_SERIES) % len(_DASHES)],
                 markersize=4.5,
@@ -104,7 +119,7 @@ def line_chart(lines: Sequence[Line], *, x_name: str, y_name: str, key: str) -> 
             )
             if line.spread is not None:
                 bars = [max(0.0, _or_nan(value)) for value in line.spread]
-                axes.errorbar(line.x, y, bars, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
+                axes.errorbar(line.x, y, bars, fmt="none", ecolor=color, elinewidth=1, capsize=2)
         _scale_x(axes, sorted({float(x) for line in lines for x in line.x}), 8)
         names = ", ".join(line.name for line in lines)
         return _svg(figure, key, f"{y_name} over {x_name}: {names}")
@@ -116,9 +131,10 @@ def scatter_chart(points: Sequence[Point], *, y_name: str, key: str) -> str:
     The axis of bits is logarithmic (base 2) where they span a factor of 4 or more.
 
     Args:
-        points: At least one, bits > 0, finite values.
+        points: Points to draw, at least one, with finite values.
         y_name: Name of the metric.
-        key: Letters, digits and dashes; begins every id in the SVG, so unlike on one page.
+        key: Beginning of every id in the SVG: letters, digits and dashes, another for each chart of
+            a page.
     """
     with _figure(key) as figure:
         axes = _axes(figure, "bits per image", y_name)
@@ -145,18 +161,18 @@ def scatter_chart(points: Sequence[Point], *, y_name: str, key: str) -> str:
 
 def swatch(number: int) -> str:
     """The line and marker of line `number` of a chart, as a small SVG element for a legend."""
-    colour = f"var(--series-{number % len(_SERIES)})"
+    color = f"var(--series-{number % len(_SERIES)})"
     dash = _SWATCH_DASHES[number // len(_SERIES) % len(_SWATCH_DASHES)]
     return (
         '<svg viewBox="0 0 30 12" aria-hidden="true"><path d="M0 6h30" fill="none"'
-        f' stroke-width="2" stroke-dasharray="{dash}" style="stroke: {colour}"/>'
-        f'<path d="{_MARKER_PATHS[number % len(_MARKER_PATHS)]}" style="fill: {colour}"/></svg>'
+        f' stroke-width="2" stroke-dasharray="{dash}" style="stroke: {color}"/>'
+        f'<path d="{_MARKER_PATHS[number % len(_MARKER_PATHS)]}" style="fill: {color}"/></svg>'
     )
 
 
 @contextmanager
 def _figure(key: str) -> "Iterator[Figure]":
-    """An empty figure under settings that do not depend on the user's."""
+    """An empty figure with settings that do not depend on the user's configuration."""
     require_charts()
     import matplotlib
     import matplotlib.style
@@ -207,7 +223,7 @@ def _scale_x(axes: "Axes", values: list[float], factor: float) -> None:
 
 
 def _place_labels(figure: "Figure", axes: "Axes", points: Sequence[Point]) -> None:
-    """Write each name where it covers least of the other names, the points and the border."""
+    """Place each name where it covers least of other names, points and the border."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
@@ -257,11 +273,11 @@ def _shared(one: Any, two: Any) -> float:
     """Area that two boxes share, in square pixels."""
     width = min(one.x1, two.x1) - max(one.x0, two.x0)
     height = min(one.y1, two.y1) - max(one.y0, two.y0)
-    return max(0.0, width) * max(0.0, height)
+    return float(max(0.0, width) * max(0.0, height))
 
 
 def _svg(figure: "Figure", key: str, about: str) -> str:
-    """The figure as an SVG element for a page: its colours, its font, ids that begin with `key`."""
+    """The figure as an SVG element with colors and font of the page; ids begin with `key`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(buffer.getvalue())
@@ -295,8 +311,8 @@ def _for_page(name: str, value: str, key: str) -> str:
         value = value.replace("url(#", f"url(#{key}-")
         value = re.sub(r"font: ([\d.]+px)[^;]*", r"font-size: \1", value)
         value = re.sub(r"font-family:[^;]*;\s*", "", value)
-        for colour, page in _PAGE_COLOURS.items():
-            value = value.replace(colour, page)
+        for color, page in _PAGE_COLORS.items():
+            value = value.replace(color, page)
     return value
 
 
@@ -306,7 +322,7 @@ def _bare(name: str) -> str:
 
 
 def _label(text: str) -> str:
-    """Text that XML can hold, of one line and a readable length."""
+    """Printable text of one line and at most 40 characters, for a chart."""
     text = _one_line(text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 

@@ -30,7 +30,7 @@ from .report import ReportError, json_text, read_report
 
 BEST, NEAR = "best", "within spread"
 _DEFAULTS = {"samples": ("gfid", "fd@"), "reconstructions": ("psnr", "rfid")}
-"""How the names of the metrics begin that stand for quality, the first choice first."""
+"""Beginnings of the names of metrics that stand for quality, the first choice first."""
 _FACTS = ("system", "parameters", "resolution", "tokens", "bits_per_image", "fingerprint")
 _MISSING = "(not recorded)"
 
@@ -45,10 +45,10 @@ def compare_reports(
     """Put reports of one protocol side by side.
 
     Args:
-        paths: Two or more report folders or report.json files.
-        out: Folder to write, with compare.json and compare.html.
-        metric: Quality on the chart, a name or its beginning; by default FID (or the first
-            Fréchet distance) of samples, PSNR or rFID of reconstructions.
+        paths: Report folders or report.json files, at least two.
+        out: Folder to write compare.json and compare.html to.
+        metric: Metric of the chart, a name or its beginning; None: FID (or the first Fréchet
+            distance) of samples, PSNR or rFID of reconstructions.
         overwrite: Replace a comparison of ours that is at `out`.
 
     Returns:
@@ -124,7 +124,7 @@ def _refuse_other(first: dict[str, Any], other: dict[str, Any], name: str, path:
 
 
 def distinct_names(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Names of which none repeats: with the folder's name where they do, then with a number."""
+    """Names without repetition: equal ones get the name of their folder, then a number."""
     named = [
         f"{name} ({folder.resolve().name})" if names.count(name) > 1 else name
         for name, folder in zip(names, folders, strict=True)
@@ -140,16 +140,17 @@ def distinct_names(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 
 def choose_metric(reports: Sequence[dict[str, Any]], wanted: str | None) -> str:
-    """The metric that stands for quality: the one wanted, or the usual one of this kind.
+    """The metric that stands for quality: the one asked for, or the usual one of this kind.
 
     Args:
-        reports: Of one kind.
-        wanted: A name, or the beginning of exactly one (FID for FID#1a2b3c4d); case is ignored.
+        reports: Reports of one kind.
+        wanted: Name of a metric, or the beginning of exactly one (FID for FID#1a2b3c4d); case is
+            ignored. None: the usual one.
 
     Raises:
-        ReportError: If no report has it, or there is nothing to choose from.
+        ReportError: If no report has the metric, or the reports have none in common.
     """
-    known = list(dict.fromkeys(name for report in reports for name in report["metrics"]))
+    known: list[str] = list(dict.fromkeys(n for report in reports for n in report["metrics"]))
     if wanted is not None:
         if wanted in known:
             return wanted
@@ -179,14 +180,14 @@ def choose_metric(reports: Sequence[dict[str, Any]], wanted: str | None) -> str:
 
 
 def marks(metrics: Sequence[Mapping[str, Any] | None], better: str) -> list[str]:
-    """Which numbers of one row are best: "best", "within spread" or "" for each.
+    """Mark of each number of a row: "best", "within spread" or "".
 
     Equal means are best together. If another mean differs from the best by less than their two
     spreads together, nobody is best and those near are "within spread". A missing spread is 0.
 
     Args:
-        metrics: Mappings with `mean` and `spread`, None where a report lacks the metric.
-        better: "lower", "higher" or "none" (no marks).
+        metrics: Mapping with `mean` and `spread` of each report, None where it lacks the metric.
+        better: Direction of the metric: "lower", "higher" or "none" (no marks).
     """
     result = [""] * len(metrics)
     known = [
@@ -208,7 +209,7 @@ def marks(metrics: Sequence[Mapping[str, Any] | None], better: str) -> list[str]
 
 
 def _rows(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every metric of any report, and its number in each."""
+    """Every metric that any report has, and its value in each report."""
     rows: dict[str, Any] = {}
     for name in dict.fromkeys(name for report in reports for name in report["metrics"]):
         found = [report["metrics"].get(name) for report in reports]
@@ -230,7 +231,7 @@ def _rows(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _notes(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
-    """What makes the numbers less comparable than their protocol says, and the reports' own."""
+    """Notes on what makes numbers less comparable than their protocol says, and reports' notes."""
     notes = []
     for title, values in (
         ("tessella", [report["version"] for report in reports]),
@@ -254,7 +255,7 @@ def _notes(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]
 
 
 def _first_picture(name: str, folder: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The first picture that a report names, whole; none if it names none."""
+    """The first picture that a report names; an empty list if it names none."""
     if not report["pictures"]:
         return []
     picture = report["pictures"][0]
@@ -340,7 +341,7 @@ def _row_texts(name: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:
-    """A comparison for the terminal: of each metric, every model's number and its mark."""
+    """A comparison for the terminal: value and mark of every model, by metric."""
     names = [subject["name"] for subject in result["subjects"]]
     shown: dict[str, Any] = {"protocol": result["protocol"]["id"], "kind": result["kind"]}
     bits = [subject["bits_per_image"] for subject in result["subjects"]]

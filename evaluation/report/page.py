@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a template, and how numbers and facts read on it."""
+"""One self-contained HTML page from a template, and numbers and facts as its text."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ DIRECTIONS = {"lower": "↓ lower is better", "higher": "↑ higher is better", 
 
 
 def render_page(template: str, **values: Any) -> str:
-    """A page of `templates/`, every value escaped; its policy allows one script, by its hash."""
+    """Fill a template of `templates/`; values are escaped, one script is allowed by its hash."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -44,7 +44,7 @@ def render_page(template: str, **values: Any) -> str:
     script = (_TEMPLATES / "sort_script.html").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     return environment.get_template(template).render(
-        script=Markup(script),  # ours, not data
+        script=Markup(script),  # part of the package, not data
         script_hash=digest,
         **values,
     )
@@ -56,7 +56,7 @@ def png_uri(blob: bytes) -> str:
 
 
 def number_text(value: float | None) -> str:
-    """A number to read: counts in full with separators, others to four significant digits."""
+    """Text of a number: counts in full with separators, others to four significant digits."""
     if value is None or not math.isfinite(value):
         return NOT_A_NUMBER
     if isinstance(value, int) or (value == int(value) and abs(value) < 1e9):
@@ -68,7 +68,7 @@ def number_text(value: float | None) -> str:
 
 
 def column_texts(values: Sequence[float | None]) -> list[str]:
-    """Numbers of one column to read: `number_text`, all with the same number of decimals."""
+    """Texts of the numbers of one column, as `number_text` with equally many decimals."""
     texts = [number_text(value) for value in values]
     if any("e" in text for text in texts):
         return texts
@@ -80,10 +80,10 @@ def column_texts(values: Sequence[float | None]) -> list[str]:
 
 
 def measured_text(mean: float | None, spread: float | None) -> tuple[str, str]:
-    """Mean and spread to read: two digits of the spread, and the mean to the same place.
+    """Texts of mean and spread: two digits of the spread, and the mean to the same place.
 
     Returns:
-        The mean, and the spread or "" where there is none.
+        Text of the mean, and text of the spread, "" without one.
     """
     if mean is None or spread is None or not (math.isfinite(mean) and math.isfinite(spread)):
         return number_text(mean), ""
@@ -108,7 +108,7 @@ def grouped(metrics: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def fact_text(value: Any) -> str:
-    """A fact to read: yes, no, none, numbers with separators, lists with commas."""
+    """Text of a fact: yes, no, none, numbers with separators, lists with commas."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -123,7 +123,7 @@ def fact_text(value: Any) -> str:
 
 
 def fact_rows(facts: Mapping[str, Any], *, skip: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Names and texts of all facts; a mapping inside gives one row an entry."""
+    """Names and texts of all facts; a mapping among them gives one row per entry."""
     rows: list[tuple[str, str]] = []
     for name, value in facts.items():
         if name in skip:
@@ -136,7 +136,7 @@ def fact_rows(facts: Mapping[str, Any], *, skip: Sequence[str] = ()) -> list[tup
 
 
 def fact_block(facts: Mapping[str, Any]) -> str:
-    """All facts as lines `name: value`, to be copied: JSON's own notation, text without quotes."""
+    """All facts as lines `name: value` to copy, in the notation of JSON, text without quotes."""
     lines = []
     for name, value in facts.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -149,7 +149,7 @@ def _words(name: str) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """Text without control characters: HTML cannot hold some, others turn the text around."""
+    """Text without control characters: some are not allowed in HTML, some reverse its direction."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return value.translate(_UNPRINTABLE)

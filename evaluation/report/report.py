@@ -1,8 +1,8 @@
 """The report of an evaluation: report.json for programs, report.html for people.
 
-Both say the same: what was measured, under which protocol, what came out and how to repeat it. The
-page is one file that asks the network for nothing: its pictures are data URIs, its charts SVG, its
-policy (Content-Security-Policy) forbids the rest. A number of another protocol is refused.
+Both say the same: what was measured, under which protocol, the values, and how to repeat it. The
+page is one file that loads nothing from the network: its pictures are data URIs, its charts SVG,
+and its Content-Security-Policy forbids the rest. A value of another protocol is refused.
 """
 
 import io
@@ -63,7 +63,7 @@ _METRIC = {
 
 
 class ReportError(ValueError):
-    """A report that cannot be written, read or compared; the message says where and why."""
+    """Error of a report that cannot be written, read or compared; says where and why."""
 
 
 def write_report(
@@ -72,8 +72,8 @@ def write_report(
     """Write report.json, report.html and the pictures as PNG into a folder; returns the JSON.
 
     Args:
-        folder: Existing folder, best one of `files.atomic_folder`.
-        report: The report (see `check_report`). Numbers that are not finite become null.
+        folder: Existing folder to write to, best one of `files.atomic_folder`.
+        report: Content of the report (see `check_report`). Numbers that are not finite become null.
         pictures: Image for each `file` that the report's `pictures` name.
 
     Raises:
@@ -81,7 +81,7 @@ def write_report(
             the report, or the pictures are not those that the report names.
         MissingCharts: If there are curves and matplotlib is not installed.
     """
-    plain = _plain(report, "report")
+    plain: dict[str, Any] = _plain(report, "report")
     check_report(plain)
     if plain["curves"]:
         require_charts()
@@ -98,7 +98,7 @@ def write_report(
 
 
 def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A report from its folder or its report.json, checked.
+    """Read and check a report, given its folder or its report.json.
 
     Raises:
         ReportError: If there is none, or it is broken, incomplete or of another format.
@@ -106,7 +106,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path)
     file = file / FILE if file.is_dir() else file
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ReportError(f"{path}: no {FILE} there; `tessella evaluate` writes one") from None
     except OSError as error:
@@ -124,10 +124,10 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _check_sums(report: dict[str, Any]) -> None:
-    """Refuse a mean that is not that of its values: somebody changed one of them.
+    """Refuse a mean that is not the mean of its values: one of them was changed.
 
     Raises:
-        ReportError: Naming the metric.
+        ReportError: With the name of the metric.
     """
     for name, metric in [*report["metrics"].items(), *(report.get("floor") or {}).items()]:
         values = [value for value in metric["values"] if value is not None]
@@ -139,14 +139,14 @@ def _check_sums(report: dict[str, Any]) -> None:
 
 
 def check_report(report: Any) -> None:
-    """Refuse what is not a complete report of this format and of one protocol.
+    """Refuse content that is not a complete report of this format and of one protocol.
 
     `floor` (what real images get, under protocols of their own), `per_class`, `broken` (reasons by
     image) and `headline` (names of the metrics at the top of the page) may be absent. Facts under
     `subject`, `protocol` and `machine` are free beyond those that are needed here.
 
     Raises:
-        ReportError: Naming the key, and what was expected there.
+        ReportError: With the key and the value that was expected there.
     """
     if not isinstance(report, dict) or "format" not in report:
         raise ReportError("not a report: it has no format number")
@@ -203,7 +203,7 @@ def _check_keys(section: Any, expected: Mapping[str, str], where: str) -> None:
 
 
 def _check_metrics(metrics: dict[str, Any], protocol: str | None, where: str) -> None:
-    """Complete numbers, and where `protocol` is given, of that one only."""
+    """Refuse incomplete metrics and, if `protocol` is given, those of another one."""
     for name, metric in metrics.items():
         _check_keys(metric, _METRIC, f"{where}.{name}")
         if protocol is not None and metric["protocol"] != protocol:
@@ -260,7 +260,7 @@ def _check_pictures(pictures: list[Any]) -> None:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """What JSON can hold: numbers of numpy as Python's, non-finite ones as None, UTF-8 text."""
+    """A value as JSON can hold it: Python numbers, None for non-finite ones, UTF-8 text."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool):
@@ -279,7 +279,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def json_text(content: dict[str, Any]) -> str:
-    """A JSON file's text: indented, UTF-8, and never NaN."""
+    """Text of a JSON file: indented, UTF-8, without NaN."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

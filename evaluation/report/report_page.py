@@ -1,4 +1,4 @@
-"""The HTML page of one report: headline, all metrics, pictures, classes, curves, how to repeat."""
+"""The HTML page of one report: headline, metrics, pictures, classes, curves, reproduction."""
 
 import io
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ def report_page(report: dict[str, Any], pictures: Mapping[str, bytes]) -> str:
     """The report as one HTML page.
 
     Args:
-        report: A checked report.
-        pictures: PNG bytes for each `file` that it names; a picture without is left out.
+        report: Content of the report, checked.
+        pictures: PNG bytes by the `file` that the report names; others are left out.
 
     Raises:
         MissingCharts: If there are curves and matplotlib is not installed.
@@ -96,7 +96,7 @@ def _lead(subject: dict[str, Any]) -> str:
 
 
 def _broken(broken: Mapping[str, Any]) -> list[str]:
-    """A note about images that could not be read, the first ones by name."""
+    """A note that names the first images that could not be read; empty if there are none."""
     if not broken:
         return []
     shown = [f"{name} ({fact_text(reason)})" for name, reason in broken.items()]
@@ -128,8 +128,10 @@ def _with_spread(metric: dict[str, Any]) -> str:
 
 
 def _headline(report: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The metrics that the report names under `headline`, if it does; by default the first of each
-    group, then others. Codes, speed and what has no better or worse are left to the table.
+    """Rows of the metrics at the top of the page.
+
+    They are those that the report names under `headline`; by default the first one of each group,
+    then others. Codes, speed and metrics without a direction are left to the table.
     """
     metrics = report["metrics"]
     judged = {
@@ -151,7 +153,7 @@ def _headline(report: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[s
 
 
 def _class_table(table: dict[str, Any]) -> dict[str, Any]:
-    """Cells as text to show and text to sort by."""
+    """The table per class, each cell as text to show and text to sort by."""
     columns = []
     for values in zip(*table["rows"], strict=True):
         numbers = all(
@@ -166,7 +168,7 @@ def _class_table(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _curve(curve: dict[str, Any], key: str) -> dict[str, Any]:
-    """A chart, its legend and its numbers; the numbers in columns by line over all x."""
+    """A chart, its legend, and a table of its numbers: a row per x, a column per line."""
     lines = [
         Line(name=line["name"], x=line["x"], y=line["y"], spread=line.get("spread"))
         for line in curve["lines"]
