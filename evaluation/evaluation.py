@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from .._version import __version__
-from ..data.image_source import ImageSource
 from ..files import atomic_folder
 from ..metrics.protocol import MetricValue, Protocol
 from ..metrics.token_statistics import TokenStatistics
@@ -63,11 +62,6 @@ class Evaluation:
     images_per_second: float | None = None
     seconds: float = 0.0
     written: dict[str, Any] = field(default_factory=dict)
-
-    def add_floor(self, values: dict[str, MetricValue], protocol: Protocol) -> None:
-        """Add values of real images under a protocol."""
-        self.floor |= values
-        self.protocols[protocol.id] = protocol
 
     def add_bits(self, tokens: TokenStatistics | None) -> None:
         """Add the heat map of correlations of bits, if the tokens are bits."""
@@ -140,11 +134,6 @@ class Evaluation:
             pictures = {file: picture for file, (_, _, picture) in self.pictures.items()}
             self.written = write_report(folder, self.report(settings), pictures)
         return self.written
-
-
-def reference_words(source: ImageSource, *, paired: bool) -> str:
-    """Words of a protocol for the reference; `paired` for originals of reconstructions."""
-    return f"{'originals of ' if paired else ''}{source.name} ({source.split})"
 
 
 def few_images_note(protocol: Protocol) -> list[str]:

@@ -15,10 +15,8 @@ from ..metrics.presets import MIN_IMAGES, Preset
 from ..metrics.protocol import Protocol, as_floats
 from ..metrics.token_statistics import TokenStatistics
 from ..tokens.tokens import Tokens, TokenSpec
-from .evaluation import reference_words
-from .image_set import ImageSet, distances
+from .image_set import ImageSet, Networks, distances
 from .image_table import ImageTable
-from .networks import Networks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -166,7 +164,7 @@ class Reconstructed:
             feature_resize="none" if networks is None else networks.extractor.resize_rule,
             classifier="none" if networks is None else networks.classifier_id,
             perceptual="none" if distance is None else distance.id,
-            reference=reference_words(source, paired=True),
+            reference=f"originals of {source.name} ({source.split})",
             reference_hash=self.reference_hash,
             reference_images=len(self),
             num_samples=len(self),

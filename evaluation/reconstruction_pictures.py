@@ -25,7 +25,7 @@ from ..metrics.perceptual import build_perceptual
 from ..metrics.presets import MIN_IMAGES, find_preset
 from ..metrics.protocol import as_floats
 from ..tokenizers.base import Tokenizer
-from .networks import Networks
+from .image_set import Networks
 from .reconstructed import Measures, Reconstructed
 from .reconstructions import is_random, measure_reconstructions
 from .settings import EvaluationSettings

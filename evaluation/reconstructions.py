@@ -25,7 +25,7 @@ from ..metrics.protocol import Rounding, to_pixels
 from ..tokenizers.base import Tokenizer
 from ..tokens.tokens import Tokens
 from .evaluation import Evaluation, few_images_note
-from .networks import Networks
+from .image_set import Networks
 from .reconstructed import Measures, Reconstructed
 from .settings import EvaluationSettings
 

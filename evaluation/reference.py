@@ -31,8 +31,7 @@ from ..metrics.networks.inception_fid import NUM_SPATIAL
 from ..metrics.networks.weights import cache_root
 from ..metrics.presets import Preset
 from ..metrics.protocol import ProtocolError
-from .image_set import ImageSet, read_images
-from .networks import Networks
+from .image_set import ImageSet, Networks, read_images
 
 MOST_VERIFIED = 100_000
 """Images of a cached reference that are decoded and compared with it, evenly spaced."""

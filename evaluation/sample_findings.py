@@ -124,7 +124,8 @@ def _add_floor(evaluation: Evaluation, first: DrawnSet, rules: Rules, reference:
     real, _ = distances(
         floor, reference.images, protocol, seed=settings.seed, device=settings.device
     )
-    evaluation.add_floor(metric_values([real], protocol), protocol)
+    evaluation.floor |= metric_values([real], protocol)
+    evaluation.protocols[protocol.id] = protocol
     name = next(iter(real))
     text = f"{count:,} {validation.split} images themselves have {name} {real[name]:.5g}"
     if first.first.count == count:
@@ -184,8 +185,8 @@ def add_nearest(
     if "validation" in found:
         number = found["validation"]["num_images"]
         protocol = bind_protocol(rules, reference, number, balance="validation images")
-        real = metric_values([medians(found["validation"])], protocol)
-        evaluation.add_floor(real, protocol)
+        evaluation.floor |= metric_values([medians(found["validation"])], protocol)
+        evaluation.protocols[protocol.id] = protocol
     about = f"samples, nearest by {nearest.features_id}, nearest by pixels"
     if nearest.num_searched < len(training):
         about += f"; among {nearest.num_searched:,} of {len(training):,} images"

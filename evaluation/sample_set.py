@@ -17,9 +17,7 @@ from ..metrics.frechet import FrechetStatistics
 from ..metrics.protocol import ClassBalance, Protocol
 from ..metrics.token_statistics import TokenStatistics
 from ..tokens.tokens import Tokens
-from .evaluation import reference_words
-from .image_set import ImageSet
-from .networks import Networks
+from .image_set import ImageSet, Networks
 from .settings import EvaluationSettings
 
 
@@ -163,7 +161,7 @@ def bind_protocol(
         feature_resize=reference.networks.extractor.resize_rule,
         classifier=reference.networks.classifier_id,
         perceptual="none",
-        reference=reference_words(reference.source, paired=False),
+        reference=f"{reference.source.name} ({reference.source.split})",
         reference_hash=reference.images.identity(with_labels=with_labels),
         reference_images=len(reference.images),
         num_samples=num_samples,

@@ -31,8 +31,7 @@ from ..sample.request import Request
 from ..sample.samplers import Sampling, choose_sampling, with_steps
 from .curves import Curves, draw_lines
 from .evaluation import Evaluation
-from .image_set import ImageSet, distances
-from .networks import Networks
+from .image_set import ImageSet, Networks, distances
 from .reference import read_reference
 from .sample_findings import NUM_GRID, add_nearest, assemble_samples, generator_facts
 from .sample_set import (

@@ -126,7 +126,7 @@ def test_reconstruct_measures_what_it_writes(model: Path, tmp_path: Path) -> Non
 
 
 def test_reconstruct_without_features_takes_fewer_images(model: Path, tmp_path: Path) -> None:
-    """Five images are too few for distances between sets: left out, or refused by name."""
+    """Five images are too few for distances between sets: left out, or refused if asked for."""
     words = ["--data", "bundled:emoji", "--limit", 5, "--perceptual", "random", "--json"]
     start = ["reconstruct", "--tokenizer", model, *words]
     by_itself, none = (
@@ -139,7 +139,20 @@ def test_reconstruct_without_features_takes_fewer_images(model: Path, tmp_path: 
     result = run(*start, "--features", "random", "--out", tmp_path / "out", code=1)
     assert "5 images are too few, expected at least 6" in result.stderr
     assert not (tmp_path / "out").exists()
-    other = json.loads(run(*start[:5], "--limit", 6, *words[4:], "--features", "none").stdout)
+    folder = tmp_path / "data" / "val"
+    folder.mkdir(parents=True)
+    for i in range(7):
+        Image.new("RGB", (32, 32), (30 * i, 90, 0)).save(folder / f"{i}.png")
+        if i > 4:
+            (folder / f"{i}.png").write_bytes(b"\x89PNG")
+    words = ["--data", folder.parent, "--perceptual", "random", "--out", tmp_path / "out", "--json"]
+    result = run("reconstruct", "--tokenizer", model, *words, code=1)
+    assert "5 of 7 images could be read, expected at least 6" in result.stderr
+    assert "--features none" in result.stderr and not (tmp_path / "out").exists()
+    found = run("reconstruct", "--tokenizer", model, *words, "--features", "none")
+    assert json.loads(found.stdout)["num_images"] == 5
+    assert len(list((tmp_path / "out").glob("*.png"))) == 6
+    other = json.loads(run(*start, "--limit", 6, "--features", "none").stdout)
     assert other["protocol"] != none["protocol"], "of other images"
 
 

@@ -25,8 +25,10 @@ from tessella.evaluation.reconstructions import evaluate_tokenizer
 from tessella.evaluation.settings import EvaluationSettings
 from tessella.metrics.networks.build import available_features
 from tessella.metrics.networks.weights import PROVIDERS
+from tessella.metrics.perceptual import build_perceptual
 from tessella.metrics.presets import PRESETS
 from tessella.tokens.tokens import Tokens
+from tessella.train.tokenizer import evaluate
 
 Folders = tuple[Path, Path]
 
@@ -124,6 +126,21 @@ def test_report_has_the_values_of_reconstruct(folders: Folders, data: Path, tmp_
     psnr = [row[2] for row in found["per_class"]["rows"]]
     assert (7 * psnr[0] + 3 * psnr[1]) / 10 == pytest.approx(metrics["psnr"])
     assert (tmp_path / "report" / "worst.png").is_file()
+
+
+def test_the_training_script_measures_the_same(folders: Folders, data: Path) -> None:
+    """Its numbers of the averaged model are those of the protocol, without distances of sets."""
+    tokenizer, source = load_tokenizer(folders[1]), open_source(data, "val")
+    distance = build_perceptual("lpips_vgg")
+    during = evaluate(tokenizer, source, distance, batch_size=4)
+    found = evaluate_tokenizer(tokenizer, source, settings(data), name="x")
+    assert found is not None
+    values = {name: value.mean for name, value in found.metrics.items()}
+    assert list(during)[-2:] == ["num_images", distance.id] and during["num_images"] == 10
+    for name in ("psnr", "psnr_non_white", "ssim", "ms_ssim_3x5", "mse"):
+        assert during[name] == pytest.approx(values[name], rel=1e-9), name
+    assert during[distance.id] == pytest.approx(values["lpips_vgg"], rel=1e-6)
+    assert evaluate(tokenizer, source, None, batch_size=4, limit=3)["num_images"] == 3
 
 
 def test_batch_size_changes_nothing(folders: Folders, data: Path) -> None:

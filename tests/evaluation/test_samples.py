@@ -24,8 +24,7 @@ from tessella.data.images import save_png, to_float
 from tessella.data.npz_source import NpzSource
 from tessella.data.sources import open_source
 from tessella.evaluation import samples as evaluate_samples
-from tessella.evaluation.image_set import ImageSet
-from tessella.evaluation.networks import Networks
+from tessella.evaluation.image_set import ImageSet, Networks
 from tessella.evaluation.reference import _moments_of, _use_moments, cache_file, read_reference
 from tessella.metrics.frechet import FrechetStatistics, frechet_distance
 from tessella.metrics.image_hash import ImageHash, content_keys
