@@ -1,11 +1,11 @@
-"""What processes exchange: the reductions of losses and quantizers, and shared work.
+"""Communication between processes: reductions in losses and quantizers, and shared work.
 
 Reductions are the identity in a single process and are called unconditionally on every rank, so
-that no rank waits for one that never comes. Gradients follow the convention of DDP, which averages
-over ranks: after it, the gradient equals that of one process holding the whole batch.
+that no rank waits for a call that another rank never makes. Gradients follow the convention of DDP,
+which averages over ranks: the average equals the gradient of one process holding the whole batch.
 
-Work that several processes share is done in parts, and the main process gets everything. A fault of
-one process is raised by all of them, so that none waits for a dead one.
+Shared work is split into one part per process, and the results are merged on the main process. An
+error in one process is raised by all of them, so that none waits for a process that has ended.
 """
 
 import os
@@ -17,28 +17,30 @@ import torch.distributed as dist
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from accelerate import PartialState  # slow to import, and one process does without
+    from accelerate import PartialState  # slow to import, and not needed by a single process
 
 
 class _Merges(Protocol):
+    """An object that can take in the results of another one."""
+
     def merge(self, other: Any, /) -> None:
-        """Add what another object saw."""
+        """Add the results of another object."""
 
 
 Mergeable = TypeVar("Mergeable", bound=_Merges)
-Told = TypeVar("Told")
+Value = TypeVar("Value")
 
 
 def num_processes() -> int:
-    """Processes of the running job, 1 if there is no process group."""
+    """Number of processes of the running job; 1 if there is no process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean over ranks in the forward pass; the gradient goes to this rank's share.
+    """Mean of a tensor over ranks, with the gradient of this rank's own value.
 
-    A function f of the mean thus gives rank r the gradient f'(mean) * d value_r; averaged over
-    ranks by DDP that is the exact gradient of f(mean).
+    A function f of the mean gives rank r the gradient f'(mean) * d value_r; averaged over ranks by
+    DDP, that is the exact gradient of f(mean).
     """
     if num_processes() == 1:
         return value
@@ -48,7 +50,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """The sum over ranks, without gradient."""
+    """Sum of a tensor over ranks, without gradient."""
     if num_processes() == 1:
         return value.detach()
     total = value.detach().clone()
@@ -57,9 +59,13 @@ def sum_over_processes(value: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows (M, D) of every rank in rank order, (ranks * M, D), without gradient.
+    """Concatenate the rows of all ranks in rank order, without gradient.
 
-    Every rank must bring the same number of rows.
+    Args:
+        rows: Rows of this rank, shape (M, D); M must be the same on every rank.
+
+    Returns:
+        Shape (ranks * M, D).
     """
     rows = rows.detach().contiguous()
     if num_processes() == 1:
@@ -70,7 +76,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def join_processes() -> "PartialState | None":
-    """The group of processes this one was launched with; None if it was started alone."""
+    """Join the processes that this one was launched with; None if it was started alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     from accelerate import PartialState
@@ -79,7 +85,12 @@ def join_processes() -> "PartialState | None":
 
 
 def own_share(count: int, processes: "PartialState | None") -> range:
-    """This process's part of 0 .. count - 1."""
+    """Part of the numbers 0 .. count - 1 that this process works on.
+
+    Args:
+        count: Number of items of all processes together.
+        processes: Processes that share the work; None = this one alone.
+    """
     if processes is None:
         return range(count)
     rank, world = processes.process_index, processes.num_processes
@@ -89,14 +100,17 @@ def own_share(count: int, processes: "PartialState | None") -> range:
 def gather_merged(
     work: Callable[[], Mergeable], processes: "PartialState | None"
 ) -> Mergeable | None:
-    """What all processes found, merged in the order of ranks, on the main one; None on others.
+    """Run this process's part of the work and merge all results in rank order on the main process.
 
     Args:
-        work: This process's part.
-        processes: Those that share the work.
+        work: Function that does the part of this process and returns a mergeable result.
+        processes: Processes that share the work; None = this one alone.
+
+    Returns:
+        The merged result on the main process, None on the others.
 
     Raises:
-        ValueError: If another process failed; a fault of this one's work passes as it is.
+        ValueError: If another process failed. An error in this process's work is raised unchanged.
     """
     if processes is None:
         return work()
@@ -124,8 +138,13 @@ def gather_merged(
     return whole
 
 
-def broadcast_from_main(value: Told, processes: "PartialState | None") -> Told:
-    """The main process's value, on every process."""
+def broadcast_from_main(value: Value, processes: "PartialState | None") -> Value:
+    """Value of the main process, on every process.
+
+    Args:
+        value: Object that can be pickled; only that of the main process counts.
+        processes: Processes that share the work; None = this one alone.
+    """
     if processes is None:
         return value
     from accelerate.utils import broadcast_object_list
@@ -136,9 +155,9 @@ def broadcast_from_main(value: Told, processes: "PartialState | None") -> Told:
 
 
 def leave_processes() -> None:
-    """Dissolve the group, by all of its processes; the main one may then go on alone.
+    """Close the process group; every process must call this, and the main one may then continue.
 
-    A process that ends with the group still open may abort, after all its work is done.
+    A process that ends while the group is open may abort even though all its work is done.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

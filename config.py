@@ -1,9 +1,9 @@
-"""Configs: YAML plus `key.sub=value` overrides become frozen dataclasses.
+"""Configs: YAML files and `key.sub=value` overrides become frozen dataclasses.
 
-Every config class is a plain frozen, keyword-only dataclass that stands next to the class it
-configures. This file is the only one that reads or writes YAML; pydantic validates (strictly: no
-string becomes a number, no bool an int), and its errors are rewritten so that each says where,
-what was found and what was expected, with a "did you mean" for unknown keys.
+Every config class is a plain frozen, keyword-only dataclass defined next to the class it
+configures. This module is the only one that reads or writes YAML. pydantic validates strictly (no
+string becomes a number, no bool an int), and its errors are rewritten so that each names the key,
+the value found and what was expected, with a "did you mean" for unknown keys.
 """
 
 import copy
@@ -25,22 +25,22 @@ from pydantic import TypeAdapter, ValidationError
 T = TypeVar("T")
 
 STRICT = {"extra": "forbid", "strict": True}
-"""Every config dataclass carries this as `__pydantic_config__`."""
+"""Value of `__pydantic_config__` in every config dataclass."""
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; the message lists every fault found."""
+    """Raised for a config that cannot be used; the message lists every fault found."""
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-4` as a float, dates as strings, and forbids repeated keys.
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """SafeLoader that reads `1e-4` as a float and dates as strings, and forbids repeated keys.
 
-    As in YAML 1.2, only true and false are truth values: `mixed_precision: no` is the word.
+    As in YAML 1.2, only true and false are booleans: `mixed_precision: no` is the string "no".
     """
 
 
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes the strings which `_Loader` would read as numbers."""
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
+    """SafeDumper that quotes strings that `_Loader` would read as numbers."""
 
 
 _FLOAT = re.compile(
@@ -55,7 +55,7 @@ for _class in (_Loader, _Dumper):
         for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-_Loader.yaml_implicit_resolvers = {  # the dumper goes on quoting "no", for other readers
+_Loader.yaml_implicit_resolvers = {  # the dumper still quotes "no", for other readers
     key: [pair for pair in pairs if pair[0] != _BOOL]
     for key, pairs in _Loader.yaml_implicit_resolvers.items()
 }
@@ -63,6 +63,7 @@ _Loader.add_implicit_resolver(_BOOL, _TRUTH, list("tTfF"))
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """Construct a mapping; keys that repeat or are not scalars are errors."""
     seen: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node)
@@ -80,7 +81,15 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def parse_yaml(text: str, *, name: str = "config") -> Any:
-    """YAML text to plain values; syntax faults become one `ConfigError` with line and column."""
+    """Parse YAML text to plain values.
+
+    Args:
+        text: YAML text.
+        name: Name of the text in error messages, e.g. a file name.
+
+    Raises:
+        ConfigError: If the text is not valid YAML; with line and column.
+    """
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass
     except yaml.YAMLError as error:
@@ -88,10 +97,10 @@ def parse_yaml(text: str, *, name: str = "config") -> Any:
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """One YAML file as a dict of plain values.
+    """Read a YAML file as a dict of plain values.
 
     Raises:
-        ConfigError: If the file is missing, not YAML, or not a mapping at the top.
+        ConfigError: If the file cannot be read, is not YAML, or is not a mapping at the top level.
     """
     path = Path(path)
     try:
@@ -105,11 +114,18 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `data` with each `key.sub=value` set; values are read as YAML.
+    """Copy `data` with each `key.sub=value` applied; values are parsed as YAML.
 
-    A mapping given as value replaces the old one whole when its `type` differs, and is merged into
-    it otherwise, so `tokenizer.quantizer="{type: bsq, bits: 12}"` switches the quantizer cleanly.
-    `null` removes the key, so that its default applies.
+    A mapping as value replaces the old mapping as a whole if its `type` differs and is merged into
+    it otherwise, so `tokenizer.quantizer="{type: bsq, bits: 12}"` keeps no key of another
+    quantizer. `null` removes the key, so that its default applies.
+
+    Args:
+        data: Nested dicts of plain values.
+        overrides: Strings of the form `key.sub=value`.
+
+    Raises:
+        ConfigError: If an override is not of that form, or leads through a key that holds a value.
     """
     result = copy.deepcopy(data)
     for override in overrides:
@@ -144,15 +160,15 @@ def parse_setting(word: str) -> tuple[str, Any]:
 
 
 def build_config(cls: type[T], data: Any, *, name: str = "config") -> T:
-    """Plain values to a validated config.
+    """Build and validate a config from plain values.
 
     Args:
         cls: A config dataclass, or a union of them discriminated by `type`.
         data: Nested dicts, lists, strings, numbers, bools and None.
-        name: What to call the config in messages, e.g. the file name.
+        name: Name of the config in error messages, e.g. the file name.
 
     Raises:
-        ConfigError: Listing every unknown key, wrong type and refused value at once.
+        ConfigError: If a key is unknown, or a value is of another type or refused; lists all faults.
     """
     try:
         checked: T = _adapter(typing.cast(Any, cls)).validate_json(json.dumps(data), strict=True)
@@ -171,23 +187,34 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 
 
 def load_config(cls: type[T], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> T:
-    """The config in a YAML file with overrides applied, validated."""
+    """Read a YAML file, apply overrides, and build the validated config.
+
+    Args:
+        cls: A config dataclass, or a union of them discriminated by `type`.
+        path: The YAML file.
+        overrides: Strings of the form `key.sub=value`.
+
+    Raises:
+        ConfigError: If the file, an override or the resulting config is invalid.
+    """
     return build_config(cls, apply_overrides(read_yaml(path), overrides), name=str(path))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as nested plain values, defaults included; `build_config` turns it back."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """Config as nested plain values, defaults included; the inverse of `build_config`."""
+    data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return data
 
 
 def to_yaml(config: Any) -> str:
-    """A config as YAML text, defaults included, keys in declaration order."""
+    """Config as YAML text, defaults included, keys in the order of declaration."""
     data = to_dict(config)
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
+    return str(text)
 
 
 def _describe(fault: Any, cls: Any) -> str:
-    """One pydantic error as `section.key: what is wrong (what was found)`."""
+    """Format one pydantic error as `section.key: fault (value found)`."""
     location, _ = _walk(cls, fault["loc"])
     prefix = "".join(f"{part}." for part in location)
     where = prefix.removesuffix(".") or "top level"
@@ -210,14 +237,18 @@ def _describe(fault: Any, cls: Any) -> str:
         return f"{prefix}type: unknown {tag!r}; {hint} {expected}"
     found = fault.get("input")
     plain = found is None or isinstance(found, str | int | float | bool)
-    message = fault["msg"].removeprefix("Value error, ")
+    message = str(fault["msg"]).removeprefix("Value error, ")
     if not location and fault["type"] == "value_error":
-        return message  # a check of the whole config; it names its key
+        return message  # a check of the whole config, whose message names the key
     return f"{where}: {message}" + (f" (found {found!r})" if plain else "")
 
 
 def _walk(cls: Any, location: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Follow an error's location: its keys without union tags, and the dataclasses reached."""
+    """Follow the location of an error.
+
+    Returns:
+        The keys without union tags, and the dataclasses that the last key may hold.
+    """
     sections, keys = _members(cls), []
     for part in location:
         tagged = [s for s in sections if getattr(s, "type", None) == part]
@@ -231,7 +262,7 @@ def _walk(cls: Any, location: Sequence[Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The dataclasses that an annotation admits, unions and Annotated taken apart."""
+    """Dataclasses that an annotation admits, with unions and Annotated resolved."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return _members(typing.get_args(annotation)[0])

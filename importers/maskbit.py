@@ -105,8 +105,8 @@ def _group_sizes(stored: Mapping[str, Tensor], reads_bits: bool) -> tuple[int, .
         fitting = [g for g in fitting if num_bits // g == stored["bits_to_indices"].numel()]
     if not fitting:
         raise LayoutError(
-            f"prediction_layer.weight has {rows} rows, but no split of {num_bits} bits into equal "
-            "groups gives that number"
+            f"prediction_layer.weight has {rows} rows, which no split of {num_bits} bits into "
+            "equal groups gives"
         )
     return (2 ** (num_bits // fitting[0]),) * fitting[0]
 

@@ -1,7 +1,7 @@
-"""How bits of binary tokens depend on one another: their correlation, from integer counts.
+"""Correlation of the bits of binary tokens, from integer counts.
 
-Balanced bits can still repeat each other, and then carry less than they seem to. Means and stuck
-bits of a run are in `CodeStatistics` already; here is what pairs of bits say.
+Balanced bits can still repeat each other, and then carry less information than their number
+suggests. `CodeStatistics` has the means and stuck bits; this module has the statistics of pairs.
 """
 
 import torch
@@ -14,10 +14,10 @@ _EXACT_TOKENS = 2**31  # products of two counts fit int64 up to here
 
 
 class BitStatistics:
-    """Streaming counts of ones and of joint ones; integers, so order and processes cannot matter.
+    """Streaming integer counts of ones and of joint ones, exact in any order and split.
 
     Args:
-        num_bits: G, bits of a position.
+        num_bits: Number G of bits of a position.
 
     Raises:
         ValueError: If `num_bits` is below 1.
@@ -30,7 +30,7 @@ class BitStatistics:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, for the next window."""
+        """Clear all counts, for the next window."""
         self._joint = torch.zeros(self.num_bits, self.num_bits, dtype=torch.int64)
         self.num_tokens = 0
 
@@ -93,7 +93,7 @@ class BitStatistics:
     def correlation(self) -> Tensor:
         """Pearson correlation (phi) of every pair of bits, float64, shape (G, G), in [-1, 1].
 
-        A bit that never changes has none: its row is 0. The diagonal is 1 throughout.
+        The correlation of a bit that never changes is undefined: its row is 0. The diagonal is 1.
         """
         count, ones, joint = self.num_tokens, self.ones, self._joint
         if count > _EXACT_TOKENS:
@@ -105,11 +105,11 @@ class BitStatistics:
         return result.fill_diagonal_(1.0)
 
     def compute(self) -> dict[str, float]:
-        """Statistics of everything counted.
+        """Statistics of all tokens counted.
 
         Returns:
-            `bit_correlation_mean_abs` and `bit_correlation_max_abs`: over all pairs of different
-            bits that change at all; 0 if there is no such pair.
+            `bit_correlation_mean_abs` and `bit_correlation_max_abs`: mean and largest absolute
+            correlation over all pairs of different bits that are not constant; 0 if there is none.
 
         Raises:
             ValueError: If nothing was counted.
@@ -126,7 +126,7 @@ class BitStatistics:
         }
 
     def merge(self, other: "BitStatistics") -> None:
-        """Add what another object counted.
+        """Add the counts of another object.
 
         Raises:
             ValueError: If the numbers of bits differ.

@@ -1,4 +1,4 @@
-"""What every metric is called, which direction is better, and what it means, in a line."""
+"""Name, better direction, group and one-line meaning of every metric."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,19 +12,35 @@ _CATALOGUE: dict[str, _Entry] = {
     "FD": ("lower", "distribution", "Fréchet distance on another network's features: not FID"),
     "sFID": ("lower", "distribution", "Fréchet distance on 7 x 17 x 17 spatial features"),
     "KID": ("lower", "distribution", "unbiased squared MMD, cubic kernel; may be negative"),
-    "KD": ("lower", "distribution", "the same on another network's features: not KID"),
-    "KID_deviation": ("none", "distribution", "of KID over its subsets"),
-    "KD_deviation": ("none", "distribution", "of KD over its subsets"),
-    "precision": ("higher", "distribution", "share that lies where reference images lie"),
-    "recall": ("higher", "distribution", "share of the reference that lies where these lie"),
-    "density": ("higher", "distribution", "reference neighbourhoods an image lies in, over k"),
-    "coverage": ("higher", "distribution", "share of the reference with one of these nearby"),
+    "KD": ("lower", "distribution", "kernel distance on another network's features: not KID"),
+    "KID_deviation": ("none", "distribution", "standard deviation of KID over its subsets"),
+    "KD_deviation": ("none", "distribution", "standard deviation of KD over its subsets"),
+    "precision": (
+        "higher",
+        "distribution",
+        "share of these images that lie in the reference manifold",
+    ),
+    "recall": (
+        "higher",
+        "distribution",
+        "share of the reference that lies in the manifold of these",
+    ),
+    "density": (
+        "higher",
+        "distribution",
+        "number of reference neighbourhoods around an image, over k",
+    ),
+    "coverage": (
+        "higher",
+        "distribution",
+        "share of reference neighbourhoods that hold one of these",
+    ),
     "class_score": ("higher", "distribution", "exp of mean KL of classes; not Inception Score"),
-    "psnr": ("higher", "pixels", "dB, mean over images, on 8-bit levels"),
+    "psnr": ("higher", "pixels", "dB, mean over images, on 8-bit pixels"),
     "psnr_non_white": ("higher", "pixels", "dB, pooled over pixels not pure white"),
     "ssim": ("higher", "pixels", "structural similarity, Gaussian window"),
     "ms_ssim": ("higher", "pixels", "multi-scale structural similarity"),
-    "mse": ("lower", "pixels", "mean squared error of levels scaled to [0, 1]"),
+    "mse": ("lower", "pixels", "mean squared error of pixels scaled to [0, 1]"),
     "lpips_vgg": ("lower", "perception", "LPIPS v0.1, VGG16"),
     "lpips_alex": ("lower", "perception", "LPIPS v0.1, AlexNet"),
     "features": ("lower", "perception", "distance of unit-normalised features: not LPIPS"),
@@ -43,21 +59,21 @@ _CATALOGUE: dict[str, _Entry] = {
     "nearest_feature_distance": (
         "none",
         "memorisation",
-        "median of so many to the nearest training image, 1 - cosine",
+        "median distance to the nearest training image, 1 - cosine of features",
     ),
     "nearest_pixel_distance": (
         "none",
         "memorisation",
-        "median of so many to the nearest training image, RMS of 8-bit levels",
+        "median distance to the nearest training image, RMS of 8-bit pixels",
     ),
 }
 
 
 def describe_metric(name: str) -> _Entry:
-    """Direction, group and meaning of a metric; `@NET`, `#HASH` and sizes in names do not matter.
+    """Better direction, group and meaning of a metric, whatever its `@NET`, `#HASH` and sizes.
 
     Args:
-        name: As reports print it.
+        name: Name of the metric as reports print it.
     """
     base = name.partition("#")[0]
     for known in (base, base.partition("@")[0]):
@@ -66,18 +82,18 @@ def describe_metric(name: str) -> _Entry:
     if base.startswith("ms_ssim_"):
         return "higher", "pixels", "multi-scale SSIM with fewer, smaller windows: not comparable"
     if base.startswith(("entry_", "group_", "bit_")):
-        return "none", "codes", "of single codebooks, bits, or groups of at most 8 bits"
+        return "none", "codes", "statistic of single codebooks, bits, or groups of at most 8 bits"
     return "none", "distribution", ""
 
 
 def metric_values(
     runs: Sequence[Mapping[str, float]], protocol: Protocol
 ) -> dict[str, MetricValue]:
-    """Values by name, one run after the other, with everything known of their metrics.
+    """Metric values by name, with one value per run and the description of the metric.
 
     Args:
-        runs: The same names in each.
-        protocol: What they were measured under.
+        runs: Values of each run by metric name; all runs have the same names.
+        protocol: Protocol of the measurements.
     """
     values = {}
     for name in runs[0]:

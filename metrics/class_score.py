@@ -1,9 +1,9 @@
-"""How clear and how varied the classes of images are, from streaming float64 sums.
+"""Class score: confidence and variety of the classes of images, from streaming float64 sums.
 
-The formula is that of the Inception Score, the network is another one: the score's own Inception
-has a 1008-way head that no package holds. So the number is called `class_score@NET`, never IS, and
-must not be set beside published Inception Scores. Like those it is large for images far from any
-photograph too, as long as the network is sure of them.
+The formula is that of the Inception Score, but the network is another one, because no package
+contains the 1008-way head of the score's own Inception. So the number is called `class_score@NET`,
+never IS, and is not comparable with published Inception Scores. Like those it can be large for
+images that resemble no photograph, as long as the network is confident.
 """
 
 import torch
@@ -13,16 +13,16 @@ from .networks.extractor import FeatureExtractor
 
 
 class ClassScore:
-    """exp of the mean KL divergence between each image's classes and those of all, over a stream.
+    """Exponential of the mean KL divergence of image class distributions from their mean.
 
     One value for the whole set, without splits: 1 if all images have the same class distribution,
-    `num_classes` if each is sure of one class and all classes are equally many. It grows with the
-    number of images: compare at one fixed number.
+    `num_classes` if each has one class with certainty and all classes are equally frequent. It
+    grows with the number of images: compare values of one fixed number only.
 
     Args:
-        num_classes: K, length of the logit vectors.
+        num_classes: Number K of classes, the length of the logit vectors.
         extractor_id: Network and weights that the logits come from, e.g. `resnet50#1a2b3c4d`.
-            Sums of different ids are not merged; "" matches only "".
+            Sums of different ids cannot be merged; "" matches only "".
 
     Source: arXiv:1606.03498, section 4.
     """
@@ -60,7 +60,7 @@ class ClassScore:
         self.probabilities += probabilities.sum(0)
 
     def merge(self, other: "ClassScore") -> None:
-        """Add what another object saw.
+        """Add the images of another object.
 
         Raises:
             ValueError: If the other one has another number of classes or network.
@@ -78,7 +78,7 @@ class ClassScore:
         self.probabilities += other.probabilities
 
     def state(self) -> Tensor:
-        """Everything seen as one vector; the sum of several is the state of all together.
+        """All sums as one vector; the sum of several vectors is the state of all images together.
 
         Returns:
             Float64, shape (K + 2,): count, sum of entropies in nats, sum of probabilities.
@@ -88,10 +88,10 @@ class ClassScore:
 
     @classmethod
     def from_state(cls, state: Tensor, *, extractor_id: str = "") -> "ClassScore":
-        """The score whose `state` this is, for example a sum over processes.
+        """Class score from a `state` vector, for example a sum over processes.
 
         Raises:
-            ValueError: If it is no float64 vector of at least three finite numbers.
+            ValueError: If the state is not a float64 vector of at least three finite numbers.
         """
         if state.ndim != 1 or len(state) < 3 or state.dtype != torch.float64:
             found = f"{tuple(state.shape)} {state.dtype}"
@@ -105,7 +105,7 @@ class ClassScore:
         return score
 
     def compute(self) -> float:
-        """The score, in [1, K].
+        """Class score of all images seen, in [1, K].
 
         Raises:
             ValueError: If no image was seen.
@@ -119,5 +119,5 @@ class ClassScore:
 
 
 def class_score_name(extractor: FeatureExtractor | str) -> str:
-    """What a class score of this network is called, e.g. `class_score@resnet50`."""
+    """Metric name of the class score of a network, e.g. `class_score@resnet50`."""
     return f"class_score@{extractor if isinstance(extractor, str) else extractor.name}"

@@ -1,9 +1,10 @@
-"""How well a codebook is used: entropies, distinct codes, stuck bits.
+"""Codebook usage statistics: entropies, distinct codes, stuck bits.
 
-A histogram of N samples cannot show more than log2 N bits: 32,768 uniform draws from 2^18 codes
-measure 14.88 bits. So usage, joint entropy and perplexity are given only for joint vocabularies up
-to 2^14; above that, marginal entropies of the entries, stuck bits and the number of distinct codes
-tell what can be told. Counts are integers and additive: windows and processes can be merged.
+A histogram of N samples cannot show an entropy above log2 N bits: 32,768 uniform draws from 2^18
+codes measure 14.88 bits. So usage, joint entropy and perplexity are computed only for joint
+vocabularies up to 2^14; above that there are the marginal entropies of the entries, the stuck bits
+and the number of distinct codes. Counts are integers and additive: windows and processes can be
+merged.
 """
 
 import math
@@ -20,6 +21,7 @@ MAX_JOINT = 2**14
 MAX_ENTRY = 2**20
 """Largest codebook whose marginal histogram is kept; regroup tokens to bits beyond that."""
 STUCK_BELOW, STUCK_ABOVE = 0.01, 0.99
+"""A bit whose mean is below the first or above the second value counts as stuck."""
 _COMPACT = 2**16
 
 
@@ -41,7 +43,7 @@ class CodeStatistics:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, for the next window."""
+        """Clear all counts, for the next window."""
         sizes = self.codebook_sizes
         tracked = [size if size <= MAX_ENTRY else 0 for size in sizes]
         self._tracked = tracked
@@ -85,13 +87,13 @@ class CodeStatistics:
         self.num_tokens += len(codes)
 
     def compute(self) -> dict[str, float]:
-        """Statistics of everything counted.
+        """Statistics of all tokens counted.
 
         Returns:
-            Always: `num_tokens` (positions). Joint vocabulary <= 2^14: `codebook_usage` (fraction
-            of codes seen, in [0, 1]), `entropy_bits` (of the joint histogram), `perplexity`
-            (2^entropy, the effective number of codes). Up to 2^62: `num_distinct` joint codes. If
-            every codebook is <= 2^20: `entry_entropy_min_bits`, `entry_entropy_mean_bits`,
+            Always: `num_tokens` (positions). If the joint vocabulary is <= 2^14: `codebook_usage`
+            (fraction of codes seen, in [0, 1]), `entropy_bits` (of the joint histogram),
+            `perplexity` (2^entropy, the effective number of codes). Up to 2^62: `num_distinct`, the
+            number of joint codes seen. If every codebook is <= 2^20: `entry_entropy_min_bits`, `entry_entropy_mean_bits`,
             `entry_usage_min` and `entry_usage_mean` over the G marginals. With binary codebooks:
             `bit_mean_min`, `bit_mean_max` and `num_stuck_bits` (mean below 0.01 or above 0.99).
 
@@ -136,7 +138,7 @@ class CodeStatistics:
         return torch.stack(ones).double() / max(self.num_tokens, 1)
 
     def merge(self, other: "CodeStatistics") -> None:
-        """Add what another object counted.
+        """Add the counts of another object.
 
         Raises:
             ValueError: If the codebook sizes differ.
@@ -185,7 +187,7 @@ class CodeStatistics:
         self.num_tokens = int(state["num_tokens"])
 
     def _checked(self, indices: Tensor, valid: Tensor | None) -> Tensor:
-        """The real positions as (tokens, G), after checks of shape, dtype and range."""
+        """Indices of the real positions, (tokens, G), after checks of shape, dtype and range."""
         sizes = self.codebook_sizes
         if indices.dtype != torch.int64 or indices.ndim != 3 or indices.shape[2] != len(sizes):
             found = f"{indices.dtype} {tuple(indices.shape)}"
@@ -206,6 +208,7 @@ class CodeStatistics:
         return codes
 
     def _marginal(self, g: int) -> Tensor:
+        """Histogram of codebook g."""
         return self._marginals[self._offsets[g] : self._offsets[g] + self._tracked[g]]
 
     def _compact(self) -> None:

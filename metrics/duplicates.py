@@ -1,11 +1,12 @@
-"""Samples that repeat one another: exact copies, and near copies by pixels.
+"""Duplicates among samples: exact copies, and near copies by pixel difference.
 
-Exact: equal 8-bit pixels (SHA-256). Near: the root mean square difference of 8-bit thumbnails, or
-of one and the mirror image of the other, is at most a threshold in levels of 0..255. Thumbnails
-are box averages of at most 32 x 32 pixels, so images up to that size are compared as they are;
-larger ones that differ in fine texture alone count as near copies too. Plain backgrounds lower the
-difference: judge the threshold by the pairs that it finds. Everything is exact in integers and
-sorted by image number, so batches, order and processes cannot matter.
+Exact copies have equal 8-bit pixels (SHA-256). Near copies are pairs for which the root mean square
+difference of 8-bit thumbnails, or of one thumbnail and the mirror image of the other, is at most a
+threshold on the 0..255 scale. Thumbnails are box averages of at most 32 x 32 pixels, so images up
+to that size are compared as they are, and larger images that differ in fine texture alone count as
+near copies. Plain backgrounds lower the difference: judge a threshold by the pairs that it finds.
+The arithmetic is exact in integers and sorted by image number, so the result does not depend on
+batches, order or processes.
 """
 
 import hashlib
@@ -20,10 +21,10 @@ from torch.nn import functional as F
 THUMBNAIL_SIDE = 32
 """Largest side of a thumbnail in pixels; 3 kB an image."""
 DEFAULT_THRESHOLD = 4.0
-"""Levels of 0..255, root mean square."""
+"""Root mean square difference of near copies on the 0..255 scale."""
 _COARSE_SIDE = 8
 _BLOCK = 1024
-_SLACK = 1.0  # above the rounding of coarse sums, about 1e-7, in squared levels
+_SLACK = 1.0  # above the rounding of coarse sums, about 1e-7, in squared pixel values
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -45,14 +46,15 @@ class DuplicatePair:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Duplicates:
-    """What a `DuplicateFinder` found.
+    """Result of a `DuplicateFinder`.
 
     Attributes:
-        threshold: Of near copies, in levels of 0..255.
-        numbers: Of all samples, rising, int64, shape (n,).
+        threshold: Largest root mean square difference of near copies, in [0, 255].
+        numbers: Numbers of all samples, rising, int64, shape (n,).
         has_twin: Whether an earlier sample is a near copy, bool, shape (n,).
         has_exact_twin: Whether an earlier sample has the same pixels, bool, shape (n,).
-        groups: Numbers of samples linked by near copies, largest group first; no singles.
+        groups: Numbers of samples linked by near copies, largest group first; groups of one
+            are left out.
         pairs: The closest pairs of all, near copies or not, closest first.
     """
 
@@ -74,7 +76,7 @@ class Duplicates:
         return float(self.has_exact_twin.double().mean())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything for JSON, without the per-sample tensors."""
+        """All results for JSON, without the per-sample tensors."""
         return {
             "num_samples": len(self.numbers),
             "threshold": self.threshold,
@@ -86,13 +88,14 @@ class Duplicates:
 
 
 class DuplicateFinder:
-    """Collects thumbnails and hashes of samples; `result` compares them all.
+    """Streaming collection of thumbnails and hashes of samples; `result` compares all pairs.
 
-    Memory is about 3.1 kB an image, twice that during `result`, whose time is O(n^2) in blocks of
-    1024 x 1024 pairs: sums over 8 x 8 boxes bound most pairs away. Objects pickle.
+    Memory is about 3.1 kB per image, and twice that during `result`, which takes O(n^2) time in
+    blocks of 1024 x 1024 pairs; a lower bound from sums over 8 x 8 boxes excludes most pairs.
+    Objects can be pickled.
 
     Args:
-        threshold: Largest root mean square difference of near copies, in levels of 0..255.
+        threshold: Largest root mean square difference of near copies, in [0, 255].
 
     Raises:
         ValueError: If the threshold is outside [0, 255].
@@ -100,7 +103,7 @@ class DuplicateFinder:
 
     def __init__(self, *, threshold: float = DEFAULT_THRESHOLD) -> None:
         if not 0 <= threshold <= 255:
-            raise ValueError(f"threshold: expected 0..255 levels, found {threshold}")
+            raise ValueError(f"threshold: expected 0..255 (8-bit pixel values), found {threshold}")
         self.threshold = float(threshold)
         self.image_shape: tuple[int, ...] | None = None
         self._seen: set[int] = set()
@@ -117,7 +120,7 @@ class DuplicateFinder:
 
         Args:
             pixels: uint8, shape (B, 3, H, W), one size for all batches.
-            numbers: Which sample each is, int64, shape (B,); each only once.
+            numbers: Number of each sample, int64, shape (B,); each number only once.
 
         Raises:
             ValueError: If shapes or dtypes are wrong, or a number was seen before.
@@ -135,7 +138,7 @@ class DuplicateFinder:
         self._add(tuple(pixels.shape[1:]), numbers.cpu().clone(), _thumbnails(pixels), hashes)
 
     def merge(self, other: "DuplicateFinder") -> None:
-        """Add what another object collected.
+        """Add the samples of another object.
 
         Raises:
             ValueError: If threshold or image size differ, or a sample is in both.
@@ -151,8 +154,8 @@ class DuplicateFinder:
         """Compare all samples with all others.
 
         Args:
-            num_pairs: How many of the closest pairs to return, >= 0; of equally close ones those
-                with the smallest numbers.
+            num_pairs: Number of closest pairs to return, >= 0; among equally close pairs those
+                with the smallest sample numbers.
 
         Raises:
             ValueError: If there is no sample or `num_pairs` is negative.
@@ -192,7 +195,7 @@ class DuplicateFinder:
     def _add(
         self, shape: tuple[int, ...], numbers: Tensor, thumbnails: Tensor, hashes: list[bytes]
     ) -> None:
-        """Take checked values."""
+        """Add values whose shapes and types were checked."""
         if self.image_shape not in (None, shape):
             raise ValueError(f"pixels: expected images of shape {self.image_shape}, found {shape}")
         new = set(numbers.tolist())
@@ -218,12 +221,13 @@ def find_duplicates(
 
     Args:
         pixels: uint8, shape (n, 3, H, W).
-        numbers: Of the samples, int64, shape (n,); None = 0 to n - 1.
-        threshold: As for `DuplicateFinder`.
-        num_pairs: As for `DuplicateFinder.result`.
+        numbers: Numbers of the samples, int64, shape (n,); None = 0 to n - 1.
+        threshold: Largest root mean square difference of near copies, in [0, 255].
+        num_pairs: Number of closest pairs to return, >= 0.
 
     Raises:
-        ValueError: As both raise it.
+        ValueError: If an argument is out of range or of another shape or type, if a number repeats,
+            or if there is no image.
     """
     finder = DuplicateFinder(threshold=threshold)
     finder.update(pixels, torch.arange(len(pixels)) if numbers is None else numbers)
@@ -231,36 +235,39 @@ def find_duplicates(
 
 
 class _Search:
-    """All pairs i < j of sorted thumbnails, block by block; only what is asked for is kept."""
+    """Comparison of all pairs i < j of sorted thumbnails, block by block.
+
+    Only near copies and the closest pairs are kept.
+    """
 
     def __init__(self, thumbnails: Tensor, threshold: float, num_pairs: int) -> None:
         self.thumbnails = thumbnails
         self.num_values = thumbnails[0].numel()
-        self.limit = threshold**2 * self.num_values  # of summed squared differences
+        self.limit = threshold**2 * self.num_values  # limit of summed squared differences
         self.num_pairs = num_pairs
         self.has_twin = torch.zeros(len(thumbnails), dtype=torch.bool)
         self.closest: list[tuple[float, int, int, bool]] = []
         self._components = torch.arange(len(thumbnails))
-        parts = thumbnails.split(_BLOCK)
+        parts = torch.split(thumbnails, _BLOCK)
         self._coarse = torch.cat([_coarse(part) for part in parts])
         self._coarse_mirrored = torch.cat([_coarse(part.flip(3)) for part in parts])
 
     def run(self) -> None:
-        """Compare everything."""
+        """Compare all pairs."""
         starts = range(0, len(self.thumbnails), _BLOCK)
         for start in starts:
             for first in starts[start // _BLOCK :]:
                 self._block(slice(start, start + _BLOCK), slice(first, first + _BLOCK))
 
     def groups(self) -> Iterator[list[int]]:
-        """Places of the samples of each component with at least two."""
+        """Row numbers of the samples of each connected component of at least two."""
         members: dict[int, list[int]] = {}
         for place, component in enumerate(self._components.tolist()):
             members.setdefault(component, []).append(place)
         return (group for group in members.values() if len(group) > 1)
 
     def _block(self, rows: slice, columns: slice) -> None:
-        """Pairs of one block: bound them, measure what the bound lets pass, note what counts."""
+        """Compare the pairs of one block: exclude pairs by the lower bound, then measure the rest."""
         bound = self.limit
         if len(self.closest) < self.num_pairs:
             bound = torch.inf
@@ -288,7 +295,7 @@ class _Search:
     def _note_closest(
         self, places: Tensor, others: Tensor, squared: Tensor, mirrored: Tensor
     ) -> None:
-        """Keep the `num_pairs` smallest of those known and those of a block."""
+        """Keep the `num_pairs` closest pairs among those known and those of a block."""
         count = min(self.num_pairs, squared.numel())
         if not count:
             return
@@ -307,7 +314,7 @@ class _Search:
         self.closest = sorted(self.closest)[: self.num_pairs]
 
     def _link(self, places: Tensor, others: Tensor, near: Tensor) -> None:
-        """Join the components of all near pairs; the smallest place names a component."""
+        """Join the components of all near pairs; a component has the number of its first row."""
         count = len(self._components)
         of_rows, of_columns = self._components[places], self._components[others]
         apart = near & (of_rows[:, None] != of_columns)
@@ -331,7 +338,7 @@ class _Search:
 
 
 def _thumbnails(pixels: Tensor) -> Tensor:
-    """Box averages, rounded to uint8, of at most 32 x 32; smaller sides stay."""
+    """Box averages of at most 32 x 32 pixels, rounded to uint8; smaller sides are kept."""
     height, width = (min(side, THUMBNAIL_SIDE) for side in pixels.shape[2:])
     if (height, width) == tuple(pixels.shape[2:]):
         return pixels.clone()
@@ -353,6 +360,6 @@ def _coarse(thumbnails: Tensor) -> Tensor:
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Of all pairs of rows, shape (len(a), len(b)); exact if the rows are integers."""
+    """Squared distances of all pairs of rows, (len(a), len(b)); exact if the rows are integers."""
     squares_a, squares_b = a.square().sum(1, keepdim=True), b.square().sum(1)
     return (a @ b.T).mul_(-2).add_(squares_a).add_(squares_b)

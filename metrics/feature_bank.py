@@ -1,7 +1,8 @@
 """All feature vectors of a set of images, with their numbers and labels.
 
-Kernel distances and neighbours need the vectors themselves, not their moments. The vectors come
-out sorted by image number, so neither the order of batches nor the number of processes can show.
+Kernel distances and nearest neighbours need the vectors themselves, not their moments. The vectors
+are returned sorted by image number, so they depend neither on the order of batches nor on the
+number of processes.
 """
 
 import torch
@@ -11,13 +12,13 @@ from torch import Tensor
 class FeatureBank:
     """Feature vectors in float32, kept in memory: 4 n D bytes, 410 MB for 50,000 of D = 2048.
 
-    Reading `features` after an update sorts them, which for a moment needs as much again. Banks
-    pickle, so processes can send them to one another.
+    Reading `features` after an update sorts them, which temporarily needs the same amount again.
+    Banks can be pickled, so processes can send them to one another.
 
     Args:
-        num_features: D, length of the vectors.
-        extractor_id: Which network and weights the features come from, e.g. `efflite0#57934424`.
-            Banks of different ids are not merged; "" matches only "".
+        num_features: Length D of the vectors.
+        extractor_id: Network and weights that the features come from, e.g. `efflite0#57934424`.
+            Banks of different ids cannot be merged; "" matches only "".
 
     Raises:
         ValueError: If `num_features` is below 1.
@@ -44,12 +45,12 @@ class FeatureBank:
 
         Args:
             features: Shape (B, D), any float dtype, any device.
-            numbers: Which image each vector belongs to, int64, shape (B,); each only once.
-            labels: Classes, int64, shape (B,), or None; the same kind in every call.
+            numbers: Number of the image of each vector, int64, shape (B,); each only once.
+            labels: Classes, int64, shape (B,), or None; given in all calls or in none.
 
         Raises:
             ValueError: If shapes or dtypes are wrong, a value is not finite in float32, a number
-                was seen before, or some batches have labels and others have not.
+                was seen before, or only some batches have labels.
         """
         if features.ndim != 2 or features.shape[1] != self.num_features:
             expected = f"(B, {self.num_features})"
@@ -68,11 +69,11 @@ class FeatureBank:
             self._add(features, numbers.cpu(), None if labels is None else labels.cpu())
 
     def merge(self, other: "FeatureBank") -> None:
-        """Add what another bank holds.
+        """Add the vectors of another bank.
 
         Raises:
-            ValueError: If the other one is of another size or network, holds an image that is
-                here already, or one of the two has labels and the other has not.
+            ValueError: If the other bank has another vector size or network, holds an image number
+                that this one has, or only one of the two has labels.
         """
         if other.num_features != self.num_features:
             raise ValueError(f"feature sizes differ: {self.num_features} and {other.num_features}")
@@ -85,7 +86,7 @@ class FeatureBank:
 
     @property
     def features(self) -> Tensor:
-        """Vectors by rising image number, float32, shape (n, D); not to be changed."""
+        """Vectors by rising image number, float32, shape (n, D); must not be modified."""
         self._sort()
         return self._features[0]
 
@@ -102,7 +103,7 @@ class FeatureBank:
         return self._labels[0] if self._has_labels else None
 
     def trim(self, most: int) -> None:
-        """Keep the vectors with the `most` smallest numbers."""
+        """Keep only the vectors with the `most` smallest image numbers."""
         if len(self) <= most:
             return
         self._sort()
@@ -113,7 +114,7 @@ class FeatureBank:
         self._labels = [part[kept].clone() for part in self._labels]
 
     def _add(self, features: Tensor, numbers: Tensor, labels: Tensor | None) -> None:
-        """Take checked tensors."""
+        """Add tensors whose shapes and types were checked."""
         has_labels = labels is not None
         if self._has_labels not in (None, has_labels):
             raise ValueError("labels: some vectors have one and others have not")
@@ -131,7 +132,7 @@ class FeatureBank:
         self._sorted = False
 
     def _sort(self) -> None:
-        """Make one sorted tensor of each list."""
+        """Join each list to one tensor sorted by image number."""
         if self._sorted:
             return
         order = torch.cat(self._numbers).argsort()

@@ -1,8 +1,8 @@
 """Frechet distance between feature sets, from streaming float64 statistics.
 
-The word FID is reserved for the genuine Inception network with its own resize rule, and sFID for
-its spatial map; with any other network the number is an `FD@name`. At a few thousand images the
-value is dominated by its bias: compare at one fixed number of images only.
+The name FID is reserved for the genuine Inception network with its own resize rule, and sFID for
+its spatial map; the distance on any other network is called `FD@name`. At a few thousand images the
+value is dominated by its bias: compare values of one fixed number of images only.
 """
 
 import math
@@ -19,14 +19,14 @@ class FrechetStatistics:
     """Mean and centred scatter matrix of a stream of feature vectors.
 
     Batches are folded in by the pairwise update of means and scatters (Chan, Golub and LeVeque,
-    1979), which never subtracts large numbers: order and batch sizes do not matter to about 1e-12.
-    Memory is D^2 float64 numbers, 34 MB at D = 2048. Objects pickle: processes send them to one
-    another and `merge` them in the order of their ranks.
+    1979), which never subtracts large numbers: order and batch sizes change the result by at most
+    about 1e-12. Memory is D^2 float64 numbers, 34 MB at D = 2048. Objects can be pickled, so that
+    processes send them to one another and `merge` them in the order of their ranks.
 
     Args:
-        num_features: D, length of the vectors.
-        extractor_id: Which network and weights the features come from, e.g. `efflite0#57934424`.
-            Statistics of different ids are neither merged nor compared; "" matches only "".
+        num_features: Length D of the vectors.
+        extractor_id: Network and weights that the features come from, e.g. `efflite0#57934424`.
+            Statistics of different ids can be neither merged nor compared; "" matches only "".
     """
 
     def __init__(self, num_features: int, *, extractor_id: str = "") -> None:
@@ -64,10 +64,10 @@ class FrechetStatistics:
         self.scatter.addmm_(rows.T, rows)
 
     def merge(self, other: "FrechetStatistics") -> None:
-        """Add what another object saw.
+        """Add the vectors of another object.
 
         Raises:
-            ValueError: If the other one is of another size or network.
+            ValueError: If the other object has another vector size or network.
         """
         _check_same(self, other)
         if other.count:
@@ -77,7 +77,7 @@ class FrechetStatistics:
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased covariance, float64, shape (D, D); needs two vectors.
+        """Unbiased covariance, float64, shape (D, D).
 
         Raises:
             ValueError: If fewer than two vectors were seen.
@@ -87,10 +87,11 @@ class FrechetStatistics:
         return self.scatter / (self.count - 1)
 
     def _move(self, count: int, mean: Tensor) -> Tensor:
-        """Add `count` vectors to count and mean; the v of the v v^T that the scatter still lacks.
+        """Add `count` vectors of mean `mean` to count and mean, but not to the scatter.
 
         Returns:
-            Shift of the means times the root of count_1 count_2 / (count_1 + count_2), shape (D,).
+            The vector v, shape (D,), whose v v^T must be added to the scatter: the shift of the
+            means times the root of count_1 count_2 / (count_1 + count_2).
         """
         total = self.count + count
         shift = mean - self.mean
@@ -104,20 +105,21 @@ def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
     """Squared Frechet (2-Wasserstein) distance of the Gaussians fitted to two feature sets.
 
     |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2. With A = L L^T and B = M M^T the
-    last trace is the sum of the singular values of L^T M, whichever factors are taken. Unlike a
-    square root of the product it needs no inverse, is never complex, and keeps full precision for
-    fewer samples than dimensions: L has no more columns than the covariance can have rank.
-    `benchmarks/frechet.py` measures time and error beside the eigenvalues of the product.
+    last trace is the sum of the singular values of L^T M for any choice of factors. Unlike a square
+    root of the product this needs no inverse, is never complex, and keeps full precision for fewer
+    samples than dimensions: L has no more columns than the largest possible rank.
+    `benchmarks/frechet.py` compares time and error with those of the eigenvalues of the product.
 
     Args:
-        a: At least two vectors.
-        b: At least two vectors, of the same network.
+        a: Statistics of at least two vectors.
+        b: Statistics of at least two vectors of the same network.
 
     Returns:
-        A number >= 0 in squared feature units.
+        The distance, >= 0, in squared feature units.
 
     Raises:
-        ValueError: If the two do not fit, have fewer than two vectors, or are not finite.
+        ValueError: If the vector sizes or networks differ, there are fewer than two vectors, or the
+            statistics are not finite.
 
     Source: arXiv:1706.08500, equation 6.
     """
@@ -134,19 +136,21 @@ def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
 
 
 def metric_name(extractor: FeatureExtractor | str) -> str:
-    """What a Frechet distance on these features may be called: `FID`, or `FD@efflite0`."""
+    """Name of the Frechet distance on these features: `FID`, or for example `FD@efflite0`."""
     name = extractor if isinstance(extractor, str) else extractor.name
     return "FID" if name == _FID_EXTRACTOR else f"FD@{name}"
 
 
 def _factor(covariance: Tensor, max_rank: int) -> Tensor:
-    """L with L L^T = covariance, shape (D, rank), rank <= max_rank.
+    """Factor L with L L^T = covariance, shape (D, rank), rank <= max_rank.
 
-    The cheapest of three that is exact: pivoted Cholesky for few samples, plain Cholesky for a
-    matrix of full rank, a symmetric eigendecomposition for the rest.
+    The cheapest exact method is taken: pivoted Cholesky for few samples, plain Cholesky for a
+    matrix of full rank, otherwise a symmetric eigendecomposition.
     """
     size = len(covariance)
-    negligible = size * torch.finfo(torch.float64).eps  # of the largest diagonal or eigenvalue
+    negligible = (
+        size * torch.finfo(torch.float64).eps
+    )  # relative to the largest diagonal element or eigenvalue
     if 2 * max_rank <= size:
         return _pivoted_cholesky(covariance, max_rank, negligible)
     if max_rank >= size:
@@ -155,13 +159,13 @@ def _factor(covariance: Tensor, max_rank: int) -> Tensor:
         if not int(failed) and float(pivots.min()) > negligible * float(pivots.max()):
             return factor
     values, vectors = torch.linalg.eigh(covariance)
-    kept = values > values[-1].clamp_min(0) * negligible  # negative ones are rounding
+    kept = values > values[-1].clamp_min(0) * negligible  # negative values are rounding errors
     kept[: max(0, size - max_rank)] = False
     return vectors[:, kept] * values[kept].sqrt()
 
 
 def _pivoted_cholesky(matrix: Tensor, max_rank: int, negligible: float) -> Tensor:
-    """L with L L^T = matrix, shape (D, rank), taking the largest remaining diagonal each time."""
+    """Factor L with L L^T = matrix, shape (D, rank), pivoting on the largest remaining diagonal."""
     remaining = matrix.diagonal().clone()
     smallest = float(remaining.max()) * negligible
     rows = matrix.new_zeros(max_rank, len(matrix))  # L^T
@@ -177,6 +181,7 @@ def _pivoted_cholesky(matrix: Tensor, max_rank: int, negligible: float) -> Tenso
 
 
 def _check_same(a: FrechetStatistics, b: FrechetStatistics) -> None:
+    """Refuse statistics of different vector sizes or networks."""
     if a.num_features != b.num_features:
         raise ValueError(f"feature sizes differ: {a.num_features} and {b.num_features}")
     if a.extractor_id != b.extractor_id:

@@ -1,8 +1,8 @@
 """Pixel metrics of reconstructions: PSNR, PSNR without the white background, SSIM, MS-SSIM, MSE.
 
-All are computed after the project's one rounding rule, `round(127.5 * (x + 1))` clamped to
-0..255, so a number measured on tensors equals the number measured on the saved PNGs. Sums are kept
-in float64 and are additive, so batches and processes can be split at will.
+All are computed after the rounding rule of the package, `round(127.5 * (x + 1))` clamped to
+0..255, so a value measured on tensors equals the value measured on the saved PNGs. Sums are kept in
+float64 and are additive, so images can be split over batches and processes in any way.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ _WHITE, _PEAK = 255, 255.0
 
 @dataclass(frozen=True, kw_only=True)
 class MsSsim:
-    """A form of MS-SSIM: the fewer pixels, the fewer scales and the smaller the window.
+    """A form of MS-SSIM; smaller images have fewer scales and a smaller window.
 
     Attributes:
         name: `ms_ssim` for the published form; `ms_ssim_SCALESxWINDOW` for smaller images, whose
-            values are comparable with their own kind only.
-        min_side: Smallest shorter side, in pixels: window * (scales - 1)^2, which torchmetrics
-            demands; the smallest scale is then at least about as wide as the window.
+            values are comparable only with values of the same form.
+        min_side: Smallest shorter side, in pixels: window * (scales - 1)^2, as torchmetrics
+            requires; the smallest scale is then at least about as wide as the window.
         scales: Number of scales, each half as wide as the one before.
         window: Side of the Gaussian window in pixels; sigma is 1.5 / 11 of it.
     """
@@ -40,15 +40,15 @@ class MsSsim:
 
     @property
     def sigma(self) -> float:
-        """Of the Gaussian, in pixels. torchmetrics derives the window from it, not the reverse."""
+        """Standard deviation of the Gaussian in pixels; torchmetrics derives the window from it."""
         return 1.5 * self.window / 11
 
     @property
     def betas(self) -> tuple[float, ...]:
         """Exponents of the scales, finest first: the first published ones, scaled to their sum.
 
-        So images that are alike to one degree at all scales get that degree, as in `ms_ssim`;
-        torchmetrics takes exponents as they are.
+        So images of equal similarity at all scales get that similarity, as in `ms_ssim`;
+        torchmetrics does not normalize exponents.
         """
         kept = _BETAS[: self.scales]
         return tuple(beta * sum(_BETAS) / sum(kept) for beta in kept)
@@ -61,22 +61,22 @@ MS_SSIM_FORMS = (
     MsSsim(name="ms_ssim_3x5", min_side=20, scales=3, window=5),
     MsSsim(name="ms_ssim_3x3", min_side=12, scales=3, window=3),
 )
-"""By falling size; images take the first that they are large enough for."""
+"""Forms by falling size; an image gets the first form that it is large enough for."""
 
 
 def ms_ssim_form(side: int) -> MsSsim | None:
-    """The form of MS-SSIM for images whose shorter side is `side` pixels; None below 12."""
+    """Form of MS-SSIM for images whose shorter side is `side` pixels; None below 12."""
     return next((form for form in MS_SSIM_FORMS if side >= form.min_side), None)
 
 
 def ms_ssim_name(side: int) -> str | None:
-    """What MS-SSIM is called at a shorter side of `side` pixels; None below 12."""
+    """Name of MS-SSIM for images whose shorter side is `side` pixels; None below 12."""
     form = ms_ssim_form(side)
     return None if form is None else form.name
 
 
 def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, on uint8 pixels.
+    """Peak signal-to-noise ratio of each image in dB, computed on uint8 pixels.
 
     Args:
         originals: Float in [-1, 1], shape (B, 3, H, W).
@@ -95,8 +95,8 @@ def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
 def psnr_non_white(originals: Tensor, reconstructions: Tensor) -> Tensor:
     """PSNR of each image in dB over the pixels whose original is not pure white.
 
-    A white background is reproduced perfectly by nearly any tokenizer and lifts plain PSNR of
-    drawings by many dB; this leaves it out.
+    Nearly any tokenizer reproduces a white background perfectly, which raises the plain PSNR of
+    drawings by many dB.
 
     Args:
         originals: Float in [-1, 1], shape (B, 3, H, W). White is (255, 255, 255) after rounding.
@@ -113,7 +113,7 @@ def psnr_non_white(originals: Tensor, reconstructions: Tensor) -> Tensor:
 
 
 def reconstruction_values(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
-    """Every metric of each image; `ReconstructionMeter` takes its means from these.
+    """All metrics of each image; `ReconstructionMeter` averages these.
 
     Args:
         originals: Float in [-1, 1], shape (B, 3, H, W), H, W >= 11 pixels.
@@ -136,11 +136,11 @@ def reconstruction_values(originals: Tensor, reconstructions: Tensor) -> dict[st
 
 @dataclass(kw_only=True)
 class ReconstructionMeter:
-    """Dataset-level reconstruction metrics, streaming and mergeable.
+    """Reconstruction metrics of a set of images, streaming and mergeable.
 
     Every field is a plain sum over images, so `merge` of two meters, or the sum of their `state`
-    over processes, equals one meter that saw everything. Each form of MS-SSIM has a sum and a
-    number of images of its own.
+    over processes, equals one meter that saw all images. Each form of MS-SSIM has its own sum and
+    number of images.
     """
 
     num_images: float = 0.0
@@ -167,7 +167,7 @@ class ReconstructionMeter:
             reconstructions: The same.
 
         Returns:
-            The values of each image, those of `reconstruction_values`.
+            Values of each image as from `reconstruction_values`.
 
         Raises:
             ValueError: If shapes differ, values are not finite or images are too small.
@@ -194,10 +194,10 @@ class ReconstructionMeter:
         Returns:
             `psnr`: mean over images of the PSNR of each, dB. `psnr_non_white`: PSNR in dB of the
             squared error pooled over all non-white pixels of the set (so that nearly white images
-            do not dominate); NaN if there is none. `ssim`: mean over images, in [-1, 1]; images are
-            reflected at the border and all positions count, as in torchmetrics. `ms_ssim`, or the
-            name of a form for smaller images: mean over images, in [0, 1]; absent if all images
-            were below 12 pixels. `mse`: mean squared error of pixels scaled to [0, 1].
+            do not dominate); NaN if there are no such pixels. `ssim`: mean over images, in [-1, 1];
+            images are reflected at the border and all positions count, as in torchmetrics.
+            `ms_ssim`, or the name of a form for smaller images: mean over images, in [0, 1]; absent
+            if all images were below 12 pixels. `mse`: mean squared error of pixels scaled to [0, 1].
             `num_images`.
 
         Raises:
@@ -218,12 +218,12 @@ class ReconstructionMeter:
         return result | {"mse": self.mse_sum / self.num_images, "num_images": self.num_images}
 
     def state(self) -> Tensor:
-        """All sums as one float64 vector on the CPU; vectors of several processes may be added."""
+        """All sums as one float64 vector on the CPU; vectors of several processes can be added."""
         return torch.tensor([getattr(self, name) for name in self._names()], dtype=torch.float64)
 
     @classmethod
     def from_state(cls, state: Tensor) -> Self:
-        """A meter from a `state` vector, or from the sum of several.
+        """Meter from a `state` vector, or from the sum of several.
 
         Raises:
             ValueError: If the vector has another shape.
@@ -234,17 +234,18 @@ class ReconstructionMeter:
         return cls(**dict(zip(names, state.tolist(), strict=True)))
 
     def merge(self, other: "ReconstructionMeter") -> None:
-        """Add what another meter saw."""
+        """Add the images of another meter."""
         for name in self._names():
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @classmethod
     def _names(cls) -> tuple[str, ...]:
+        """Names of the fields, in the order of `state`."""
         return tuple(cls.__dataclass_fields__)
 
 
 def _pixel_pair(originals: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
-    """Both batches as uint8 pixels after shape checks."""
+    """Convert both batches to uint8 pixels after shape checks."""
     if originals.shape != reconstructions.shape or originals.ndim != 4 or originals.shape[1] != 3:
         found = f"{tuple(originals.shape)} and {tuple(reconstructions.shape)}"
         raise ValueError(f"images: expected two batches of one shape (B, 3, H, W), found {found}")
@@ -252,7 +253,7 @@ def _pixel_pair(originals: Tensor, reconstructions: Tensor) -> tuple[Tensor, Ten
 
 
 def _values(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
-    """`reconstruction_values` of uint8 pixels."""
+    """Compute `reconstruction_values` of uint8 pixels."""
     side = min(originals.shape[2:])
     if side < MIN_SSIM_SIDE:
         found = f"{originals.shape[2]} x {originals.shape[3]}"
@@ -270,7 +271,7 @@ def _values(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
 
 
 def _squared_errors(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """Exact squared level differences, float64, shape as given."""
+    """Exact squared pixel differences, float64, in the shape of the input."""
     return (originals.int() - reconstructions.int()).square().double()
 
 
@@ -283,12 +284,12 @@ def _non_white_sums(originals: Tensor, reconstructions: Tensor) -> tuple[Tensor,
 
 
 def _decibel(mse: Tensor) -> Tensor:
-    """PSNR in dB of a mean squared error of pixels, capped."""
+    """PSNR in dB of a mean squared error of 8-bit pixels, at most `PSNR_CAP`."""
     return (10 * torch.log10(_PEAK**2 / mse)).clamp_max(PSNR_CAP)
 
 
 def _ssim(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """SSIM of each image on pixels / 255, Gaussian window of 11 pixels, shape (B,)."""
+    """SSIM of each image of uint8 pixels, Gaussian window of 11 pixels, shape (B,)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     values = structural_similarity_index_measure(
@@ -304,7 +305,7 @@ def _ssim(originals: Tensor, reconstructions: Tensor) -> Tensor:
 
 
 def _ms_ssim(originals: Tensor, reconstructions: Tensor, form: MsSsim) -> Tensor:
-    """MS-SSIM of each image on pixels / 255, shape (B,)."""
+    """MS-SSIM of each image of uint8 pixels, shape (B,)."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
     if not len(originals):

@@ -2,7 +2,7 @@
 
 The squared maximum mean discrepancy with the kernel (x.y / D + 1)^3. Being unbiased it does not
 fall with the number of samples as the Frechet distance does, and it may be slightly negative.
-The word KID is reserved for the FID Inception, as FID is.
+The name KID is reserved for the FID Inception, like FID.
 
 Source: arXiv:1801.01401.
 """
@@ -13,12 +13,17 @@ import torch
 from torch import Tensor
 
 DEFAULT_SUBSETS, DEFAULT_SUBSET_SIZE = 100, 1000
-"""Of the published numbers and of torchmetrics."""
+"""Number and size of the subsets of published values and of torchmetrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelDistance:
-    """Mean and standard deviation (divided by n, as in torchmetrics) over random subsets."""
+    """Kernel distance over random subsets.
+
+    Attributes:
+        mean: Mean over the subsets.
+        std: Standard deviation over the subsets, divided by n as in torchmetrics.
+    """
 
     mean: float
     std: float
@@ -39,12 +44,12 @@ def kernel_distance(
     equal states of the generators give equal numbers. Values are computed in float64.
 
     Args:
-        samples: Features, shape (n, D), any float dtype; the order of the rows matters to the draw
-            (`FeatureBank` fixes it).
+        samples: Features, shape (n, D), any float dtype; the subsets depend on the order of the
+            rows, which `FeatureBank` fixes.
         reference: Features of the real images, shape (m, D).
         subsets: Number of pairs of subsets, >= 1.
         subset_size: Vectors in a subset, >= 2.
-        rng: Draws the subsets, on the CPU.
+        rng: Random generator on the CPU that draws the subsets.
 
     Raises:
         ValueError: If shapes do not fit, values are not finite, or a side has fewer vectors than
@@ -74,18 +79,19 @@ def kernel_distance(
 def kernel_distance_full(samples: Tensor, reference: Tensor, *, block: int = 2048) -> float:
     """Unbiased squared maximum mean discrepancy over all pairs of vectors.
 
-    It needs no draw, so it has no seed; O(n^2 D) time, O(n D + block^2) memory.
+    It draws nothing at random, so it has no seed; O(n^2 D) time, O(n D + block^2) memory.
 
     Args:
         samples: Features, shape (n, D), any float dtype, n >= 2.
         reference: Features, shape (m, D), m >= 2.
-        block: Vectors at once on either side.
+        block: Number of vectors compared at once on either side.
 
     Returns:
-        A number that may be negative when the sets are equally distributed.
+        The estimate; it may be negative when the sets are equally distributed.
 
     Raises:
-        ValueError: If shapes do not fit, values are not finite, or a side has fewer than 2.
+        ValueError: If shapes do not fit, values are not finite, or a side has fewer than
+            2 vectors.
 
     Source: arXiv:1801.01401, equation 4, the U-statistic.
     """
@@ -97,15 +103,15 @@ def kernel_distance_full(samples: Tensor, reference: Tensor, *, block: int = 204
     within_reference = _kernel_sum(reference, block) / (m * (m - 1))
     across = sum(
         float(_kernel(part, other).sum())
-        for part in samples.split(block)
-        for other in reference.split(block)
+        for part in torch.split(samples, block)
+        for other in torch.split(reference, block)
     )
     return within_samples + within_reference - 2 * across / (n * m)
 
 
 def _kernel_sum(vectors: Tensor, block: int) -> float:
     """Sum of the kernel over all ordered pairs of different rows."""
-    parts = vectors.split(block)
+    parts = torch.split(vectors, block)
     total = 0.0
     for i, part in enumerate(parts):
         own = _kernel(part, part)
@@ -115,11 +121,12 @@ def _kernel_sum(vectors: Tensor, block: int) -> float:
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    """(x.y / D + 1)^3 of all pairs, float64, shape (len(a), len(b))."""
+    """Kernel (x.y / D + 1)^3 of all pairs of rows, float64, shape (len(a), len(b))."""
     return (a.double() @ b.double().T / a.shape[1] + 1).pow(3)
 
 
 def _check(samples: Tensor, reference: Tensor) -> None:
+    """Refuse features of different or wrong shapes, or with values that are not finite."""
     if samples.ndim != 2 or reference.ndim != 2 or samples.shape[1] != reference.shape[1]:
         found = f"{tuple(samples.shape)} and {tuple(reference.shape)}"
         raise ValueError(f"features: expected (n, D) and (m, D), found {found}")

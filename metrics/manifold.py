@@ -1,9 +1,10 @@
 """Precision, recall, density and coverage of samples, from nearest neighbours of features.
 
-Precision and density say how many samples lie where real images lie; recall and coverage say how
-much of the real images the samples reach. Features are rounded to whole numbers, about 20 bits at
-D = 2048, so that float64 computes every squared distance exactly: equal vectors are at distance 0,
-ties are ties, and the order of rows cannot matter. Against float32 features that rounding is small.
+Precision and density measure how many samples lie in the manifold of the real images; recall and
+coverage measure how much of that manifold the samples cover. Features are rounded to integers of
+about 20 bits at D = 2048, so that float64 computes every squared distance exactly: equal vectors
+have distance 0, ties are exact, and the order of rows does not matter. That rounding is small
+compared with the precision of float32 features.
 
 Source: arXiv:1904.06991 (improved precision and recall), arXiv:2002.09797 (density and coverage).
 """
@@ -19,7 +20,7 @@ _EXACT_BITS = 51  # sums of squares stay below 2^51, squared distances below 2^5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ManifoldResult:
-    """Four shares of two feature sets, with what each vector adds to them.
+    """Precision, recall, density and coverage of two feature sets, with the values of each vector.
 
     Attributes:
         precision: Share of samples within the neighbourhood of a reference vector, in [0, 1].
@@ -27,13 +28,13 @@ class ManifoldResult:
         density: Mean over samples of the number of neighbourhoods that hold it, over k; >= 0, about
             1 for equal distributions.
         coverage: Share of reference vectors whose neighbourhood holds a sample, in [0, 1].
-        in_manifold: Per sample, bool; `precision` is its mean.
-        sample_density: Per sample, float64; `density` is its mean.
-        recalled: Per reference vector, bool; `recall` is its mean.
-        covered: Per reference vector, bool; `coverage` is its mean.
-        nearest_reference: Per sample, row of the nearest reference vector, int64; of several
-            equals the first.
-        nearest_distance: To it, Euclidean, float64.
+        in_manifold: Whether each sample counts for precision, bool; `precision` is the mean.
+        sample_density: Density of each sample, float64; `density` is the mean.
+        recalled: Whether each reference vector counts for recall, bool; `recall` is the mean.
+        covered: Whether each reference vector is covered, bool; `coverage` is the mean.
+        nearest_reference: Row of the reference vector nearest to each sample, int64; the first one
+            of several at equal distance.
+        nearest_distance: Euclidean distance of each sample to that vector, float64.
     """
 
     precision: float
@@ -59,20 +60,21 @@ def manifold_metrics(
 ) -> ManifoldResult:
     """Precision and recall (k = 3), density and coverage (k = 5) of two feature sets.
 
-    The neighbourhood of a vector is the ball that reaches its k-th neighbour in its own set, itself
-    not counted; as in the authors' code it is closed for precision and recall and open for density
-    and coverage, which matters for copies only. O((n + m)^2 D) time; memory O((n + m) D + block^2);
-    computed where the features are, in float64.
+    The neighbourhood of a vector is the ball with the distance to its k-th neighbour in its own
+    set, not counting itself, as radius. As in the authors' code the ball is closed for precision
+    and recall and open for density and coverage, which matters for copies only. Time is
+    O((n + m)^2 D), memory O((n + m) D + block^2); computed on the device of the features, in
+    float64.
 
     Args:
         samples: Features, shape (n, D), any float dtype.
         reference: Features of the real images, shape (m, D).
-        pr_neighbors: k of precision and recall.
-        dc_neighbors: k of density and coverage.
-        block: Vectors at once on either side; 128 MiB a matrix at 4096.
+        pr_neighbors: Number k of neighbours for precision and recall.
+        dc_neighbors: Number k of neighbours for density and coverage.
+        block: Number of vectors compared at once on either side; 128 MiB per matrix at 4096.
 
     Returns:
-        All on the CPU.
+        The metrics, with all tensors on the CPU.
 
     Raises:
         ValueError: If shapes do not fit, values are not finite, or a set is not larger than k.
@@ -102,7 +104,7 @@ def manifold_metrics(
             balls[rows] += inside.sum(1)
             covered[columns] |= inside.any(0)
             values, places = squared.min(1)
-            nearer = values < distance[rows]  # not <=: of equals the first block's stays
+            nearer = values < distance[rows]  # not <=: of equal distances the first block's is kept
             distance[rows] = torch.where(nearer, values, distance[rows])
             nearest[rows] = torch.where(nearer, places + first, nearest[rows])
     in_manifold, recalled, covered = in_manifold.cpu(), recalled.cpu(), covered.cpu()
@@ -123,10 +125,13 @@ def manifold_metrics(
 
 
 def _whole_numbers(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Both sets, shifted and multiplied by a power of 2, as int32, and that factor.
+    """Shift both sets and round them to int32 after multiplication by a power of 2.
 
-    Sums of D squares stay below 2^51. The shift is the middle of each feature's range, which the
-    order of rows cannot change.
+    Sums of D squares stay below 2^51. The shift is the middle of each feature's range, which does
+    not depend on the order of rows.
+
+    Returns:
+        Samples and reference as int32, and the factor.
     """
     both = (samples, reference.to(samples.device))
     low = torch.minimum(*(vectors.amin(0) for vectors in both)).double()
@@ -137,7 +142,10 @@ def _whole_numbers(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, 
     scale = 2.0 ** (bits - math.frexp(largest)[1])  # largest < 2^exponent
     numbers = [
         torch.cat(
-            [((part.double() - middle) * scale).round().int() for part in vectors.split(4096)]
+            [
+                ((part.double() - middle) * scale).round().int()
+                for part in torch.split(vectors, 4096)
+            ]
         )
         for vectors in both
     ]
@@ -145,7 +153,7 @@ def _whole_numbers(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Of all pairs of whole-number rows, exact in float64, shape (len(a), len(b))."""
+    """Squared distances of all pairs of integer rows, exact in float64, (len(a), len(b))."""
     a, b = a.double(), b.double()
     products = a @ b.T
     squares_a, squares_b = a.square().sum(1, keepdim=True), b.square().sum(1)
@@ -153,7 +161,7 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _neighbor_distances(vectors: Tensor, count: int, block: int) -> Tensor:
-    """Squared distances to the `count` nearest others of the set, rising, shape (n, count)."""
+    """Squared distances to the `count` nearest other vectors of the set, rising, (n, count)."""
     found = []
     for start in range(0, len(vectors), block):
         rows = vectors[start : start + block]
@@ -161,7 +169,9 @@ def _neighbor_distances(vectors: Tensor, count: int, block: int) -> Tensor:
         for first in range(0, len(vectors), block):
             squared = _squared_distances(rows, vectors[first : first + block])
             if first == start:
-                squared.fill_diagonal_(torch.inf)  # itself, not its equals
+                squared.fill_diagonal_(
+                    torch.inf
+                )  # excludes the vector itself, not vectors equal to it
             candidates = torch.cat([nearest, squared], 1)
             nearest = candidates.topk(count, 1, largest=False).values
         found.append(nearest)
@@ -169,11 +179,14 @@ def _neighbor_distances(vectors: Tensor, count: int, block: int) -> Tensor:
 
 
 def _check(samples: Tensor, reference: Tensor, pr_neighbors: int, dc_neighbors: int) -> None:
+    """Refuse features of wrong shapes or values, and sets that are not larger than k."""
     if samples.ndim != 2 or reference.ndim != 2 or samples.shape[1] != reference.shape[1]:
         found = f"{tuple(samples.shape)} and {tuple(reference.shape)}"
         raise ValueError(f"features: expected (n, D) and (m, D), found {found}")
     if min(pr_neighbors, dc_neighbors) < 1:
-        raise ValueError(f"neighbours: expected >= 1, found {pr_neighbors} and {dc_neighbors}")
+        raise ValueError(
+            f"pr_neighbors, dc_neighbors: expected >= 1, found {pr_neighbors} and {dc_neighbors}"
+        )
     for name, vectors, k in (
         ("samples", samples, pr_neighbors),
         ("reference", reference, max(pr_neighbors, dc_neighbors)),

@@ -1,9 +1,9 @@
-"""Perceptual distances between images: LPIPS, and its weightless cousin on any feature network.
+"""Perceptual distances between images: LPIPS, and a feature distance on any feature network.
 
 `Lpips` is the genuine distance of arXiv:1801.03924 with the v0.1 heads, as metric and as training
-loss. `FeatureDistance` compares unit-normalised features without learnt heads and serves where the
-LPIPS weights are not at hand; its values are on another scale, so the `id` of a distance belongs
-beside every number and in every log.
+loss. `FeatureDistance` compares unit-normalised features without learnt heads, for machines without
+the LPIPS weights; its values are on another scale, so report and log the `id` of a distance with
+every value.
 """
 
 import os
@@ -18,7 +18,7 @@ from .networks.lpips_trunks import LpipsTrunk
 from .networks.weights import available_features
 
 AUTO_ORDER = ("lpips_vgg", "efflite0", "random")
-"""What `auto` tries, best first."""
+"""Networks that `auto` tries in this order."""
 
 
 class PerceptualDistance(nn.Module, ABC):
@@ -27,7 +27,7 @@ class PerceptualDistance(nn.Module, ABC):
     Attributes:
         id: Kind, network and weights in one string, e.g. `lpips_vgg#2ecbe4ce`.
         extractor: The frozen feature network.
-        layers: The layers compared.
+        layers: Names of the layers that are compared.
     """
 
     def __init__(self, extractor: FeatureExtractor, *, id: str, layers: tuple[str, ...]) -> None:
@@ -40,8 +40,8 @@ class PerceptualDistance(nn.Module, ABC):
         """Distance of each pair of images.
 
         Args:
-            images_a: Float RGB in [-1, 1], shape (B, 3, H, W), H, W >= 16 pixels. Nothing is
-                clamped: values outside are compared as they are.
+            images_a: Float RGB in [-1, 1], shape (B, 3, H, W), H, W >= 16 pixels. Values
+                outside the range are compared as they are, not clamped.
             images_b: The same.
 
         Returns:
@@ -49,7 +49,7 @@ class PerceptualDistance(nn.Module, ABC):
             features of the other side keep no graph.
 
         Raises:
-            ValueError: If the shapes differ or the images break the contract.
+            ValueError: If the shapes differ, or the images are too small or not float RGB.
         """
         if images_a.shape != images_b.shape:
             found = f"{tuple(images_a.shape)} and {tuple(images_b.shape)}"
@@ -64,25 +64,29 @@ class PerceptualDistance(nn.Module, ABC):
             return torch.stack(distances).sum(0)
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of the compared layers; a graph is kept only if the images need a gradient."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad):
-            return self.extractor(images.float().mul(0.5).add_(0.5), self.layers)
+            features: dict[str, Tensor] = self.extractor(
+                images.float().mul(0.5).add_(0.5), self.layers
+            )
+            return features
 
     @abstractmethod
     def _layer_distance(self, layer: str, features_a: Tensor, features_b: Tensor) -> Tensor:
-        """Share of one layer in the distance: two maps (B, C, H, W) to (B,)."""
+        """Contribution of one layer to the distance: two maps (B, C, H, W) to (B,)."""
 
 
 class Lpips(PerceptualDistance):
     """LPIPS v0.1: head-weighted squared difference of unit-normalised taps, summed over five taps.
 
     Args:
-        extractor: `lpips_vgg` or `lpips_alex`.
+        extractor: The network `lpips_vgg` or `lpips_alex`.
 
     Raises:
         ValueError: If the extractor has no LPIPS heads.
 
-    Source: arXiv:1801.03924, equation 1; the epsilon is added to the norm, as in the weights'
-    training. Each position's features are divided by their norm over channels.
+    Source: arXiv:1801.03924, equation 1; the epsilon is added to the norm, as in the training of
+    the weights. Each position's features are divided by their norm over channels.
     """
 
     NORM_EPS = 1e-10
@@ -90,7 +94,9 @@ class Lpips(PerceptualDistance):
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         if not isinstance(extractor, LpipsTrunk):
-            raise ValueError(f"LPIPS needs lpips_vgg or lpips_alex, found {extractor.name!r}")
+            raise ValueError(
+                f"LPIPS needs the network lpips_vgg or lpips_alex, found {extractor.name!r}"
+            )
         super().__init__(extractor, id=extractor.id, layers=tuple(extractor.layers))
 
     def _layer_distance(self, layer: str, features_a: Tensor, features_b: Tensor) -> Tensor:
@@ -103,10 +109,10 @@ class FeatureDistance(PerceptualDistance):
     """Mean over layers of the squared L2 distance between unit-normalised features, in [0, 4].
 
     Args:
-        extractor: Any feature network. Of `efflite0` blocks 2, 4, 7 and 10 are compared (24, 40,
-            80, 112 channels; strides 4, 8, 16, 16), of others all layers.
+        extractor: Any feature network. Blocks 2, 4, 7 and 10 of `efflite0` are compared (24, 40,
+            80, 112 channels; strides 4, 8, 16, 16), and all layers of the other networks.
 
-    Not LPIPS: no learnt heads, so no calibration against human judgements.
+    This is not LPIPS: it has no learnt heads, so it is not calibrated to human judgements.
     """
 
     NORM_EPS = 1e-4
@@ -126,12 +132,12 @@ class FeatureDistance(PerceptualDistance):
 def build_perceptual(
     name: str, *, path: str | os.PathLike[str] | None = None
 ) -> PerceptualDistance:
-    """The perceptual distance on the named feature network; log its `id`.
+    """Build the perceptual distance on a feature network; log its `id`.
 
     Args:
         name: `lpips_vgg`, `lpips_alex` (LPIPS), `efflite0`, `random` (feature distance), or `auto`:
             the first of lpips_vgg, efflite0, random whose weights are on this machine. Damaged
-            weights are an error, never a reason to take the next.
+            weights are an error; the next network is not tried.
         path: Weight file of the network; not with `auto` or `random`.
 
     Raises:
@@ -141,7 +147,9 @@ def build_perceptual(
     """
     if name == "auto":
         if path is not None:
-            raise ValueError("perceptual distance 'auto' takes no path: name the network as well")
+            raise ValueError(
+                "perceptual distance 'auto' takes no path; name the network of the weight file"
+            )
         found = available_features()
         name = next(candidate for candidate in AUTO_ORDER if found[candidate])
     elif name not in FEATURE_NAMES and name.startswith(("lpips", "features")):
@@ -152,5 +160,6 @@ def build_perceptual(
 
 
 def _unit(features: Tensor, eps: float) -> Tensor:
-    """Features over their norm across channels, shape kept; 0 stays 0 with a finite gradient."""
-    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + eps)
+    """Divide features by their norm over channels; 0 stays 0 with a finite gradient."""
+    unit: Tensor = features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + eps)
+    return unit

@@ -1,4 +1,4 @@
-"""Protocols by name, before there are data: the rules, and what they refuse."""
+"""Presets: the rules of named protocols, and the measurements that they refuse."""
 
 import difflib
 from dataclasses import dataclass
@@ -21,30 +21,30 @@ from .protocol import (
 )
 
 MIN_IMAGES = 6
-"""Fewest images that every metric can be computed on."""
+"""Smallest number of images on which every metric can be computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """The rules of a protocol, before there are data.
+    """The rules of a named protocol, before the data are known.
 
     Attributes:
-        name: How it is asked for.
-        about: In a line.
-        resize: See `Protocol`; so for all fields of the same names.
-        crop: See `Protocol`.
-        rounding: See `Protocol`.
-        class_balance: See `Protocol`.
-        reference_split: What samples are compared with; reconstructions always are with their
-            originals.
-        features: Name of the network of the distances.
+        name: Name of the preset on the command line.
+        about: Description in one line.
+        resize: Rule by which real images are resized (`data.transforms.fit`).
+        crop: Crop after resizing.
+        rounding: Rule by which floats in [-1, 1] become 8-bit pixels (`to_pixels`).
+        class_balance: Rule for the labels of samples.
+        reference_split: Split that samples are compared with; reconstructions are always compared
+            with their originals.
+        features: Name of the feature network of the distances.
         classifier: Name of the network of the class score.
         perceptual: Name of the perceptual distance.
-        resolution: The only one allowed; None: the model's.
-        num_samples: The only number allowed; None: as many as the reference has, or any.
-        data: The only data set allowed, or None.
-        sample_bank: See `Protocol`.
-        reference_bank: See `Protocol`.
+        resolution: The only resolution allowed, in pixels; None: that of the model.
+        num_samples: The only number of images allowed; None: any, by default that of the reference.
+        data: The only data set allowed; None: any.
+        sample_bank: Largest number of samples in the metrics that compare all pairs.
+        reference_bank: Largest number of reference images in those metrics.
     """
 
     name: str
@@ -64,22 +64,22 @@ class Preset:
     reference_bank: int = 10_000
 
     def check_number(self, num: int | None, available: int, task: Task) -> int:
-        """The number of images to measure.
+        """Number of images to measure.
 
         Args:
-            num: Asked for; None: what the preset says.
-            available: Images of the reference, or to be reconstructed.
-            task: Which of the two.
+            num: Number asked for; None: that of the preset, or all available images.
+            available: Number of images of the reference, or of images to be reconstructed.
+            task: Whether samples or reconstructions are measured.
 
         Raises:
-            ProtocolError: If the preset asks for another number, or there are too few.
+            ProtocolError: If the preset fixes another number, or there are too few images.
         """
         fixed = self.num_samples
         if fixed is not None and num is not None and num != fixed:
             free = ", ".join(p.name for p in PRESETS.values() if p.num_samples is None)
             raise ProtocolError(
                 f"protocol {self.name} measures {fixed:,} images, asked for {num:,}: that would "
-                f"be another protocol; free in number are: {free}"
+                f"be another protocol; the protocols of any number are: {free}"
             )
         wanted = fixed or (available if num is None else num)
         if wanted < MIN_IMAGES:
@@ -97,8 +97,11 @@ class Preset:
     def check_reference(self, count: int) -> None:
         """Refuse a reference that is too small.
 
+        Args:
+            count: Number of reference images.
+
         Raises:
-            ProtocolError: With both numbers.
+            ProtocolError: With the number found and the smallest one allowed.
         """
         if count < MIN_IMAGES:
             raise ProtocolError(
@@ -109,8 +112,11 @@ class Preset:
     def check_resolution(self, resolution: int) -> None:
         """Refuse a model of another resolution than the preset's.
 
+        Args:
+            resolution: Side of the images of the model in pixels.
+
         Raises:
-            ProtocolError: With both.
+            ProtocolError: With both resolutions.
         """
         if self.resolution not in (None, resolution):
             raise ProtocolError(
@@ -134,10 +140,10 @@ class Preset:
         class_balance: str | None = None,
         drawn: bool = True,
     ) -> Protocol:
-        """The protocol of a measurement; arguments as the attributes of `Protocol`.
+        """Protocol of a measurement; the arguments are the attributes of `Protocol`.
 
-        Nothing is known of how images that were not `drawn` here came about: rounding, guidance
-        and seeds are then as given.
+        For images that were not `drawn` by this package, rounding, guidance and seeds are unknown
+        and set to `as given`.
         """
         smaller = min(num_samples, reference_images, self.sample_bank, self.reference_bank)
         return Protocol(
@@ -215,10 +221,10 @@ PRESETS = {
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name.
+    """Preset by name.
 
     Raises:
-        ProtocolError: If there is none; suggests a near one.
+        ProtocolError: If there is no such preset; suggests a similar name.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
@@ -231,9 +237,9 @@ def balanced_labels(counts: Tensor, num: int, seed: int) -> list[int]:
     """Labels in the proportions of a histogram, largest remainders first, in shuffled order.
 
     Args:
-        counts: Images of each class, int64, shape (num_classes,), not all 0.
-        num: Labels to make.
-        seed: Of the order.
+        counts: Number of images of each class, int64, shape (num_classes,), not all 0.
+        num: Number of labels to return.
+        seed: Seed of the order.
     """
     shares = counts * num
     whole = shares // counts.sum()
@@ -241,23 +247,24 @@ def balanced_labels(counts: Tensor, num: int, seed: int) -> list[int]:
     missing = num - int(whole.sum())
     whole[remainders.argsort(descending=True, stable=True)[:missing]] += 1
     labels = torch.arange(len(counts)).repeat_interleave(whole)
-    return labels[torch.randperm(num, generator=torch.Generator().manual_seed(seed))].tolist()
+    order = torch.randperm(num, generator=torch.Generator().manual_seed(seed))
+    return [int(label) for label in labels[order]]
 
 
 def choose_labels(
     balance: ClassBalance, counts: Tensor, num: int, seed: int, *, name: str
 ) -> list[int]:
-    """Label of every sample under a rule of class balance; -1 is none.
+    """Label of every sample under a rule of class balance; -1 is no label.
 
     Args:
-        balance: The rule.
-        counts: Reference images of each class, int64, shape (num_classes,).
-        num: Samples.
-        seed: Of the order, and of the draw of `uniform`.
-        name: The protocol's, for errors.
+        balance: Rule of class balance.
+        counts: Number of reference images of each class, int64, shape (num_classes,).
+        num: Number of samples.
+        seed: Seed of the order, and of the draw under `uniform`.
+        name: Name of the protocol for error messages.
 
     Raises:
-        ProtocolError: If the classes cannot be balanced so.
+        ProtocolError: If the classes cannot be balanced by this rule.
     """
     classes = len(counts)
     match balance:
@@ -267,7 +274,7 @@ def choose_labels(
             if not classes:
                 raise ProtocolError(f"protocol {name}: there are no classes to draw from")
             rng = torch.Generator().manual_seed(seed)
-            return torch.randint(classes, (num,), generator=rng).tolist()
+            return [int(label) for label in torch.randint(classes, (num,), generator=rng)]
         case "equal":
             if num % classes:
                 below = num - num % classes

@@ -1,9 +1,9 @@
-"""What a number depends on besides the model, as one hashed value.
+"""Measurement protocols: everything besides the model that a metric value depends on.
 
-FIDs in this field differ by how floats become 8 bits, how images are resized, which port of the
-network looked at them, what they were compared with and how many there were. A `Protocol` holds
-all of it; its `id` goes with every `MetricValue`, and values of different ids refuse to be
-compared. `presets.py` has the protocols by name.
+Published FIDs differ by how floats become 8 bits, how images are resized, which port of the network
+computes the features, what the images are compared with and how many there are. A `Protocol` holds
+all of these; its `id` is stored with every `MetricValue`, and comparing values of different ids is
+an error. `presets.py` defines the protocols by name.
 """
 
 import dataclasses
@@ -27,52 +27,52 @@ Better = Literal["lower", "higher", "none"]
 GUIDANCE = "uncond + scale * (cond - uncond); 1 = off"
 SEEDS = "image i of repetition r has seed BASE + r * num_samples + i, on any process"
 AS_GIVEN = "as given"
-"""What nobody here decided: how images came about that another program made."""
+"""Value of protocol fields that are unknown because another program made the images."""
 
 
 class ProtocolError(ValueError):
-    """What cannot be measured under the protocol asked for."""
+    """Raised for a measurement that the requested protocol does not allow."""
 
 
 class ProtocolMismatch(ProtocolError):
-    """Two numbers that were not measured alike."""
+    """Raised for a comparison of values of different metrics or protocols."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a set of images was measured, complete.
+    """Complete description of how a set of images was measured.
 
     Attributes:
-        name: The preset.
+        name: Name of the preset.
         task: `samples` of a generator, or `reconstructions` of a tokenizer.
         resolution: Side of the images in pixels.
-        resize: How real images came to it (`data.transforms.fit`).
-        crop: What was cut after resizing.
-        rounding: How floats in [-1, 1] became 8 bits (`to_pixels`).
-        features: Network of the distances and the hash of its weights, `NAME#HASH`.
-        feature_resize: What that network does to image sizes, in words.
+        resize: Rule by which real images were resized (`data.transforms.fit`).
+        crop: Crop after resizing.
+        rounding: Rule by which floats in [-1, 1] became 8-bit pixels (`to_pixels`).
+        features: Feature network of the distances and the hash of its weights, `NAME#HASH`.
+        feature_resize: Resizing inside that network, in words.
         classifier: Network of the class score and its hash, or `none`.
         perceptual: Perceptual distance and the hash of its weights, or `none`.
-        reference: What it was compared with, in words: data set and split. Not part of the id,
-            since folders have many names: `reference_hash` is.
-        reference_hash: Of the pixels of those images (`ImageHash`) and, where the balance is that
-            of the reference, of their labels: first 16 hexadecimal digits.
-        reference_images: How many there were.
-        num_samples: Images measured, per repetition.
+        reference: Data set and split that the images were compared with, in words. Not part of the
+            id, since the same folder may have many names; `reference_hash` is part of it.
+        reference_hash: Hash of the pixels of the reference images (`ImageHash`) and, where the
+            class balance is that of the reference, of their labels: first 16 hexadecimal digits.
+        reference_images: Number of reference images.
+        num_samples: Number of images measured, per repetition.
         class_balance: Labels of samples: proportions of the `reference`, `equal` numbers of each
-            class, drawn `uniform`ly at random, or `none`; of images that were there, `as given`
-            with a hash of their numbers per class.
-        sample_bank: Most samples in the metrics that need every pair (KID, precision, recall,
-            density, coverage): the first ones.
-        reference_bank: Most reference images there: those with the smallest digests. Of
-            reconstructions, those of the same originals.
-        kid_subsets: Subsets of KID.
-        kid_subset_size: Images of a subset.
-        pr_neighbours: k of precision and recall.
-        dc_neighbours: k of density and coverage.
-        guidance: The convention of guidance scales.
-        seeds: The rule of seeds.
-        version: Of the meaning of these fields.
+            class, drawn `uniform`ly at random, or `none`; for given images `as given` with a hash
+            of their numbers per class.
+        sample_bank: Largest number of samples in the metrics that compare all pairs (KID,
+            precision, recall, density, coverage): the first samples.
+        reference_bank: Largest number of reference images in those metrics: the images with the
+            smallest digests. For reconstructions, the reconstructions of the same originals.
+        kid_subsets: Number of random subsets of KID.
+        kid_subset_size: Number of images of a subset.
+        pr_neighbours: Number k of neighbours for precision and recall.
+        dc_neighbours: Number k of neighbours for density and coverage.
+        guidance: Convention of guidance scales.
+        seeds: Rule of seeds.
+        version: Version of the meaning of these fields.
     """
 
     name: str
@@ -102,19 +102,19 @@ class Protocol:
 
     @property
     def id(self) -> str:
-        """The preset's name and 8 digits of a hash of the fields, e.g. `bundled-1a2b3c4d`."""
+        """Name of the preset and 8 digits of a hash of the fields, e.g. `bundled-1a2b3c4d`."""
         fields = dataclasses.asdict(self)
         del fields["reference"]
         text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The id and every field, for JSON."""
+        """Id and all fields, for JSON."""
         return {"id": self.id} | dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Protocol":
-        """What `to_dict` gave.
+        """Protocol from the dict that `to_dict` returned.
 
         Raises:
             ProtocolError: If a field is missing or unknown, or the id is not that of the fields.
@@ -137,16 +137,16 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricValue:
-    """A measured number that knows how it was measured.
+    """A measured value together with the id of its protocol.
 
-    Subtraction and `<` work between values of one metric and one protocol only.
+    Subtraction, `<` and `<=` work only between values of one metric and one protocol.
 
     Attributes:
-        metric: Name, e.g. `FID`.
-        values: One per repetition.
+        metric: Name of the metric, e.g. `FID`.
+        values: Values, one per repetition.
         protocol: Id of the protocol.
-        better: Which direction is.
-        about: What it is, in a line.
+        better: Direction in which values are better.
+        about: Description in one line.
         group: Kind of metric: distribution, pixels, perception, codes, memorisation or speed.
     """
 
@@ -164,7 +164,7 @@ class MetricValue:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over repetitions (n - 1); None if there is one."""
+        """Standard deviation over repetitions (divided by n - 1); None for a single value."""
         if len(self.values) < 2:
             return None
         mean = self.mean
@@ -190,10 +190,13 @@ class MetricValue:
         """Refuse a value of another metric or protocol.
 
         Raises:
-            ProtocolMismatch: With both.
+            ProtocolMismatch: With both metrics and protocols.
         """
         if not isinstance(other, MetricValue):
-            raise ProtocolMismatch(f"{self.metric} under {self.protocol} and a bare {other!r}")
+            raise ProtocolMismatch(
+                f"not comparable: {self.metric} under {self.protocol} and {other!r}, which is no "
+                "MetricValue"
+            )
         if (self.metric, self.protocol) != (other.metric, other.protocol):
             raise ProtocolMismatch(
                 f"not comparable: {self.metric} under {self.protocol} "
@@ -205,7 +208,7 @@ class MetricValue:
         return f"{self.metric} {self.mean:.5g}{spread} ({self.protocol})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for a report."""
+        """All attributes with mean and spread, for a report."""
         return {
             "mean": self.mean,
             "spread": self.spread,
@@ -225,17 +228,17 @@ def differing_fields(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
 
 
 def to_pixels(images: Tensor, rounding: Rounding) -> Tensor:
-    """Floats in [-1, 1] to 8-bit pixels by the protocol's rule.
+    """Convert floats in [-1, 1] to 8-bit pixels by the rounding rule of a protocol.
 
-    `round` is the project's own, round(127.5 (x + 1)); `truncate` drops the fraction instead, as
-    many published evaluations do, and is darker by half a level.
+    `round` is the rule of this package, round(127.5 (x + 1)); `truncate` drops the fraction
+    instead, as many published evaluations do, which darkens images by half a pixel value.
 
     Args:
-        images: Any shape; values outside saturate.
-        rounding: Which.
+        images: Float images of any shape; values outside [-1, 1] saturate.
+        rounding: Rounding rule.
 
     Returns:
-        uint8, same shape and device.
+        uint8 pixels, same shape and device.
 
     Raises:
         ValueError: If the dtype is not float, or a value is not finite.
@@ -244,12 +247,12 @@ def to_pixels(images: Tensor, rounding: Rounding) -> Tensor:
         case "round":
             return to_uint8(images)
         case "truncate":
-            to_uint8(images)  # refuses what cannot be rounded either
+            to_uint8(images)  # for its checks of dtype and values
             return images.detach().float().add(1).mul_(127.5).clamp_(0, 255).to(torch.uint8)
         case _:
             assert_never(rounding)
 
 
 def as_floats(pixels: Tensor) -> Tensor:
-    """8-bit pixels to floats in [-1, 1]; `to_uint8` gives them back exactly."""
+    """Convert 8-bit pixels to floats in [-1, 1]; `to_uint8` inverts this exactly."""
     return pixels.float().div_(127.5).sub_(1)

@@ -1,4 +1,4 @@
-"""How tokens use their codebooks, at every level at which a few thousand images can show it."""
+"""Statistics of tokens: joint codes, groups of bits, pairs of bits, and bits per image."""
 
 import torch
 from PIL import Image
@@ -9,14 +9,18 @@ from .bit_correlation import BitStatistics
 from .codes import MAX_JOINT, CodeStatistics
 
 MAX_CORRELATED_BITS = 1024
-"""Most bits of a position whose pairs are counted; the table has the square of that."""
+"""Largest number of bits of a position whose pairs are counted, in a table of its square."""
 _PICTURE_SIDE = 384
 
 
 def readable_groups(spec: TokenSpec) -> tuple[int, ...] | None:
     """Sizes of groups of at most 8 bits, for bit tokens too long for a joint histogram.
 
-    The use of 2**24 codes cannot be measured on a few thousand tokens; that of their bytes can.
+    The usage of 2**24 codes cannot be measured on a few thousand tokens, but that of their bytes
+    can.
+
+    Returns:
+        Codebook sizes of the groups; None for other tokens.
     """
     if set(spec.codebook_sizes) != {2} or spec.vocab_size <= MAX_JOINT:
         return None
@@ -24,10 +28,10 @@ def readable_groups(spec: TokenSpec) -> tuple[int, ...] | None:
 
 
 class TokenStatistics:
-    """Codes, groups of bits, pairs of bits and bits per image of a stream of tokens.
+    """Streaming statistics of codes, groups of bits, pairs of bits and bits per image.
 
     Args:
-        spec: What the tokens are.
+        spec: Spec of the tokens.
     """
 
     def __init__(self, spec: TokenSpec) -> None:
@@ -51,7 +55,7 @@ class TokenStatistics:
         self.capacity += tokens.bits_per_image * len(tokens)
 
     def merge(self, other: "TokenStatistics") -> None:
-        """Add what another object counted."""
+        """Add the counts of another object."""
         self.codes.merge(other.codes)
         if self.group_codes is not None and other.group_codes is not None:
             self.group_codes.merge(other.group_codes)
@@ -61,9 +65,12 @@ class TokenStatistics:
         self.capacity += other.capacity
 
     def correlation_picture(self) -> Image.Image | None:
-        """Correlations of all pairs of bits as colours, bit 0 at the top left; None without bits.
+        """Picture of the correlations of all pairs of bits, bit 0 at the top left.
 
-        White is 0, red 1 (bits that agree), blue -1 (bits that differ); the diagonal is left white.
+        White is 0, red 1 (equal bits), blue -1 (opposite bits); the diagonal is left white.
+
+        Returns:
+            The picture, at least one pixel per pair; None if pairs of bits are not counted.
         """
         if self.bits is None:
             return None
@@ -79,11 +86,11 @@ class TokenStatistics:
         return image.resize(size, Image.Resampling.NEAREST)
 
     def compute(self) -> dict[str, float]:
-        """Everything by name, as `CodeStatistics` and `BitStatistics` call it.
+        """All statistics by the names of `CodeStatistics` and `BitStatistics`.
 
         Returns:
-            Statistics of groups are called `group_*` in the place of `entry_*`; `bits_per_image`
-            is the mean capacity used.
+            Values by name. Statistics of groups of bits are called `group_*` instead of `entry_*`;
+            `bits_per_image` is the mean capacity of the tokens of an image.
 
         Raises:
             ValueError: If nothing was counted.

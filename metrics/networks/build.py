@@ -1,7 +1,7 @@
 """Feature networks by name: `build_features("efflite0")`.
 
-One input contract for all (`extractor.py`), weights only from places that the user filled
-(`weights.py`). Names are those that metrics print, as in `FD@efflite0`.
+All networks have the same input contract (`extractor.py`) and load weights only from files that are
+on the machine (`weights.py`). Their names are those in metric names, as in `FD@efflite0`.
 """
 
 import difflib
@@ -13,13 +13,8 @@ from .inception_fid import InceptionFid
 from .lpips_trunks import AlexFeatures, VggFeatures
 from .random_features import RandomFeatures
 from .resnet50 import ResNet50
-from .weights import (
-    WeightsError,
-    WeightsMissing,
-    available_features,
-    convert_weights,
-    load_weights,
-)
+from .weight_providers import WeightsError, WeightsMissing
+from .weights import available_features, convert_weights, load_weights
 
 __all__ = [
     "FEATURE_NAMES",
@@ -35,15 +30,15 @@ FEATURE_NAMES = ("lpips_vgg", "lpips_alex", "efflite0", "inception_fid", "resnet
 
 
 def build_features(name: str, *, path: str | os.PathLike[str] | None = None) -> FeatureExtractor:
-    """The feature network of that name, frozen, on the CPU.
+    """Build the feature network of a name, frozen, on the CPU.
 
     Args:
         name: `lpips_vgg`, `lpips_alex`, `efflite0`, `inception_fid`, `resnet50` or `random`.
-        path: Weight file that wins over cache and installed packages; not for `random`.
+        path: Weight file, used instead of cache and installed packages; not for `random`.
 
     Raises:
         ValueError: If the name is unknown, or `random` is given a path.
-        WeightsMissing: If there are no weights on this machine; names the command that gets them.
+        WeightsMissing: If there are no weights on this machine; names the command to get them.
         WeightsError: If the weights found are damaged, foreign or of an unknown version.
     """
     match name:

@@ -22,7 +22,7 @@ MIN_TRUNK_SIDE, MULTIPLE = 64, 32
 
 @dataclass(frozen=True)
 class _Group:
-    """Blocks of one width; the first one has the stride (pixels) and changes the channels."""
+    """Blocks of one width; only the first block has the stride (pixels) and changes the channels."""
 
     num_blocks: int
     outputs: int
@@ -55,6 +55,7 @@ class _Plan:
 
 
 def _plans() -> tuple[_Plan, ...]:
+    """Sizes of all blocks in order of depth."""
     plans, inputs = [], _STEM
     for group in _GROUPS:
         for i in range(group.num_blocks):
@@ -66,7 +67,7 @@ def _plans() -> tuple[_Plan, ...]:
 
 
 def weight_shapes() -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes that EfficientNet-Lite0 consumes, all of them."""
+    """Names and shapes of all tensors of EfficientNet-Lite0."""
     kernels: dict[str, tuple[int, ...]] = {"stem": (_STEM, 3, 3, 3)}
     plans = _plans()
     for i, plan in enumerate(plans):
@@ -83,8 +84,10 @@ def weight_shapes() -> dict[str, tuple[int, ...]]:
 
 
 class EfficientNetLite0(FeatureExtractor):
-    """Layers `block_0` to `block_15` (linear outputs) and `head`; `pooled` is the 1280-d head mean,
-    from which `class_logits` gives the 1,000 ImageNet classes (trained on 224 x 224 pixels).
+    """EfficientNet-Lite0 with the layers `block_0` to `block_15` (linear outputs) and `head`.
+
+    `pooled` is the 1280-dimensional mean of `head`, from which `class_logits` computes the 1,000
+    ImageNet classes (trained on 224 x 224 pixels).
 
     Images are enlarged (bilinear) so that the shorter side has at least 64 pixels and both sides
     are multiples of 32; sizes that already fit pass unchanged. Nothing is ever shrunk.
@@ -121,7 +124,7 @@ class EfficientNetLite0(FeatureExtractor):
 
 
 class _Block(nn.Module):
-    """Expand 1x1, depthwise, project 1x1; the input is added when shapes allow."""
+    """Expand 1x1, depthwise, project 1x1; the input is added where stride and channels allow."""
 
     def __init__(self, weights: LoadedWeights, index: int, plan: _Plan) -> None:
         super().__init__()
@@ -141,14 +144,14 @@ class _Block(nn.Module):
         hidden = features
         if self.expand is not None:
             hidden = F.relu6(self.expand(hidden), inplace=True)
-        hidden = self.project(F.relu6(self.depthwise(hidden), inplace=True))
+        hidden: Tensor = self.project(F.relu6(self.depthwise(hidden), inplace=True))
         return hidden.add_(features) if self.residual else hidden
 
 
 def _folded(
     weights: LoadedWeights, unit: str, *, kernel: int = 1, stride: int = 1, groups: int = 1
 ) -> FrozenConv:
-    """A convolution and the batch normalisation after it as one convolution."""
+    """Fold a convolution and the batch normalisation after it into one convolution."""
     get = {
         field: weights.tensors[f"{unit}.{field}"].double()
         for field in ("weight", "gamma", "beta", "mean", "variance")

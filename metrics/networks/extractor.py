@@ -1,8 +1,8 @@
 """The interface of every frozen feature network: one input contract, named layers, pooled vectors.
 
-Images come in as float RGB in [0, 1]; each network does its own resizing, range and channel order.
-Weights are non-persistent buffers: a network has no parameters that an optimizer could find, and a
-checkpoint of the module that holds it does not grow by its weights.
+Images are float RGB in [0, 1]; each network does its own resizing and conversion of range and
+channel order. Weights are non-persistent buffers: a network has no parameters that an optimizer
+could find, and its weights are not stored in a checkpoint of a module that contains it.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ class FeatureExtractor(nn.Module, ABC):
         name: Short name used in metric names, e.g. `efflite0`.
         layers: Layer name -> (channels, stride), in order of depth. Strides are in pixels of the
             image after `resize_rule`.
-        num_features: D, the length of the vectors that `pooled` returns.
-        weights_id: First 8 hex digits of a sha256 of the weights; `-fp16` follows when they were
+        num_features: Length D of the vectors that `pooled` returns.
+        weights_id: First 8 hexadecimal digits of a SHA-256 of the weights; `-fp16` follows when they were
             stored in half precision.
-        resize_rule: What the network does to image sizes, in words; `none` if nothing.
-        num_classes: Length of what `class_logits` returns; 0 = no classifier.
+        resize_rule: Resizing of images inside the network, in words; `none` if there is none.
+        num_classes: Length of the vectors that `class_logits` returns; 0 = no classifier.
     """
 
     def __init__(
@@ -60,18 +60,18 @@ class FeatureExtractor(nn.Module, ABC):
         return f"{self.name}#{self.weights_id}"
 
     def forward(self, images: Tensor, layers: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Feature maps of the asked layers, in order of depth.
+        """Feature maps of the requested layers, in order of depth.
 
         Args:
             images: Float RGB in [0, 1] (values outside are passed on as they are), shape
                 (B, 3, H, W) with H, W >= 16 pixels. Computed in float32 with autocast off.
-            layers: Names out of `self.layers`; None = all. Nothing deeper is computed.
+            layers: Names from `self.layers`; None = all. Deeper layers are not computed.
 
         Returns:
             Layer name -> features, shape (B, channels, H', W'). Gradients reach `images`.
 
         Raises:
-            ValueError: If the images break the contract or a layer does not exist.
+            ValueError: If the images are too small or not float RGB, or a layer does not exist.
         """
         check_images(images)
         wanted = set(self.layers if layers is None else layers)
@@ -82,7 +82,7 @@ class FeatureExtractor(nn.Module, ABC):
         return self._collect(images, wanted)
 
     def _collect(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
-        """The wanted outputs of `_stages`, in float32 on every device: no autocast, no TF32."""
+        """Compute the wanted outputs of `_stages` in float32: no autocast, no TF32."""
         features: dict[str, Tensor] = {}
         images = images.float()
         if images.device.type == "cpu":  # measured: 1.2 to 1.7 times faster there
@@ -96,10 +96,10 @@ class FeatureExtractor(nn.Module, ABC):
         return features
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Spatial means of the pooled layers, concatenated: one vector an image.
+        """Spatial means of the pooled layers, concatenated: one vector per image.
 
         Args:
-            images: As for `forward`.
+            images: Float RGB in [0, 1], shape (B, 3, H, W) with H, W >= 16 pixels.
 
         Returns:
             Float32 features, shape (B, num_features).
@@ -109,16 +109,16 @@ class FeatureExtractor(nn.Module, ABC):
         return torch.cat(means, 1) if len(means) > 1 else means[0]
 
     def class_logits(self, pooled: Tensor) -> Tensor:
-        """Class scores before the softmax, from what `pooled` returned: one pass gives both.
+        """Class scores before the softmax from the result of `pooled`, so one pass gives both.
 
         Args:
-            pooled: Shape (B, num_features), any float dtype; computed in float32.
+            pooled: Pooled features, shape (B, num_features), any float dtype; computed in float32.
 
         Returns:
-            Shape (B, num_classes), in the class order of the network's training set.
+            Logits, shape (B, num_classes), in the class order of the network's training set.
 
         Raises:
-            ValueError: If the network has no classifier, or the shape is another one.
+            ValueError: If the network has no classifier, or `pooled` has another shape.
         """
         if self.classifier is None:
             raise ValueError(f"{self.name} has no classifier (num_classes = 0)")
@@ -126,19 +126,20 @@ class FeatureExtractor(nn.Module, ABC):
             expected = f"(B, {self.num_features})"
             raise ValueError(f"pooled: expected shape {expected}, found {tuple(pooled.shape)}")
         with torch.autocast(pooled.device.type, enabled=False):
-            return self.classifier(pooled.float())
+            logits: Tensor = self.classifier(pooled.float())
+            return logits
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode whatever `mode` says: the network is frozen."""
+        """Keep the network in evaluation mode whatever `mode` is: it is frozen."""
         return super().train(False)
 
     @abstractmethod
     def _stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Layers in order of depth, computed one by one as the caller asks for them."""
+        """Yield names and features of the layers in order of depth, each computed when it is needed."""
 
 
 def _full_float32(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Convolutions without TF32, which CUDA uses by default: 10 bits of mantissa move FID."""
+    """Context without TF32 convolutions, CUDA's default: 10 bits of mantissa change FID."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     cudnn = torch.backends.cudnn
@@ -154,8 +155,8 @@ class FrozenConv(nn.Module):
     """A convolution whose weight and bias are constants; padding may differ per side.
 
     Args:
-        weight: Shape (out, in / groups, k, k).
-        bias: Shape (out,).
+        weight: Kernel, shape (out, in / groups, k, k).
+        bias: Bias, shape (out,).
         stride: Step in pixels.
         padding: Zeros (before, after) both axes, in pixels.
         groups: Number of channel groups.
@@ -179,6 +180,7 @@ class FrozenConv(nn.Module):
         self.stride, self.padding, self.groups = stride, padding, groups
 
     def forward(self, images: Tensor) -> Tensor:
+        """Convolve images (B, C, H, W)."""
         before, after = self.padding
         if before != after:
             images = F.pad(images, (before, after, before, after))
@@ -190,8 +192,8 @@ class FrozenLinear(nn.Module):
     """A linear layer whose weight and bias are constants.
 
     Args:
-        weight: Shape (out, in).
-        bias: Shape (out,).
+        weight: Matrix, shape (out, in).
+        bias: Bias, shape (out,).
     """
 
     weight: Tensor
@@ -203,19 +205,20 @@ class FrozenLinear(nn.Module):
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Map features (..., in) to (..., out)."""
         return F.linear(features, self.weight, self.bias)
 
 
 def enlarged(images: Tensor, min_side: int, multiple: int) -> Tensor:
-    """Images enlarged (bilinear) as far as a trunk needs; sizes that fit pass, nothing shrinks.
+    """Enlarge images (bilinear) as far as a trunk needs; no image is shrunk.
 
     Args:
-        images: Shape (B, C, H, W).
-        min_side: Pixels that the shorter side has at least.
-        multiple: Pixels that both sides are whole multiples of.
+        images: Images, shape (B, C, H, W).
+        min_side: Smallest shorter side of the result in pixels.
+        multiple: Number of pixels of which both sides of the result are multiples.
 
     Returns:
-        Shape (B, C, H', W'); gradients reach `images`.
+        Images, shape (B, C, H', W'), unchanged if they fit; gradients reach `images`.
     """
     height, width = images.shape[2:]
     scale = max(1.0, min_side / min(height, width))
@@ -226,7 +229,7 @@ def enlarged(images: Tensor, min_side: int, multiple: int) -> Tensor:
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse what is not a float RGB batch of at least 16 x 16 pixels.
+    """Refuse anything but a float RGB batch of at least 16 x 16 pixels.
 
     Raises:
         ValueError: With the shape or dtype found and what was expected.

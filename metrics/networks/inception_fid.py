@@ -1,10 +1,11 @@
-"""The Inception network of FID (release of 2015-12-05), whose distances alone may be called FID.
+"""The Inception network of FID (release of 2015-12-05); only its distances are called FID.
 
-InceptionV3 as TensorFlow published it in 2015, not the one that other libraries ship: average pools
-that do not count their padding, a max pool in the last block, and a resize of its own. Batch
+This is InceptionV3 as TensorFlow published it in 2015, which differs from that of other libraries:
+average pools do not count their padding, the last block has a max pool, and images are resized in a
+special way. Batch
 normalisation without a scale (eps 1e-3) is folded into the 94 convolutions in float64.
 
-FID is defined on 8-bit pixels: round images by `data.images.to_uint8` before they come here.
+FID is defined on 8-bit pixels: round images by `data.images.to_uint8` before passing them on.
 
 Source: arXiv:1512.00567 (InceptionV3), arXiv:1706.08500 (FID), arXiv:2103.03841 (sFID).
 """
@@ -22,14 +23,14 @@ from .weights import LoadedWeights
 
 NORM_EPS = 1e-3
 SIDE = 299
-"""Pixels on both axes that the trunk sees."""
+"""Side of the images inside the trunk in pixels."""
 
 _Pool = Literal["none", "average", "max", "halve"]
 
 
 @dataclass(frozen=True)
 class _Conv:
-    """One convolution with ReLU; sizes in pixels, `same` = zeros around so that sizes stay."""
+    """One convolution with ReLU; sizes in pixels, `same` = zero padding that keeps the size."""
 
     outputs: int
     height: int = 1
@@ -39,12 +40,13 @@ class _Conv:
 
     @property
     def padding(self) -> tuple[int, int]:
+        """Zero padding (vertical, horizontal) in pixels."""
         return (self.height // 2, self.width // 2) if self.same else (0, 0)
 
 
 @dataclass(frozen=True)
 class _Branch:
-    """A pool, then convolutions in a row, then `ends` side by side on the output of the last."""
+    """A pool, then convolutions in sequence, then `ends` in parallel on the last output."""
 
     convs: tuple[_Conv, ...]
     ends: tuple[_Conv, ...] = ()
@@ -59,6 +61,7 @@ class _Branch:
             yield conv, inputs
 
     def outputs(self, inputs: int) -> int:
+        """Number of output channels for a number of input channels."""
         if self.ends:
             return sum(conv.outputs for conv in self.ends)
         return self.convs[-1].outputs if self.convs else inputs
@@ -134,11 +137,14 @@ _BLOCKS: dict[str, _Block] = {
     "7c": _block_7("max"),
 }
 _LAYERS = {"2": ("64", 4), "4": ("192", 8), "6e": ("768", 16), "7c": ("2048", 32)}
-"""Block -> the layer that it ends, named after its channels, and its stride in pixels."""
+"""Layers by the block that they end with: name (number of channels) and stride in pixels."""
 SPATIAL_CHANNELS = 7
-"""Of the 192 in the first branch of block 6d; 17 x 17 positions at stride 16."""
+"""Channels of the spatial map, the first of 192 in the first branch of block 6d.
+
+The map has 17 x 17 positions at stride 16.
+"""
 NUM_SPATIAL = 17 * 17 * SPATIAL_CHANNELS
-"""2023, length of the vectors that sFID compares."""
+"""Length of the vectors that sFID compares, 2,023."""
 _SPATIAL_BLOCK, _SPATIAL = "6d", "spatial"
 
 
@@ -152,7 +158,7 @@ def _convs() -> Iterator[tuple[_Conv, int]]:
 
 
 def weight_shapes() -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes that the network consumes: `convs.I.weight|beta|mean|variance`."""
+    """Names and shapes of all tensors of the network: `convs.I.weight|beta|mean|variance`."""
     shapes: dict[str, tuple[int, ...]] = {}
     for i, (conv, inputs) in enumerate(_convs()):
         shapes[f"convs.{i}.weight"] = (conv.outputs, inputs, conv.height, conv.width)
@@ -161,9 +167,9 @@ def weight_shapes() -> dict[str, tuple[int, ...]]:
 
 
 class InceptionFid(FeatureExtractor):
-    """Layers `64`, `192`, `768` and `2048`, named by their channels; `pooled` is the 2048-d mean.
+    """Inception network with the layers `64`, `192`, `768` and `2048`, named by their channels.
 
-    Every image is resized to 299 x 299 pixels by `resize_tf1`, whatever its size or shape. The
+    `pooled` is the 2048-dimensional mean of the last layer. Every image is resized to 299 x 299 pixels by `resize_tf1`, whatever its size or shape. The
     `spatial` map of sFID has methods of its own and is not among `layers`: a distance over all
     layers would otherwise count it.
     """
@@ -186,17 +192,17 @@ class InceptionFid(FeatureExtractor):
         )
 
     def spatial_features(self, images: Tensor) -> Tensor:
-        """What sFID compares: 7 channels at every position of block 6d, after ReLU.
+        """Features of sFID: 7 channels at every position of block 6d, after ReLU.
 
         Args:
-            images: As for `forward`.
+            images: Float RGB in [0, 1], shape (B, 3, H, W) with H, W >= 16 pixels.
 
         Returns:
-            Float32, shape (B, 2023): rows, columns, channels, the last one fastest. Nothing deeper
-            is computed. Gradients reach `images`.
+            Float32, shape (B, 2023): rows, columns, channels, channels fastest. Deeper blocks are
+            not computed. Gradients reach `images`.
 
         Raises:
-            ValueError: If the images break the contract.
+            ValueError: If the images are too small or not float RGB.
 
         Source: arXiv:2103.03841; the first 7 channels of `mixed_6/conv`, flattened as TensorFlow
         lays them out, as in the evaluator of openai/guided-diffusion.
@@ -204,20 +210,20 @@ class InceptionFid(FeatureExtractor):
         return _flat(self._maps(images, (_SPATIAL,))[_SPATIAL])
 
     def pooled_and_spatial(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """`pooled` (B, 2048) and `spatial_features` (B, 2023) of one pass, equal to both alone.
+        """`pooled` (B, 2048) and `spatial_features` (B, 2023) in one pass, equal to separate passes.
 
         Args:
-            images: As for `forward`.
+            images: Float RGB in [0, 1], shape (B, 3, H, W) with H, W >= 16 pixels.
 
         Raises:
-            ValueError: If the images break the contract.
+            ValueError: If the images are too small or not float RGB.
         """
         (deepest,) = self.pooled_layers
         maps = self._maps(images, (_SPATIAL, deepest))
         return maps[deepest].mean((2, 3)), _flat(maps[_SPATIAL])
 
     def _maps(self, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-        """What `forward` does, for names that may be `spatial`."""
+        """Feature maps as from `forward`, where names may also be `spatial`."""
         check_images(images)
         return self._collect(images, names)
 
@@ -234,7 +240,7 @@ class InceptionFid(FeatureExtractor):
 
 
 class _BranchModule(nn.Module):
-    """One `_Branch`, taking its units from the stream of all."""
+    """Module of one `_Branch`, which takes its units from the iterator over all of them."""
 
     def __init__(self, branch: _Branch, units: "Iterator[_Unit]") -> None:
         super().__init__()
@@ -250,7 +256,7 @@ class _BranchModule(nn.Module):
 
 
 class _Unit(nn.Module):
-    """Convolution with the normalisation after it folded in, then ReLU."""
+    """Convolution with the batch normalisation folded in, then ReLU."""
 
     weight: Tensor
     bias: Tensor
@@ -273,10 +279,10 @@ class _Unit(nn.Module):
 
 
 def resize_tf1(images: Tensor, side: int) -> Tensor:
-    """Bilinear resize as TensorFlow 1 did it: output pixel i lies at i * n / side of n pixels.
+    """Bilinear resize as in TensorFlow 1: output pixel i lies at i * n / side of n pixels.
 
-    There are no half-pixel centres (the picture moves up and left) and no antialiasing; beyond the
-    last pixel its value repeats. Other bilinear resizes change FID by tens of units.
+    There are no half-pixel centres (the picture moves up and left) and no antialiasing; the last
+    pixel is repeated beyond the border. Other bilinear resizes change FID by tens of units.
 
     Args:
         images: Float, shape (B, C, H, W).
@@ -300,12 +306,12 @@ def resize_tf1(images: Tensor, side: int) -> Tensor:
 
 
 def _flat(features: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, H * W * C), channels fastest."""
+    """Flatten (B, C, H, W) to (B, H * W * C), channels fastest."""
     return features.permute(0, 2, 3, 1).flatten(1)
 
 
 def _pooled(features: Tensor, pool: _Pool) -> Tensor:
-    """Windows of 3 pixels: `halve` takes maxima in steps of 2 pixels, the others keep the size."""
+    """Pool over windows of 3 pixels: `halve` takes maxima at stride 2, the others keep the size."""
     match pool:
         case "none":
             return features

@@ -1,4 +1,4 @@
-"""VGG16 and AlexNet as LPIPS uses them: ImageNet trunks with five taps, and the LPIPS v0.1 heads.
+"""VGG16 and AlexNet for LPIPS: ImageNet trunks with five taps, and the LPIPS v0.1 heads.
 
 Source: arXiv:1801.03924 (LPIPS), arXiv:1409.1556 (VGG), arXiv:1404.5997 (AlexNet). The distance
 itself is `perceptual.Lpips`. The shift and scale that LPIPS applies to images in [-1, 1] are, for
@@ -21,7 +21,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class _Conv:
-    """One convolution with ReLU: sizes in pixels, `pool` = max-pool window before it, stride 2."""
+    """One convolution with ReLU; sizes in pixels, `pool` = window of a max pool of stride 2 before."""
 
     inputs: int
     outputs: int
@@ -57,7 +57,7 @@ _ALEX = (
 
 
 class LpipsTrunk(FeatureExtractor):
-    """VGG16 or AlexNet with the five LPIPS taps; `pooled` is the means of all taps.
+    """VGG16 or AlexNet with the five LPIPS taps; `pooled` is the mean of every tap, concatenated.
 
     Use `VggFeatures` or `AlexFeatures`.
     """
@@ -98,7 +98,7 @@ class LpipsTrunk(FeatureExtractor):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def head(self, layer: str) -> Tensor:
-        """The LPIPS v0.1 channel weights of one tap, non-negative, shape (C,)."""
+        """LPIPS v0.1 channel weights of one tap, non-negative, shape (C,)."""
         return self.get_buffer(f"head_{layer}")
 
     def _stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -111,11 +111,12 @@ class LpipsTrunk(FeatureExtractor):
                 yield conv.tap, features
 
     def _resize(self, images: Tensor) -> Tensor:
+        """Resize images as the trunk needs them; by default they pass unchanged."""
         return images
 
 
 class VggFeatures(LpipsTrunk):
-    """VGG16, taps relu1_2 to relu5_3 at strides 1 to 16; images as they are (sides >= 16).
+    """VGG16, taps relu1_2 to relu5_3 at strides 1 to 16; images are not resized (sides >= 16 pixels).
 
     Source: arXiv:1409.1556, configuration D.
     """
@@ -128,7 +129,7 @@ class AlexFeatures(LpipsTrunk):
     """AlexNet, taps after its five ReLUs at strides 4 to 16.
 
     The trunk needs 31 pixels: images with a side of 16 to 30 are doubled (bilinear, pixel centres
-    aligned by halves); all others pass unchanged. Up to about 64 pixels the last taps see very few
+    aligned by halves); all others pass unchanged. Up to about 64 pixels the last taps have very few
     positions, so prefer VGG there.
 
     Source: arXiv:1404.5997.
@@ -147,7 +148,7 @@ class AlexFeatures(LpipsTrunk):
 
 
 def _shapes(plan: tuple[_Conv, ...]) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a trunk with its heads."""
+    """Names and shapes of all tensors of a trunk with its heads."""
     shapes: dict[str, tuple[int, ...]] = {}
     for i, conv in enumerate(plan):
         shapes[f"convs.{i}.weight"] = (conv.outputs, conv.inputs, conv.kernel, conv.kernel)

