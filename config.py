@@ -168,7 +168,7 @@ def build_config(cls: type[T], data: Any, *, name: str = "config") -> T:
         name: Name of the config in error messages, e.g. the file name.
 
     Raises:
-        ConfigError: If a key is unknown, or a value is of another type or refused; lists all faults.
+        ConfigError: If a key is unknown or a value is wrong; the message lists all faults.
     """
     try:
         checked: T = _adapter(typing.cast(Any, cls)).validate_json(json.dumps(data), strict=True)

@@ -1,11 +1,12 @@
-"""Which attention is fastest here: the figures behind `attention: auto`, and rules made of them.
+"""Benchmark of the attention implementations, from which rules for `attention: auto` are made.
 
     python benchmarks/attention.py [--threads 2] [--rounds 7] [--out rules.yaml]
 
-Forward, and forward with backward, of every kernel that runs here on the same random tensors;
-rounds alternate, medians in milliseconds. `--out` writes the fastest of each kind of call as rules
-that TESSELLA_ATTENTION_RULES=rules.yaml puts before the built-in ones. `low_bit` quantizes: its
-times are forward only, and its rules hold for `attention: fastest` alone.
+Times forward, and forward with backward, of every kernel that runs on this machine on the same
+random tensors; rounds alternate, and medians are printed in milliseconds. `--out` writes the
+fastest kernel of each kind of call as rules, which TESSELLA_ATTENTION_RULES=rules.yaml puts before
+the built-in ones. `low_bit` quantizes: its times are forward only, and its rules hold for
+`attention: fastest` alone.
 """
 
 import statistics
@@ -43,20 +44,20 @@ grid; on CUDA one length of every class for every usual head."""
 
 
 def seconds_of(kernel: AttentionKernel, inputs: list[Tensor], *, backward: bool) -> float:
-    """Wall-clock time of one call; on CUDA including all that it starts."""
+    """Wall-clock time of one call in seconds; on CUDA including all kernels that it starts."""
     q, k, v = (x.detach().requires_grad_(backward) for x in inputs)
     wait: Callable[[], Any] = torch.cuda.synchronize if q.is_cuda else lambda: None
     wait()
     started = time.perf_counter()
     out = compute_attention(kernel, q, k, v)
     if backward:
-        out.sum().backward()
+        torch.autograd.backward(out.sum())
     wait()
     return time.perf_counter() - started
 
 
 def medians(inputs: list[Tensor], *, backward: bool, rounds: int) -> dict[AttentionKernel, float]:
-    """Milliseconds of every kernel that takes these inputs."""
+    """Median milliseconds of every kernel that accepts these inputs."""
     times: dict[AttentionKernel, list[float]] = {}
     for kernel in get_args(AttentionKernel):
         if kernel == "low_bit" and (backward or not inputs[0].is_cuda):
@@ -75,7 +76,7 @@ def medians(inputs: list[Tensor], *, backward: bool, rounds: int) -> dict[Attent
 
 
 def rules_of(row: dict[str, Any], about: str) -> list[AttentionRule]:
-    """The fastest kernel of a row, `low_bit` first where it is, then the fastest exact one."""
+    """Rules from a row: `low_bit` first if it is the fastest, then the fastest exact one."""
     found = []
     exact = {kernel: ms for kernel, ms in row["ms"].items() if kernel != "low_bit"}
     best = min(exact, key=lambda kernel: exact[kernel])
@@ -104,7 +105,7 @@ def rules_of(row: dict[str, Any], about: str) -> list[AttentionRule]:
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="YAML of rules to write.")
 def main(threads: int, rounds: int, out: Path | None) -> None:
-    """Print the table; write the rules."""
+    """Print the table and write the rules."""
     if out is not None:
         check_file(out, "file of rules", overwrite=False, ours=lambda _: False)
     torch.set_num_threads(threads)

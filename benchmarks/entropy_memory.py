@@ -24,9 +24,9 @@ from torch.utils._pytree import tree_leaves
 from tessella.tokenizers.quantizers.entropy import batch_entropy, sample_entropy
 
 TEMPERATURE = 0.01
-"""Of the soft assignments, as in every published LFQ."""
+"""Temperature of the soft assignments, as in every published LFQ."""
 GROUP_BITS = 10
-"""Default group of `LFQConfig`."""
+"""Bits of a group, the default of `LFQConfig`."""
 MAX_TABLE_BITS = 14
 """Largest full table: 4096 x 2**14 floats are 268 MB each, and several are alive at once."""
 MAX_CHECKED_BITS = 10
@@ -34,11 +34,11 @@ MAX_CHECKED_BITS = 10
 BITS = (6, 8, 10, 12, 14, 18, 20, 24, 30, 36, 40, 48, 50, 60, 62)
 
 
-class StorageMeter(TorchDispatchMode):
+class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no type for it
     """Bytes of live storages created while it is active; `peak` is their highest sum."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no type for it
         self.live = self.peak = 0
         self._known: set[int] = set()
 
@@ -52,7 +52,7 @@ class StorageMeter(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        """Add a storage that was not seen, and subtract it when it dies."""
+        """Add a new storage, and subtract it when it is released."""
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:
             return
@@ -81,7 +81,8 @@ def table_loss(latents: Tensor) -> Tensor:
     p = log_p.exp()
     mean = p.mean(0)
     sample, batch = -(p * log_p).sum(1).mean(), -torch.special.xlogy(mean, mean).sum()
-    return sample - batch
+    loss: Tensor = sample - batch
+    return loss
 
 
 def peak_bytes(loss: Callable[[Tensor], Tensor], latents: Tensor) -> int:
@@ -89,7 +90,7 @@ def peak_bytes(loss: Callable[[Tensor], Tensor], latents: Tensor) -> int:
     meter = StorageMeter()
     with meter:
         copy = latents.clone().requires_grad_()
-        loss(copy).backward()
+        torch.autograd.backward(loss(copy))
     return meter.peak
 
 
@@ -120,7 +121,7 @@ def main() -> None:
     """Print the table, and write it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of the batch")
-    parser.add_argument("--seed", type=int, default=0, help="of the random latents")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random latents")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
 

@@ -1,11 +1,11 @@
-"""Time and memory of Frechet statistics, beside the eigenvalues of the product of covariances.
+"""Time and memory of Frechet statistics, compared with the eigenvalues of the product.
 
     OMP_NUM_THREADS=1 nice -n 10 python benchmarks/frechet.py --out frechet.json
 
-Every row runs in a process of its own. Features are correlated, rectified like those of a network,
-made batch by batch and never kept; `update` counts the time of `FrechetStatistics.update` alone.
+Every row runs in its own process. Features are correlated, rectified like those of a network,
+generated batch by batch and not kept; `update` counts the time of `FrechetStatistics.update` alone.
 Memory is the highest resident size (ru_maxrss) above that before the step, so it holds the
-statistics themselves and whatever a step needs for a moment. `product` is the formula of
+statistics themselves and the temporary memory of a step. `product` is the formula of
 torchmetrics: the roots of the eigenvalues of the plain product.
 
 Measured by that command on 2 shared cores of a cloud machine, one thread, torch 2.13 CPU, D = 2048:
@@ -52,7 +52,7 @@ def feature_batches(count: int, size: int, batch_size: int, seed: int) -> Iterat
 
 
 def by_product(a: FrechetStatistics, b: FrechetStatistics) -> float:
-    """The distance by the eigenvalues of the product, which is not symmetric."""
+    """Distance by the eigenvalues of the product of covariances, which is not symmetric."""
     product = a.covariance @ b.covariance
     cross = torch.linalg.eigvals(product).sqrt().real.sum()
     shift = (a.mean - b.mean).square().sum()
@@ -62,7 +62,7 @@ def by_product(a: FrechetStatistics, b: FrechetStatistics) -> float:
 def measure(step: str, count: int, size: int, batch_size: int) -> dict[str, Any]:
     """Seconds, MiB and result of one step, in this process."""
 
-    def collected(seed: int) -> tuple[FrechetStatistics, float]:
+    def collect(seed: int) -> tuple[FrechetStatistics, float]:
         statistics, seconds = FrechetStatistics(size), 0.0
         for batch in feature_batches(count, size, batch_size, seed):
             start = time.perf_counter()
@@ -71,13 +71,13 @@ def measure(step: str, count: int, size: int, batch_size: int) -> dict[str, Any]
         return statistics, seconds
 
     if step == "update":
-        next(feature_batches(batch_size, size, batch_size, 0))  # its memory is not ours
-        torch.linalg.svdvals(torch.eye(4, dtype=torch.float64))  # nor is a library's
+        next(feature_batches(batch_size, size, batch_size, 0))  # its memory does not count
+        torch.linalg.svdvals(torch.eye(4, dtype=torch.float64))  # nor does that of a library
         before = peak()
-        _, seconds = collected(1)
+        _, seconds = collect(1)
         value = None
     else:
-        sides = [collected(seed)[0] for seed in (1, 2)]
+        sides = [collect(seed)[0] for seed in (1, 2)]
         before, start = peak(), time.perf_counter()
         value = (frechet_distance if step == "distance" else by_product)(*sides)
         seconds = time.perf_counter() - start
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, nargs="+", default=[50_000, 1000], help="vectors a side")
     parser.add_argument("--d", type=int, default=2048, help="features")
     parser.add_argument("--batch-size", type=int, default=64, help="vectors in an update")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)  # of a fresh process
     options = parser.parse_args()

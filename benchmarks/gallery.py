@@ -1,13 +1,14 @@
-"""The same labels drawn by several generators: pictures, size, steps, seconds and FID side by side.
+r"""Comparison of generators on the same labels: pictures, size, steps, seconds and FID.
 
-    python benchmarks/gallery.py --row "MaskBit=bundled:maskbit-emoji-64" \\
+    python benchmarks/gallery.py --row "MaskBit=bundled:maskbit-emoji-64" \
         --row "BLD=runs/bld" --report "BLD=runs/eval/bld" --out gallery
 
-Each generator draws with the settings of its card. All draw the same classes with the same seeds.
-Times are of rounds in turn, one batch each, network and decoder, after a round that is not counted;
-the medians are compared, in one process, so that whatever else the machine does meets all of them.
-FIDs are not measured here: they come from the folders that `tessella evaluate --out` wrote, and are
-refused if they are of other weights or settings, or differ in protocol.
+Each generator samples with the settings of its card. All sample the same classes with the same
+seeds. Times include network and decoder for one batch per generator and round, after one round that
+is not counted. The generators alternate in one process, so that other load of the machine affects
+all of them equally; medians are compared. FIDs are not measured here: they are read from folders
+that `tessella evaluate --out` wrote, and are refused if they belong to other weights or settings or
+differ in protocol.
 """
 
 import dataclasses
@@ -31,10 +32,10 @@ COLUMNS = ("", "parameters", "trained", "bits", "steps", "guidance", "ms/image",
 
 
 def pairs(words: tuple[str, ...], option: str) -> dict[str, str]:
-    """NAME=VALUE words by name.
+    """Parse NAME=VALUE words to a dict.
 
     Raises:
-        ValueError: If a word is not of that form, or a name comes twice.
+        ValueError: If a word is not of that form, or a name occurs twice.
     """
     found: dict[str, str] = {}
     for word in words:
@@ -46,15 +47,15 @@ def pairs(words: tuple[str, ...], option: str) -> dict[str, str]:
 
 
 def read_fid(folder: str, generator: Generator, settings: dict[str, Any]) -> tuple[str, str]:
-    """gFID of an evaluation as text, and the id of its protocol.
+    """Read the gFID of an evaluation as text, and the id of its protocol.
 
     Raises:
-        ValueError: If it is of other weights or settings.
+        ValueError: If the evaluation is of other weights or settings.
     """
     report = json.loads((Path(folder) / "report.json").read_text())
     subject = report["subject"]
     if subject["fingerprint"] != generator.fingerprint:
-        raise ValueError(f"{folder}: of {subject['name']}, whose weights are others")
+        raise ValueError(f"{folder}: evaluation of {subject['name']}, which has other weights")
     if subject["sampling"] != settings:
         raise ValueError(f"{folder}: drawn with {subject['sampling']}, here with {settings}")
     fid = report["metrics"]["gFID"]
@@ -66,8 +67,12 @@ def read_fid(folder: str, generator: Generator, settings: dict[str, Any]) -> tup
 @click.option("--row", "rows", multiple=True, required=True, help="NAME=GENERATOR, in order.")
 @click.option("--report", "reports", multiple=True, help="NAME=FOLDER of `tessella evaluate`.")
 @click.option("--per-class", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of row 0.")
-@click.option("--num", type=click.IntRange(min=1), default=16, show_default=True, help="Timed.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of row 0."
+)
+@click.option(
+    "--num", type=click.IntRange(min=1), default=16, show_default=True, help="Images timed."
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the PNGs.")

@@ -1,12 +1,12 @@
-"""Speed of the kernels beside what they replace: one table, JSON and a picture.
+"""Speed of the kernels compared with the operations that they replace.
 
     python benchmarks/kernels.py [--only bit_embedding] [--rounds 20] --out runs/kernels
 
 On CUDA the shapes are those of the published models, the times medians of CUDA events around CUDA
 graphs over several sets of random inputs that together exceed the L2 cache, and the ceilings are
 the bandwidth of a copy and the rate of a bf16 matrix product on the device, measured in the same
-run: of a row, whichever of the two is nearer. Elsewhere the shapes are small and the references
-run: that shows that the command works, and what the reference costs. Data are random, never zeros.
+run; a row shows the nearer of the two. Without CUDA the shapes are small and the references run,
+which shows that the command works and what the reference costs. Data are random, never zeros.
 A baseline that refuses a case is left out, and the row says why.
 
     kernels.json   every row with device, versions and shapes
@@ -56,7 +56,7 @@ MAX_SETS = 64
 
 
 class Ceilings(NamedTuple):
-    """What the device reaches in this run.
+    """Measured peak rates of the device in this run.
 
     Args:
         copy: Bytes per second of a copy, read and write counted.
@@ -81,15 +81,18 @@ FAMILIES: dict[str, Callable[[torch.device], Iterator[Case]]] = {
 
 
 def timed(function: Callable[[Any], Any], given: Any, device: torch.device) -> float:
-    """Seconds of one call, on CUDA those of the device."""
+    """Seconds of one call, on CUDA of device time."""
     if device.type != "cuda":
         return wall_clock(function, given)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch: no types
+        for _ in range(2)
+    )
     start.record()
     function(given)
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1000
+    return float(start.elapsed_time(end)) / 1000
 
 
 def wall_clock(function: Callable[[Any], Any], given: Any) -> float:
@@ -100,12 +103,12 @@ def wall_clock(function: Callable[[Any], Any], given: Any) -> float:
 
 
 def captured(function: Callable[[Any], Any], sets: list[Any]) -> Callable[[Any], Any]:
-    """A CUDA graph of one call per input set: a kernel of microseconds is not hidden by launches.
+    """Capture one call per input set in a CUDA graph, so that launches do not hide short kernels.
 
     Raises:
         RuntimeError: If a call cannot be captured.
     """
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no type for it
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for given in sets * 2:
@@ -139,7 +142,7 @@ def product_rate(device: torch.device, rounds: int) -> float:
 
 
 def working(case: Case, given: Any) -> tuple[dict[str, Callable[[Any], Any]], dict[str, str]]:
-    """The functions that run an input set, and why the other ones do not; ours must."""
+    """Functions that accept an input set, and errors of the others; the kernel must accept it."""
     functions, refused = {}, {}
     for name, function in case.functions.items():
         try:
@@ -205,7 +208,7 @@ def measure(case: Case, device: torch.device, rounds: int, ceilings: Ceilings) -
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row for people."""
+    """Format a row of the table as text."""
     rate = " " * 21
     if row.get("ceiling") == "memory":
         rate = f"{row['gb_per_s']:9.2f} GB/s {row['of_ceiling']:6.1%}"
@@ -219,7 +222,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time of every baseline relative to the kernel, as PNG."""
+    """Draw the time of every baseline relative to the kernel as PNG."""
     from matplotlib.figure import Figure
 
     bars = [
@@ -237,7 +240,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 @click.command()
-@click.option("--only", type=click.Choice(list(FAMILIES)), multiple=True, help="Operations.")
+@click.option(
+    "--only", type=click.Choice(list(FAMILIES)), multiple=True, help="Operations to measure."
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for kernels.json and .png.")

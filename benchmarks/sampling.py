@@ -1,11 +1,11 @@
-"""Speed of sampling: ours beside the published algorithm in its plain form, in one run.
+"""Speed of the masked sampler compared with a plain form of the published algorithm.
 
     python benchmarks/sampling.py [--generator bundled:maskbit-emoji-64] [--num 16] [--num-steps 16]
 
 The plain form follows arXiv:2409.16211's description step by step: both guided passes in every
 step, `torch.multinomial` over the flattened slots, a threshold by `kthvalue`, counts read back to
 the host. Both use the same weights, precision, labels, steps and guidance; rounds alternate, the
-medians are compared. The second table says how much of our loop is spent in the network.
+medians are compared. The last column is the share of the time spent in the network.
 """
 
 import json
@@ -31,7 +31,11 @@ from tessella.tokens.tokens import TokenSpec
 def plain_form(
     generator: MaskedGenerator, labels: Tensor, num_steps: int, guidance: float, randomness: float
 ) -> Tensor:
-    """The published sampler, literally: arccos schedule, cosine guidance, (B, N, G) indices."""
+    """Published sampler without optimizations: arccos schedule, cosine guidance.
+
+    Returns:
+        Indices, shape (B, N, G).
+    """
     batch, shape = len(labels), (generator.spec.num_tokens, generator.num_groups)
     size, slots = generator.codebook_sizes[0], math.prod(shape)
     indices = torch.zeros(batch, *shape, dtype=torch.int64)
@@ -59,7 +63,7 @@ def plain_form(
 
 
 def open_generator(name: str) -> MaskedGenerator:
-    """A model folder, or `maskbit-305m`: the published size with random weights."""
+    """Load a model folder; `maskbit-305m` is the published size with random weights."""
     if name == "maskbit-305m":
         config = MaskBitConfig(num_classes=1000, transformer=TransformerConfig())
         return MaskedGenerator(config, TokenSpec((16, 16), (2,) * 14)).eval()
@@ -85,7 +89,7 @@ def main(
     threads: int,
     out: Path | None,
 ) -> None:
-    """Print both tables."""
+    """Print the table."""
     torch.set_num_threads(threads)
     generator = open_generator(name)
     labels = torch.arange(num) % max(1, generator.num_classes)

@@ -1,12 +1,12 @@
-"""What training costs on this machine: the step, its convolutions, and the loader beside it.
+"""Cost of tokenizer training on this machine: step, convolutions, and data loader.
 
     python benchmarks/training.py [--config FILE] [--out FILE.json] [key.sub=value ...]
 
-The step is the real one of `train/tokenizer.py` (forward, losses, backward, clipping, optimizer,
-average), after the start of the adversarial loss where the config has one. Its variants, fp32 and
-bf16, channels-last and contiguous, take turns in every round, so that a machine that slows down
-slows all of them; reported are medians over rounds. The share of the convolutions is of the time
-that operators spend themselves, and includes their backward passes and layout reorders.
+The step is that of `train/tokenizer.py` (forward, losses, backward, clipping, optimizer, average),
+after the start of the adversarial loss where the config has one. Its variants, fp32 and bf16,
+channels-last and contiguous, alternate in every round, so that other load of the machine affects
+all of them equally; medians over rounds are reported. The share of the convolutions is relative to
+the own time of all operators, and includes their backward passes and layout reorders.
 """
 
 import dataclasses
@@ -31,7 +31,9 @@ from tessella.data.loader import ImageDataset, make_loader
 from tessella.data.sources import open_source
 from tessella.files import atomic_file, check_file
 from tessella.train.engine import build_accelerator, seed_step
-from tessella.train.tokenizer import DEFAULT_CONFIG, TokenizerRun, TrainTokenizerConfig, resolve
+from tessella.train.tokenizer import DEFAULT_CONFIG
+from tessella.train.tokenizer_recipe import TrainTokenizerConfig, resolve
+from tessella.train.tokenizer_run import TokenizerRun
 
 Precision = Literal["no", "bf16"]
 Layout = Literal["channels_last", "contiguous"]
@@ -71,7 +73,7 @@ class Step:
 
 
 def batches(config: TrainTokenizerConfig, resolution: int, count: int) -> Iterator[dict[str, Any]]:
-    """The first batches of a run, augmented as the config says."""
+    """Yield the first batches of a run, augmented as the config says."""
     source = open_source(config.data.source, "train")
     dataset = ImageDataset(source, resolution, config.data.augment, seed=config.run.seed)
     dataset.preload()
@@ -119,6 +121,7 @@ def convolution_share(shares: dict[str, float]) -> float:
 
 
 def _synchronize(images: Tensor) -> None:
+    """Wait for CUDA if the images are on it."""
     if images.is_cuda:
         torch.cuda.synchronize()
 
@@ -132,12 +135,12 @@ def cpu_model() -> str:
 
 
 def measure(config: TrainTokenizerConfig, rounds: int, profiled: int) -> dict[str, Any]:
-    """Everything in the report.
+    """Measure everything in the report.
 
     Args:
-        config: What to measure.
-        rounds: Timed steps of each variant, at least 1.
-        profiled: Steps under the profiler, at least 1.
+        config: Training config to measure.
+        rounds: Number of timed steps of each variant, at least 1.
+        profiled: Number of steps under the profiler, at least 1.
     """
     steps = [Step(config, precision, layout) for precision, layout in VARIANTS]
     device = steps[0].run.accelerator.device
@@ -174,7 +177,7 @@ def measure(config: TrainTokenizerConfig, rounds: int, profiled: int) -> dict[st
 
 
 def report(result: dict[str, Any], name: str) -> str:
-    """The result as text."""
+    """Format the result as text."""
     machine = result["machine"]
     lines = [
         f"{name}: {result['parameters']:,} parameters, {result['resolution']} pixels, "

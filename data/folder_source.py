@@ -1,7 +1,7 @@
 """Images in folders: `root/SPLIT/CLASS/*.png`, `root/CLASS/*.png`, or all in one folder.
 
-Class indices follow the sorted names of the class folders of the `train` split, so that every split
-agrees. A text file of the same name beside an image is its caption.
+Class indices follow the sorted names of the class folders of the `train` split, so that they are
+the same in all splits. A text file with the name of an image is its caption.
 """
 
 import os
@@ -14,16 +14,17 @@ from .tar_source import IMAGE_SUFFIXES, SPLITS
 
 
 class FolderSource(ImageSource):
-    """Image files below a folder, in sorted order; hidden files and other types are passed over.
+    """Image files below a folder, in sorted order; hidden files and other types are ignored.
 
     Args:
-        root: The folder.
+        root: Folder with the images.
         split: `train`, `val` or `test`: a folder below `root` where `root/train` or `root/val`
-            exists. Otherwise everything is `train`.
-        licence: Licence statement.
+            exists. Otherwise all images are `train`.
+        licence: Licence statement of the images.
 
     Raises:
-        DataError: If there is no such split, no image, or images both beside and inside folders.
+        DataError: If there is no such split or no image, or if images lie both beside and inside
+            class folders.
     """
 
     def __init__(self, root: Path, *, split: str, licence: str | None = None) -> None:
@@ -34,7 +35,9 @@ class FolderSource(ImageSource):
         self._scan()
         if not self._files:
             kinds = " ".join(sorted(IMAGE_SUFFIXES))
-            raise DataError(f"{self._base}: no images found; looked for {kinds} in it and below")
+            raise DataError(
+                f"{self._base}: no images found; expected {kinds} files in this folder or below"
+            )
         folders = {path.split("/", 1)[0] for path, _ in self._files if "/" in path}
         loose = [path for path, _ in self._files if "/" not in path]
         if folders and loose:
@@ -56,6 +59,7 @@ class FolderSource(ImageSource):
 
     @staticmethod
     def _find_base(root: Path, split: str) -> tuple[Path, bool]:
+        """Folder of the split, and whether the images are divided into split folders."""
         found = [name for name in SPLITS if (root / name).is_dir()]
         if "train" in found or "val" in found:
             if split not in found:
@@ -66,18 +70,19 @@ class FolderSource(ImageSource):
             folders = sum(entry.is_dir() for entry in entries)
             raise DataError(
                 f"{root}: no split {split!r}; found {folders} folders and "
-                f"{len(entries) - folders} files without train/ and val/, which count as train. "
-                f"Move the images to keep apart below {root / split} and the others below "
+                f"{len(entries) - folders} files but no train/ or val/, so all images are train. "
+                f"Move the images of this split to {root / split} and the others to "
                 f"{root / 'train'}"
             )
         return root, False
 
     def _scan(self) -> None:
+        """List image files and captions below the base folder."""
         visited: set[str] = set()
         texts: set[str] = set()
         for folder, subfolders, names in os.walk(self._base, followlinks=True):
             real = os.path.realpath(folder)
-            if real in visited:  # a link back up
+            if real in visited:  # a link to a folder above
                 subfolders.clear()
                 continue
             visited.add(real)
@@ -100,6 +105,7 @@ class FolderSource(ImageSource):
         return len(self._files)
 
     def id_of(self, index: int) -> str:
+        """Stable name of one image, without reading it."""
         return self._files[index][0]
 
     def places(self) -> list[Path]:
@@ -110,6 +116,7 @@ class FolderSource(ImageSource):
         return (size for _, size in self._files)
 
     def read(self, index: int) -> Sample:
+        """Decode one image; see `ImageSource.read`."""
         self._check(index)
         path = self._files[index][0]
         image = read_image(self._base / path, name=path)
@@ -125,4 +132,5 @@ class FolderSource(ImageSource):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names in label order; empty when the images carry no labels."""
         return self._classes

@@ -1,8 +1,8 @@
 """Images of a dataset of the `datasets` library, on the Hub or built in memory.
 
 The first Image column is the image, the first ClassLabel column the label, and a string column
-named `caption` or `text` the caption. Files stay encoded until read, so a broken one is skipped
-like everywhere else.
+named `caption` or `text` the caption. Images stay encoded until they are read, so that a broken
+image is skipped as in all other sources.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class HubSource(ImageSource):
     """A `datasets.Dataset` with an Image column.
 
     Args:
-        dataset: The split, already loaded.
+        dataset: Loaded split.
         name: Short name for logs.
         split: Name of the split.
 
@@ -55,6 +55,7 @@ class HubSource(ImageSource):
         return len(self._rows)
 
     def id_of(self, index: int) -> str:
+        """Stable name of one image, without reading it."""
         return f"{self.split}/{index:06d}"
 
     def _sizes(self) -> Iterable[int]:
@@ -63,6 +64,7 @@ class HubSource(ImageSource):
                 yield len(cell["bytes"] or b"") if cell else 0
 
     def read(self, index: int) -> Sample:
+        """Decode one image; see `ImageSource.read`."""
         self._check(index)
         row, name = self._rows[index], self.id_of(index)
         cell = row[self._image]
@@ -76,11 +78,16 @@ class HubSource(ImageSource):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names in label order; empty when the images carry no labels."""
         return self._classes
 
 
 def open_hub(path: str, split: str) -> HubSource:
-    """Load one split of `owner/name` or `owner/name:config` through `datasets`.
+    """Load one split of a dataset through the `datasets` library.
+
+    Args:
+        path: `owner/name` or `owner/name:config`.
+        split: `train`, `val` or `test`; `val` also finds `validation`, `valid` and `dev`.
 
     Raises:
         DataError: If `datasets` is missing, or the dataset or split does not exist.
@@ -95,7 +102,7 @@ def open_hub(path: str, split: str) -> HubSource:
         rows = datasets.load_dataset(name, config or None, split=accepted[0])
     except ImportError as error:
         raise DataError(
-            f"hf:{path} needs the datasets library: pip install tessella[hub-data]"
+            f"hf:{path} needs the datasets library; install it with: pip install tessella[hub-data]"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, DataError):
@@ -105,6 +112,7 @@ def open_hub(path: str, split: str) -> HubSource:
 
 
 def _import_datasets() -> Any:
+    """Import the optional `datasets` library."""
     import datasets  # optional dependency: tessella[hub-data]
 
     return datasets

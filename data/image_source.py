@@ -1,7 +1,7 @@
-"""What every image source offers: a length, stable order, and one readable sample per index.
+"""Interface of all image sources: a length, a stable order, and one sample per index.
 
-A source knows where images lie and nothing about resolution, batches or randomness; those belong
-to `tessella.data.loader`. Sources are map-style and picklable, so they work in DataLoader workers
+A source locates and decodes images; resolution, batches and randomness belong to
+`tessella.data.loader`. Sources are map-style and picklable, so they work in DataLoader workers
 started by fork or by spawn.
 """
 
@@ -16,12 +16,12 @@ from PIL import Image
 
 
 class DataError(ValueError):
-    """A data source that cannot be used at all: missing, empty, truncated or misnamed."""
+    """Raised for a data source that cannot be used: missing, empty, truncated or misnamed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One image with what is known about it.
+    """One image with its label and caption.
 
     Attributes:
         image: PIL image, mode RGB, in its stored size.
@@ -41,7 +41,7 @@ class ImageSource(ABC):
 
     Attributes:
         name: Short name for logs and reports, for example `emoji`.
-        split: Which part this is, `train` or `val`.
+        split: Name of the split, `train`, `val` or `test`.
         licence: Licence statement of the images, or None when unknown.
     """
 
@@ -84,6 +84,7 @@ class ImageSource(ABC):
 
     @cached_property
     def _fingerprint(self) -> str:
+        """SHA-256 over ids and stored sizes, computed once."""
         digest = hashlib.sha256()
         for index, size in enumerate(self._sizes()):
             digest.update(f"{self.id_of(index)}\0{size}\n".encode())
@@ -98,5 +99,6 @@ class ImageSource(ABC):
         return self._fingerprint
 
     def _check(self, index: int) -> None:
+        """Refuse an index outside the source."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {self.name}: expected 0..{len(self) - 1}")

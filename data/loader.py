@@ -1,7 +1,8 @@
-"""Batches for training and evaluation, decoded and resized once and kept in memory where they fit.
+"""Batches for training and evaluation, decoded and resized once and cached in memory if they fit.
 
-Which image stands where is decided by `tessella.data.step_sampler`; augmentation is seeded by the
-sample number, so a batch is the same for any number of workers or processes and after a restart.
+`tessella.data.step_sampler` decides the image at each position of each batch; augmentation is
+seeded by the sample number, so a batch is the same for any number of workers or processes and after
+a restart.
 """
 
 import multiprocessing
@@ -19,23 +20,26 @@ from .step_sampler import StepSampler, epoch_order
 from .transforms import AugmentConfig, ResizeRule, augment, fit, shrink
 
 CACHE_BYTES = 1 << 30
+"""Largest size of a set of decoded images that `cache="auto"` keeps in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
+    """A decoded image; label -1 is no label, an empty caption no caption."""
+
     pixels: np.ndarray  # (H, W, 3), uint8
     id: str
     label: int
     caption: str
 
 
-class ImageDataset(Dataset):
+class ImageDataset(Dataset[dict[str, Any]]):
     """Images of a source at one resolution, addressed by (image index, sample number).
 
-    A broken image is replaced by the next readable one and noted in `broken`.
+    A broken image is replaced by the next readable one and recorded in `broken`.
 
     Args:
-        source: Where the images are.
+        source: Source of the images.
         resolution: Side of the images in pixels; other sizes are resized and centre-cropped.
         augment: Random augmentation; None = off.
         seed: Seed of augmentation and order, >= 0.
@@ -73,7 +77,8 @@ class ImageDataset(Dataset):
         return len(self.source)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cache": {}}  # spawned workers fill their own
+        state: dict[str, Any] = self.__dict__
+        return state | {"_cache": {}}  # spawned workers fill their own
 
     def sample(self, number: int) -> dict[str, Any]:
         """One sample of the run by its number, as a batch of one."""
@@ -85,7 +90,11 @@ class ImageDataset(Dataset):
         return self.__getitems__([key])
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, Any]:
-        """A whole batch at once; see `make_loader` for its content."""
+        """Load a whole batch at once; see `make_loader` for its content.
+
+        Args:
+            keys: Pairs of image index and sample number.
+        """
         items = [self._readable(index) for index, _ in keys]
         size = self.resolution
         pixels = np.empty((len(keys), size, size, 3), np.uint8)
@@ -103,7 +112,7 @@ class ImageDataset(Dataset):
             self._readable(index)
 
     def _readable(self, index: int) -> _Decoded:
-        """The image at `index`, or the next one that can be read."""
+        """Load the image at `index`, or the next one that can be read."""
         for candidate in range(index, index + len(self.source)):
             candidate %= len(self.source)
             if candidate in self._broken_indices:
@@ -119,6 +128,7 @@ class ImageDataset(Dataset):
         )
 
     def _load(self, index: int) -> _Decoded:
+        """Load one image from the cache or the source."""
         if index in self._cache:
             return self._cache[index]
         item = _decode(self.source, index, self.resolution, self._stored_side, self.augment.crops)
@@ -127,8 +137,8 @@ class ImageDataset(Dataset):
         return item
 
 
-class StepLoader(DataLoader):
-    """A DataLoader over steps that brings the broken images found by workers back home."""
+class StepLoader(DataLoader[dict[str, Any]]):
+    """DataLoader over steps that collects the broken images found by workers in the dataset."""
 
     dataset: ImageDataset
 
@@ -139,7 +149,7 @@ class StepLoader(DataLoader):
 
 
 class _CollectBroken:
-    """Adds what this worker has found broken; the batch itself is complete already."""
+    """Collate function that adds the broken images of this worker to an already complete batch."""
 
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
@@ -147,7 +157,8 @@ class _CollectBroken:
     def __call__(self, batch: Any) -> dict[str, Any]:
         info = torch.utils.data.get_worker_info()
         dataset = self.dataset if info is None else cast(ImageDataset, info.dataset)
-        return batch | {"broken": dict(dataset.broken)}
+        whole: dict[str, Any] = batch | {"broken": dict(dataset.broken)}
+        return whole
 
 
 def make_loader(
@@ -161,21 +172,21 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> StepLoader:
-    """Loader of steps start_step .. num_steps - 1, one batch each.
+    """Build the loader of steps start_step .. num_steps - 1, one batch each.
 
     A batch holds `images` float32 (B, 3, H, W) in [-1, 1], `labels` int64 (B,) with -1 = none,
     `captions` (list of B texts, empty = none), `ids` (list of B names) and `numbers` int64 (B,).
     Images found broken are listed in `dataset.broken` with the reason.
 
     Args:
-        dataset: Images and seed.
+        dataset: Images, augmentation and seed.
         batch_size_per_process: Samples per step on this process.
         num_steps: Length of the whole run in steps.
-        start_step: Steps already done.
+        start_step: Number of steps already done.
         process_index: Rank of this process.
-        num_processes: Processes of the run.
-        num_workers: Reader processes; 0 is fastest for a small cached set.
-        pin_memory: Page-locked tensors for faster copies to a GPU.
+        num_processes: Number of processes of the run.
+        num_workers: Number of reader processes; 0 is fastest for a small cached set.
+        pin_memory: Whether tensors are page-locked for faster copies to a GPU.
 
     Raises:
         ValueError: If a count is out of range.
@@ -213,23 +224,24 @@ def eval_batches(
     resize: ResizeRule = "bicubic",
     indices: Iterable[int] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Every readable image once, in order, resized and centre-cropped, never augmented.
+    """Yield every readable image once, in order, resized and centre-cropped, never augmented.
 
     Args:
-        source: Where the images are.
+        source: Source of the images.
         resolution: Side of the images in pixels.
         batch_size: Images per batch; the last one may be smaller.
-        limit: Largest number of images delivered; None = all.
-        broken: Filled in place with the reason for each image skipped, by id.
-        resize: How other sizes come to the resolution, a rule of `transforms.fit`.
-        indices: Which images of the source; None = all. Only of all must one be readable.
+        limit: Largest number of images to yield; None = all.
+        broken: Dict that is filled with the reason for each skipped image, by id.
+        resize: Rule of `transforms.fit` for images of other sizes.
+        indices: Indices of the images in the source; None = all. Only in the latter case it is an
+            error if none can be read.
 
     Yields:
-        Batches as of `make_loader`; `numbers` are indices into the source.
+        Batches as from `make_loader`; `numbers` are indices into the source.
 
     Raises:
-        ValueError: If a size is below 1.
-        DataError: If no image of the source can be read, or `resize` refuses the size of one.
+        ValueError: If `resolution`, `batch_size` or `limit` is below 1.
+        DataError: If no image of the source can be read, or `resize` refuses the size of an image.
     """
     if resolution < 1 or batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"{resolution=}, {batch_size=}, {limit=}; expected at least 1")
@@ -257,7 +269,7 @@ def eval_batches(
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """At most `most` of the indices 0 .. count - 1, evenly spaced, the first one among them."""
+    """At most `most` of the indices 0 .. count - 1, evenly spaced and starting with 0."""
     chosen = min(count, most)
     return [i * count // chosen for i in range(chosen)]
 
@@ -270,6 +282,7 @@ def _decode(
     crops: bool,
     resize: ResizeRule = "bicubic",
 ) -> _Decoded:
+    """Decode one image and bring it to the resolution, or to `stored_side` for random crops."""
     sample = source.read(index)
     if crops:
         image = shrink(sample.image, stored_side)
@@ -283,6 +296,7 @@ def _decode(
 
 
 def _batch(pixels: np.ndarray, items: Sequence[_Decoded], numbers: Sequence[int]) -> dict[str, Any]:
+    """Build a batch from pixels (B, H, W, 3) and the decoded images they belong to."""
     return {
         "images": to_float(pixels),
         "labels": torch.tensor([item.label for item in items], dtype=torch.int64),

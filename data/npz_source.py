@@ -1,8 +1,8 @@
-"""Image batches as `.npz` files, the form in which reference and sample batches of ADM travel.
+"""Image batches as `.npz` files, the format of reference and sample batches of ADM.
 
-`arr_0` holds 8-bit images (N, H, W, 3), `arr_1`, where there is one, labels (N,) whose classes are
-called by their numbers. Precomputed Inception statistics may stand beside them: `mu`, `sigma`, and
-`mu_s`, `sigma_s` of the spatial features (arXiv:2105.05233, guided-diffusion's reference batches).
+`arr_0` holds 8-bit images (N, H, W, 3), the optional `arr_1` labels (N,), whose classes are named
+by their numbers. The file may also hold precomputed Inception statistics: `mu`, `sigma`, and
+`mu_s`, `sigma_s` of the spatial features (arXiv:2105.05233, reference batches of guided-diffusion).
 """
 
 import zipfile
@@ -23,14 +23,14 @@ MAX_CLASSES = 100_000
 
 
 class NpzSource(ImageSource):
-    """The images of one `.npz` file; not compressed ones are mapped, not read.
+    """Images of one `.npz` file; uncompressed images are memory-mapped.
 
     Args:
-        path: The file.
-        split: Name of the split that it stands for.
+        path: The `.npz` file.
+        split: Name of the split that the file represents.
 
     Raises:
-        DataError: If the file is no such archive, or `arr_0` is missing or no 8-bit RGB.
+        DataError: If the file is not an `.npz` archive, or `arr_0` is missing or not 8-bit RGB.
     """
 
     def __init__(self, path: Path, *, split: str = "train") -> None:
@@ -50,10 +50,12 @@ class NpzSource(ImageSource):
         return {name: self.__dict__[name] for name in ("path", "name", "split", "licence")}
 
     def id_of(self, index: int) -> str:
+        """Stable name of one image, without reading it."""
         return f"{self.name}/{index:06d}"
 
     @cached_property
-    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order; empty when the images carry no labels."""
         if self._labels is None:
             return ()
         return tuple(str(label) for label in range(int(self._labels.max()) + 1))
@@ -65,20 +67,22 @@ class NpzSource(ImageSource):
         return (int(self._images[0].nbytes) for _ in range(len(self)))
 
     @cached_property
-    def _fingerprint(self) -> str:  # all images have one size: only the content tells
+    def _fingerprint(self) -> str:  # all images have one size: only the content differs
         return sha256_file(self.path)
 
     def read(self, index: int) -> Sample:
+        """Decode one image; see `ImageSource.read`."""
         self._check(index)
         pixels = np.array(self._images[index])
         label = None if self._labels is None else int(self._labels[index])
         return Sample(image=Image.fromarray(pixels), id=self.id_of(index), label=label)
 
     def moments(self) -> dict[str, np.ndarray]:
-        """Precomputed statistics by name, float64; a mean never comes without its covariance.
+        """Precomputed statistics by name, float64; every mean has its covariance.
 
         Raises:
-            DataError: If they cannot be read, are not finite, or are no mean and covariance.
+            DataError: If the statistics cannot be read, are not finite, or are not a mean and a
+                covariance.
         """
         try:
             with np.load(self.path, allow_pickle=False) as stored:
@@ -97,38 +101,46 @@ class NpzSource(ImageSource):
 
     @cached_property
     def _labels(self) -> np.ndarray | None:
+        """Labels of the images, int (N,); None if the file has none."""
         with np.load(self.path, allow_pickle=False) as stored:
-            labels = stored[LABELS] if LABELS in stored.files else None
+            labels: np.ndarray | None = stored[LABELS] if LABELS in stored.files else None
         if labels is None:
             return None
         whole = labels.shape == (len(self),) and np.issubdtype(labels.dtype, np.integer)
         if not whole or labels.min() < 0 or labels.max() >= MAX_CLASSES:
             raise DataError(
                 f"{self.path}: {LABELS} is {labels.dtype} {labels.shape}, expected ({len(self)},) "
-                f"labels from 0 on"
+                f"integer labels from 0 to {MAX_CLASSES - 1}"
             )
         return labels
 
     @cached_property
     def _images(self) -> np.ndarray:
+        """Images, uint8 (N, H, W, 3)."""
         try:
             with zipfile.ZipFile(self.path) as archive:
                 member = archive.getinfo(f"{IMAGES}.npy")
                 if member.compress_type == zipfile.ZIP_STORED:
                     return _mapped(self.path, member)
             with np.load(self.path, allow_pickle=False) as stored:
-                return stored[IMAGES]
+                images: np.ndarray = stored[IMAGES]
+                return images
         except KeyError:
-            raise DataError(f"{self.path}: has no {IMAGES}; expected images there") from None
+            raise DataError(
+                f"{self.path}: has no {IMAGES}; expected the images under that name"
+            ) from None
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{self.path}: not a readable .npz file ({error})") from None
 
 
 def _check_moments(mean: np.ndarray, covariance: np.ndarray, where: str) -> None:
+    """Refuse statistics that are not a mean and a covariance matrix of finite values."""
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise DataError(f"{where} is {covariance.shape}, its mean {mean.shape}")
+        raise DataError(
+            f"{where} is {covariance.shape}, its mean {mean.shape}; expected (D, D) and (D,)"
+        )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise DataError(f"{where}: it or its mean is not finite")
+        raise DataError(f"{where} or its mean holds values that are not finite")
     largest = np.abs(covariance).max()
     if np.abs(covariance - covariance.T).max() > 1e-6 * largest:
         raise DataError(f"{where} is not symmetric, so it is no covariance")
@@ -137,7 +149,7 @@ def _check_moments(mean: np.ndarray, covariance: np.ndarray, where: str) -> None
 
 
 def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
-    """A stored member as a memory map: local zip header, then the header of .npy, then values."""
+    """Map an uncompressed member to memory: local zip header, header of .npy, then the values."""
     with path.open("rb") as file:
         file.seek(member.header_offset)
         header = file.read(30)
@@ -152,6 +164,7 @@ def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype from the header of a .npy file."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(file)

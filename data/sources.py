@@ -1,6 +1,6 @@
-"""One string names a set of images: bundled, a folder, webdataset tars, an .npz, or the Hub.
+"""Image sources by name: bundled, a folder, webdataset tars, an .npz file, or the Hub.
 
-`open_source` finds out which, checks it before any work starts, and answers anything wrong with one
+`open_source` determines the kind of source and checks it before any work starts; any fault is a
 `DataError` that says what was found and what was expected.
 """
 
@@ -31,17 +31,17 @@ _FORMS = "bundled:emoji, a folder, a .tar file or pattern, an .npz file, or hf:o
 
 
 def open_source(source: str | Path, split: str = "train") -> ImageSource:
-    """Open a set of images by its name.
+    """Open an image source by its name.
 
     Args:
         source: `bundled:emoji`; a folder in ImageFolder layout (`SPLIT/CLASS/*.png`,
             `CLASS/*.png`) or flat; a folder with `train.tar` and `val.tar` as `prepare` writes it;
-            a tar, a brace range (`shards/{000..009}.tar`) or a glob of tars; a batch of images as
-            `.npz`, which is every split; `hf:owner/name`.
+            a tar, a brace range (`shards/{000..009}.tar`) or a glob of tars; an `.npz` file of
+            images, which stands for every split; `hf:owner/name`.
         split: `train`, `val` or `test`.
 
     Returns:
-        A source with at least one image; single images may still turn out broken when read.
+        A source with at least one image; single images may still be found broken when read.
 
     Raises:
         DataError: If the source or the split does not exist, or holds no images.
@@ -64,13 +64,14 @@ def open_source(source: str | Path, split: str = "train") -> ImageSource:
     if path.suffix == ".npz" and path.is_file():
         return NpzSource(path, split=split)
     if path.exists():
-        raise DataError(f"{text}: a single file that is not a .tar, expected {_FORMS}")
+        raise DataError(f"{text}: a single file that is neither .tar nor .npz, expected {_FORMS}")
     known = difflib.get_close_matches(text, _BUNDLED, n=1, cutoff=0.6)
     hint = f"; did you mean bundled:{known[0]}?" if known else f", expected {_FORMS}"
     raise DataError(f"{text}: no such file or folder{hint}")
 
 
 def _open_bundled(name: str, split: str) -> ImageSource:
+    """Open a bundled data set."""
     if name not in _BUNDLED:
         close = difflib.get_close_matches(name, _BUNDLED, n=1, cutoff=0.4)
         hint = f"; did you mean bundled:{close[0]}?" if close else ""
@@ -80,6 +81,7 @@ def _open_bundled(name: str, split: str) -> ImageSource:
 
 
 def _open_folder(folder: Path, split: str) -> ImageSource:
+    """Open a folder of tars named after splits, or of image files."""
     name, licence = folder.resolve().name, _licence(folder)
     tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     chosen = [path for path in tars if re.fullmatch(rf"{split}([-_.]?\d+)?", path.stem)]
@@ -94,10 +96,11 @@ def _open_folder(folder: Path, split: str) -> ImageSource:
 
 
 def _licence(folder: Path) -> str | None:
-    """The licence stated in the `dataset.json` that `prepare` writes."""
+    """Licence stated in the `dataset.json` that `prepare` writes; None if there is no such file."""
     try:
         record = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        return record.get("licence")
+        licence: str | None = record.get("licence")
+        return licence
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError) as error:
@@ -105,7 +108,7 @@ def _licence(folder: Path) -> str | None:
 
 
 def expand_pattern(pattern: str) -> list[Path]:
-    """Files of a pattern with brace ranges `{000..009}`, brace lists `{a,b}` and globs."""
+    """Expand a pattern with brace ranges `{000..009}`, brace lists `{a,b}` and globs to files."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = [_alternatives(part) if odd % 2 else [part] for odd, part in enumerate(parts)]
     names = ["".join(choice) for choice in itertools.product(*choices)]
@@ -124,6 +127,7 @@ def expand_pattern(pattern: str) -> list[Path]:
 
 
 def _alternatives(text: str) -> list[str]:
+    """Words of a brace range or list."""
     if match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
         first, last = match.groups()
         if int(first) > int(last):

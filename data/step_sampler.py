@@ -1,9 +1,9 @@
-"""Which image is sample j of step s: a function of (seed, s, j) alone.
+"""Order of training images: sample j of step s is a function of (seed, s, j) alone.
 
-Samples of a run are numbered: position j of the global batch of step s is sample number
+The samples of a run are numbered: position j of the global batch of step s is sample number
 `s * global_batch + j`. The number decides the image (place `number % num_images` in the permutation
-of epoch `number // num_images`) and seeds the augmentation. Neither workers nor processes enter, so
-a resumed run continues with exactly the batches it would have seen.
+of epoch `number // num_images`) and seeds the augmentation. It does not depend on workers or
+processes, so a resumed run continues with exactly the batches of an uninterrupted run.
 """
 
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ class StepSampler:
     """Batch sampler: for each step, the (image index, sample number) pairs of one process.
 
     Args:
-        num_images: Images in the source.
+        num_images: Number of images in the source.
         batch_size_per_process: Samples per step on this process.
         process_index: Rank of this process in [0, num_processes).
-        num_processes: Processes of the run; the global batch is their sum.
+        num_processes: Number of processes of the run; the global batch is the sum of their batches.
         seed: Seed of the order, >= 0.
-        start_step: First step to deliver; the number of steps already done.
-        num_steps: Length of the whole run: steps start_step .. num_steps - 1 are delivered.
+        start_step: First step to yield; the number of steps already done.
+        num_steps: Length of the whole run: steps start_step .. num_steps - 1 are yielded.
 
     Raises:
         ValueError: If a count or the seed is out of range.
@@ -49,7 +49,10 @@ class StepSampler:
                 f"{num_images} images in batches of {batch_size_per_process}, expected at least 1"
             )
         if not 0 <= process_index < num_processes:
-            raise ValueError(f"process {process_index} of {num_processes}")
+            raise ValueError(
+                f"process {process_index} of {num_processes}; expected an index in "
+                f"0..{num_processes - 1}"
+            )
         if seed < 0 or not 0 <= start_step <= num_steps:
             raise ValueError(
                 f"seed={seed}, start_step={start_step}, num_steps={num_steps}; expected seed >= 0 "

@@ -1,7 +1,7 @@
 """Byte offsets of the files in a tar archive, so that images are read in place and at random.
 
-Only headers are read. Compressed, truncated and overwritten archives are refused, with the byte
-where they stop making sense.
+Only headers are read. Compressed, truncated and overwritten archives are refused; the error names
+the byte up to which they are readable.
 """
 
 import os
@@ -18,7 +18,13 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5":
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in an archive: its path, and where its bytes lie."""
+    """A regular file in an archive.
+
+    Attributes:
+        path: Path inside the archive.
+        offset: Position of the first byte of the file in the archive.
+        size: Size in bytes.
+    """
 
     path: str
     offset: int
@@ -26,7 +32,7 @@ class Member:
 
 
 def index_tar(path: str | Path) -> dict[str, Member]:
-    """Members of an uncompressed tar by path, without `./`; of equal paths the last one counts.
+    """Index the members of an uncompressed tar by path, without `./`; the last of equal paths wins.
 
     The result is kept in memory until the file changes.
 
@@ -43,12 +49,13 @@ def index_tar(path: str | Path) -> dict[str, Member]:
 
 @lru_cache(maxsize=256)
 def _index(path: Path, size: int, _mtime: int) -> dict[str, Member]:
+    """Index an archive of this size and modification time."""
     members: dict[str, Member] = {}
     end = 0
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (info := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep every header
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                 if info.offset_data + info.size > size:
                     raise tarfile.ReadError(f"file {len(members)} is cut off")
                 end = info.offset_data + info.size

@@ -1,9 +1,9 @@
 """Images in webdataset tars, read in place: `NAME.png` beside `NAME.json`, `NAME.cls`, `NAME.txt`.
 
-The name of a sample is the member path without its extension. JSON gives `class_id`, `class_name`
-and `caption`; `.cls` a class number, `.txt` a caption. Members below `train/` or `val/` form splits
-inside one archive. `classes.json` (a list of names, or an object with the key `classes`) names the
-classes; without it they are collected from the samples on first use.
+The name of a sample is the member path without its extension. The JSON file contains `class_id`,
+`class_name` and `caption`, `.cls` a class number and `.txt` a caption. Members below `train/` or
+`val/` form splits inside one archive. `classes.json` (a list of names, or an object with the key
+`classes`) names the classes; without it they are collected from the samples on first use.
 """
 
 import json
@@ -30,12 +30,12 @@ class TarSource(ImageSource):
     """Images of one or more uncompressed tar archives.
 
     Args:
-        paths: The archives; ids carry the archive's name when there are several.
+        paths: Paths of the archives; if there are several, ids start with the archive's name.
         name: Short name for logs.
         split: `train`, `val` or `test`; a folder of this name inside the archives is the split,
-            where there is one.
-        whole: The archives hold this split and nothing else; folders inside them mean nothing.
-        licence: Licence statement.
+            if it exists.
+        whole: Whether the archives hold this split only; folders inside them are then ignored.
+        licence: Licence statement of the images.
 
     Raises:
         DataError: If an archive is missing or truncated, or holds no image of this split.
@@ -76,6 +76,7 @@ class TarSource(ImageSource):
         self._files_pid = os.getpid()
 
     def _entries(self, members: dict[str, Member], number: int, prefix: str) -> list[_Entry]:
+        """Images of an archive with their metadata files."""
         entries: list[_Entry] = []
         for path, member in members.items():
             stem, suffix = os.path.splitext(path)
@@ -98,6 +99,7 @@ class TarSource(ImageSource):
         return self.__dict__ | {"_files": {}}
 
     def id_of(self, index: int) -> str:
+        """Stable name of one image, without reading it."""
         return self._entries_sorted[index][0]
 
     def places(self) -> list[Path]:
@@ -107,11 +109,12 @@ class TarSource(ImageSource):
         return (entry[2].size for entry in self._entries_sorted)
 
     def read(self, index: int) -> Sample:
+        """Decode one image; see `ImageSource.read`."""
         self._check(index)
         name, number, member, metadata = self._entries_sorted[index]
         blob = self._read(number, member)
         if len(blob) < member.size:
-            raise BrokenImage(name, f"{len(blob)} of {member.size} bytes left in the archive")
+            raise BrokenImage(name, f"only {len(blob)} of {member.size} bytes are in the archive")
         image = read_image(blob, name=name)
         record = self._record(name, number, metadata)
         return Sample(
@@ -119,7 +122,7 @@ class TarSource(ImageSource):
         )
 
     def _record(self, name: str, number: int, metadata: dict[str, Member]) -> dict[str, Any]:
-        """`class_id`, `class_name` and `caption` of one sample, as far as they are known."""
+        """Known values among `class_id`, `class_name` and `caption` of one sample."""
         record: dict[str, Any] = {}
         try:
             if ".json" in metadata:
@@ -139,6 +142,7 @@ class TarSource(ImageSource):
 
     @cached_property
     def _classes(self) -> tuple[str, ...]:
+        """Class names from `classes.json`, or else from the metadata of all samples."""
         if self._class_members:
             number, member = self._class_members[0]
             try:
@@ -158,9 +162,11 @@ class TarSource(ImageSource):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names in label order; empty when the images carry no labels."""
         return self._classes
 
     def _read(self, number: int, member: Member) -> bytes:
+        """Read a member of an archive."""
         if self._files_pid != os.getpid():  # opened by the parent; each process uses its own
             self._files, self._files_pid = {}, os.getpid()
         if number not in self._files:
@@ -171,10 +177,12 @@ class TarSource(ImageSource):
 
 
 def _close(descriptor: int, pid: int) -> None:
+    """Close a file in the process that opened it."""
     if os.getpid() == pid:
         os.close(descriptor)
 
 
 def _listed(paths: Sequence[Path]) -> str:
+    """First path and the number of the others, for messages."""
     first = str(PurePosixPath(paths[0]))
     return first if len(paths) == 1 else f"{first} and {len(paths) - 1} more"

@@ -1,6 +1,6 @@
-"""Geometry of images before a model sees them: one deterministic crop, and random augmentation.
+"""Resizing and cropping of images, and random augmentation.
 
-Everything works on uint8 pixels, in PIL or numpy; randomness comes from the generator handed in,
+All functions work on uint8 pixels, in PIL or NumPy; randomness comes from the generator passed in,
 so an augmented sample is a function of its seed alone.
 """
 
@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 ResizeRule = Literal["bicubic", "adm", "none"]
-"""How images of other sizes come to a resolution; see `fit`."""
+"""Rule by which images of other sizes are brought to a resolution; see `fit`."""
 
-_MAX_ASPECT = 4  # longer images are centre-cropped to this before resizing: bounds the memory
+_MAX_ASPECT = 4  # longer images are centre-cropped to this before resizing, which bounds the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class AugmentConfig:
         random_crop: Smallest area of a random crop as a fraction of the image, in (0, 1];
             1.0 = off.
         aspect: Largest aspect ratio of a crop, >= 1; ratios are log-uniform in [1/aspect, aspect].
-        flip: Mirror left-right with probability 1/2.
+        flip: Whether to mirror left-right with probability 1/2.
         shift: Largest displacement in pixels per axis, filled with the colour of the edge.
     """
 
@@ -44,21 +44,23 @@ class AugmentConfig:
 
     @property
     def crops(self) -> bool:
-        """Whether crops are random, so that pixels beyond the final resolution are of use."""
+        """Whether crops are random, so that pixels beyond the final resolution are needed."""
         return self.random_crop < 1 or self.aspect > 1
 
     @property
     def enabled(self) -> bool:
-        """Whether anything at all is random."""
+        """Whether any augmentation is on."""
         return self.crops or self.flip or self.shift > 0
 
 
 def shrink(image: Image.Image, short_side: int) -> Image.Image:
-    """Bring the shorter side down to `short_side` pixels, never up; aspect ratio kept up to 4:1.
+    """Shrink the shorter side to `short_side` pixels; smaller images pass unchanged.
+
+    The aspect ratio is kept up to 4:1; longer images are centre-cropped to it.
 
     Args:
         image: PIL image, mode RGB.
-        short_side: Pixels, >= 1.
+        short_side: Largest shorter side in pixels, >= 1.
     """
     return image if min(image.size) <= short_side else _resize_short_side(image, short_side)
 
@@ -71,13 +73,13 @@ def resize_center_crop(
 ) -> Image.Image:
     """Resize the shorter side to `resolution` (antialiased bicubic), then crop the centre.
 
-    An image of that size already is returned as it is. Beyond an aspect ratio of 4:1 the long side
-    is cropped before resizing, which only bounds the memory.
+    An image of that size is returned unchanged. Beyond an aspect ratio of 4:1 the long side is
+    cropped before resizing, which only bounds the memory.
 
     Args:
         image: PIL image, mode RGB.
         resolution: Side of the result in pixels, >= 1.
-        resample: Another filter, for masks.
+        resample: Resampling filter; masks need another one than images.
 
     Returns:
         PIL image of size resolution x resolution.
@@ -94,20 +96,21 @@ def resize_center_crop(
 
 
 def fit(image: Image.Image, resolution: int, rule: ResizeRule = "bicubic") -> Image.Image:
-    """Bring an image to resolution x resolution pixels by one of the rules in use.
+    """Bring an image to resolution x resolution pixels by a resize rule.
 
-    `bicubic` is ours (`resize_center_crop`). `adm` halves by 2 x 2 means as long as the shorter
-    side stays at least `resolution`, then goes the rest by antialiased bicubic and crops the
-    centre, as the reference batches of ADM (arXiv:2105.05233) were made; it also enlarges.
+    `bicubic` is the rule of this package (`resize_center_crop`). `adm` halves by 2 x 2 means as
+    long as the shorter side stays at least `resolution`, then resizes by antialiased bicubic and
+    crops the centre, as for the reference batches of ADM (arXiv:2105.05233); it also enlarges.
     `none` changes nothing and refuses other sizes.
 
     Args:
         image: PIL image, mode RGB.
         resolution: Side of the result in pixels, >= 1.
-        rule: Which.
+        rule: Resize rule.
 
     Raises:
-        ValueError: If `resolution` is below 1, or the rule is `none` and the size another.
+        ValueError: If `resolution` is below 1, or the rule is `none` and the image has another
+            size.
     """
     match rule:
         case "bicubic":
@@ -133,12 +136,12 @@ def fit(image: Image.Image, resolution: int, rule: ResizeRule = "bicubic") -> Im
 def augment(
     image: np.ndarray, resolution: int, config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """Random resized crop, flip and shift, in this order; without a crop, the centre crop.
+    """Apply random resized crop, flip and shift, in this order; without a random crop, centre crop.
 
     Args:
         image: Pixels, shape (H, W, 3), uint8.
         resolution: Side of the result in pixels.
-        config: What may vary.
+        config: Augmentation settings.
         rng: Source of all randomness; advanced in place.
 
     Returns:
@@ -167,6 +170,7 @@ def _resize_short_side(
     short_side: int,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
+    """Resize the shorter side, after a centre crop to an aspect ratio of at most 4:1."""
     short = min(image.size)
     image = _center_crop(image, *(min(side, _MAX_ASPECT * short) for side in image.size))
     width, height = (max(short_side, round(side * short_side / short)) for side in image.size)
@@ -174,6 +178,7 @@ def _resize_short_side(
 
 
 def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Crop the centre of an image, width x height pixels."""
     if image.size == (width, height):
         return image
     left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -183,11 +188,11 @@ def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
 def _crop_box(
     width: int, height: int, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a random crop inside the image, in pixels."""
+    """Left, top, right and bottom of a random crop inside the image, in pixels."""
     area = rng.uniform(config.random_crop, 1.0) * width * height
     log_aspect = math.log(config.aspect)
     ratio = math.exp(rng.uniform(-log_aspect, log_aspect))
-    # A square crop of a long image may not hold the area drawn: it then takes the whole short side.
+    # A crop inside a long image may be unable to have the area drawn: it takes the short side.
     crop_width = min(math.sqrt(area * ratio), width, height * ratio)
     crop_height = min(crop_width / ratio, height)
     left = rng.uniform(0.0, 1.0) * (width - crop_width)

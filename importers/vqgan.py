@@ -133,7 +133,7 @@ def _shapes(config: VQGANConfig) -> dict[str, torch.Size]:
 
 
 class _Reader:
-    """Look-up of tensors by Tessella name, in one layout and one copy of the weights."""
+    """Look-up of the tensors of a file by Tessella name, in one layout and copy of the weights."""
 
     def __init__(self, stored: Mapping[str, Tensor], public: PublicFormat, average: bool) -> None:
         self.stored = stored

@@ -62,7 +62,7 @@ class BitStatistics:
             low, high = int(rows.min()), int(rows.max())
             if low < 0 or high > 1:
                 raise ValueError(f"bits: expected 0 and 1, found {low}..{high}")
-        for part in rows.split(_ROWS):
+        for part in torch.split(rows, _ROWS):
             ones = part.float()
             self._joint += (ones.T @ ones).long().cpu()
         self.num_tokens += len(rows)

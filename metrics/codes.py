@@ -81,7 +81,7 @@ class CodeStatistics:
             )
             self._joint += counts.cpu()
         elif self.vocabulary <= MAX_INDEX:
-            self._pending.append(join_entries(codes, self.codebook_sizes).unique().cpu())
+            self._pending.append(torch.unique(join_entries(codes, self.codebook_sizes)).cpu())
             if sum(map(len, self._pending)) > max(_COMPACT, len(self._distinct)):
                 self._compact()
         self.num_tokens += len(codes)
@@ -93,9 +93,10 @@ class CodeStatistics:
             Always: `num_tokens` (positions). If the joint vocabulary is <= 2^14: `codebook_usage`
             (fraction of codes seen, in [0, 1]), `entropy_bits` (of the joint histogram),
             `perplexity` (2^entropy, the effective number of codes). Up to 2^62: `num_distinct`, the
-            number of joint codes seen. If every codebook is <= 2^20: `entry_entropy_min_bits`, `entry_entropy_mean_bits`,
-            `entry_usage_min` and `entry_usage_mean` over the G marginals. With binary codebooks:
-            `bit_mean_min`, `bit_mean_max` and `num_stuck_bits` (mean below 0.01 or above 0.99).
+            number of joint codes seen. If every codebook is <= 2^20: `entry_entropy_min_bits`,
+            `entry_entropy_mean_bits`, `entry_usage_min` and `entry_usage_mean` over the G
+            marginals. With binary codebooks: `bit_mean_min`, `bit_mean_max` and `num_stuck_bits`
+            (mean below 0.01 or above 0.99).
 
         Raises:
             ValueError: If nothing was counted.
@@ -214,7 +215,7 @@ class CodeStatistics:
     def _compact(self) -> None:
         """Fold the pending codes into the sorted set of distinct ones."""
         if self._pending:
-            self._distinct = torch.cat([self._distinct, *self._pending]).unique()
+            self._distinct = torch.unique(torch.cat([self._distinct, *self._pending]))
             self._pending = []
 
 

@@ -267,7 +267,7 @@ class _Search:
         return (group for group in members.values() if len(group) > 1)
 
     def _block(self, rows: slice, columns: slice) -> None:
-        """Compare the pairs of one block: exclude pairs by the lower bound, then measure the rest."""
+        """Compare one block of pairs: exclude pairs by the lower bound, then measure the rest."""
         bound = self.limit
         if len(self.closest) < self.num_pairs:
             bound = torch.inf
@@ -318,7 +318,7 @@ class _Search:
         count = len(self._components)
         of_rows, of_columns = self._components[places], self._components[others]
         apart = near & (of_rows[:, None] != of_columns)
-        codes = (of_rows[:, None] * count + of_columns)[apart].unique()  # one number a pair
+        codes = torch.unique((of_rows[:, None] * count + of_columns)[apart])  # one number a pair
         parents: dict[int, int] = {}
 
         def root(component: int) -> int:

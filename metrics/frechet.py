@@ -157,11 +157,13 @@ def _factor(covariance: Tensor, max_rank: int) -> Tensor:
         factor, failed = torch.linalg.cholesky_ex(covariance)
         pivots = factor.diagonal().square()
         if not int(failed) and float(pivots.min()) > negligible * float(pivots.max()):
-            return factor
+            full: Tensor = factor
+            return full
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > values[-1].clamp_min(0) * negligible  # negative values are rounding errors
     kept[: max(0, size - max_rank)] = False
-    return vectors[:, kept] * values[kept].sqrt()
+    low_rank: Tensor = vectors[:, kept] * values[kept].sqrt()
+    return low_rank
 
 
 def _pivoted_cholesky(matrix: Tensor, max_rank: int, negligible: float) -> Tensor:

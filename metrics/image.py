@@ -197,8 +197,8 @@ class ReconstructionMeter:
             do not dominate); NaN if there are no such pixels. `ssim`: mean over images, in [-1, 1];
             images are reflected at the border and all positions count, as in torchmetrics.
             `ms_ssim`, or the name of a form for smaller images: mean over images, in [0, 1]; absent
-            if all images were below 12 pixels. `mse`: mean squared error of pixels scaled to [0, 1].
-            `num_images`.
+            if all images were below 12 pixels. `mse`: mean squared error of pixels scaled to
+            [0, 1]. `num_images`: number of images.
 
         Raises:
             ValueError: If no image was seen.

@@ -80,6 +80,6 @@ def content_keys(digests: list[bytes], numbers: Tensor) -> Tensor:
         numbers: Numbers of the images in their source, int64 (B,); only 22 bits are used.
     """
     heads = [int.from_bytes(digest[:8], "big") >> (64 - _KEY_BITS) for digest in digests]
-    return (torch.tensor(heads, dtype=torch.int64) << _NUMBER_BITS) | (
-        numbers.cpu() & (2**_NUMBER_BITS - 1)
-    )
+    keys: Tensor = torch.tensor(heads, dtype=torch.int64) << _NUMBER_BITS
+    keys |= numbers.cpu() & (2**_NUMBER_BITS - 1)
+    return keys

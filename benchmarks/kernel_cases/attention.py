@@ -1,4 +1,4 @@
-"""Low-bit and binarized attention beside every backend of torch and xformers."""
+"""Benchmark cases: low-bit and binarized attention against backends of torch and xformers."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -36,13 +36,13 @@ ONE_BACKEND = {
 
 
 def sdpa(given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """torch's attention in its own order of backends."""
+    """Attention of torch with its own choice of backend."""
     q, k, v = (x.transpose(1, 2) for x in given)
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def only(backend: SDPBackend) -> Callable[[Any], Tensor]:
-    """torch's attention by one backend alone."""
+    """Attention of torch restricted to one backend."""
 
     def run(given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         with sdpa_kernel(backend):
@@ -52,7 +52,7 @@ def only(backend: SDPBackend) -> Callable[[Any], Tensor]:
 
 
 def baselines(device: torch.device) -> dict[str, Callable[[Any], Any]]:
-    """Softmax attention in 16 bits, by everything installed."""
+    """Softmax attention by all installed implementations, by name."""
     found: dict[str, Callable[[Any], Any]] = {"sdpa": sdpa}
     if device.type == "cuda":
         found |= {name: only(backend) for name, backend in ONE_BACKEND.items()}
@@ -85,7 +85,7 @@ def trained_inputs(device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
     found: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def keep(module: nn.Module, inputs: Any, qkv: Tensor) -> None:
-        q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
+        q, k, v = qkv.reshape(*qkv.shape[:-1], 3, num_heads, -1).unbind(2)
         found.append((q, k, v))
 
     for block in generator.trunk.blocks:
@@ -95,7 +95,7 @@ def trained_inputs(device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def trained_cases(device: torch.device) -> Iterator[Case]:
-    """K4 on what a trained model computes; the worst of all blocks and steps."""
+    """Low-bit attention on tensors of a trained model; `check` gives the worst block and step."""
     found = trained_inputs(device)
     q = found[0][0]
     shape = "B{} N{} H{} d{}".format(*q.shape)
@@ -121,7 +121,7 @@ def trained_cases(device: torch.device) -> Iterator[Case]:
 
 
 def attention_cases(device: torch.device) -> Iterator[Case]:
-    """K4 in every precision, quantization included; one fused projection holds q, k and v."""
+    """Low-bit attention in every precision, with quantization; q, k, v from one projection."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     for batch, tokens, heads, dim in SHAPES if device.type == "cuda" else ((2, 257, 4, 32),):
 

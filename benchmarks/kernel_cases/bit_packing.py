@@ -1,4 +1,4 @@
-"""Bit packing beside an expansion to one tensor element per bit."""
+"""Benchmark cases: bit packing against an expansion to one tensor element per bit."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -19,14 +19,15 @@ def expand_and_pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack_and_weigh(packed: Tensor, num_codes: int, bits: int) -> Tensor:
     """Every bit as an element, those of a code weighed and added: torch operations."""
-    expanded = byte_bits(packed)[:, : num_codes * bits].unflatten(1, (num_codes, bits)).long()
+    expanded = byte_bits(packed)[:, : num_codes * bits].reshape(-1, num_codes, bits).long()
     return (expanded << torch.arange(bits, device=packed.device)).sum(-1)
 
 
 def weigh_bytes(bits: Tensor) -> Tensor:
     """Bits (B, n), n a multiple of 8, as (B, n / 8) uint8."""
     weights = 2 ** torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return (bits.to(torch.uint8).unflatten(-1, (-1, 8)) * weights).sum(-1, dtype=torch.uint8)
+    bits = bits.to(torch.uint8).reshape(len(bits), -1, 8)
+    return (bits * weights).sum(-1, dtype=torch.uint8)
 
 
 def byte_bits(packed: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def byte_bits(packed: Tensor) -> Tensor:
 
 
 def bit_packing_cases(device: torch.device) -> Iterator[Case]:
-    """Codes of token grids, and sign planes, both ways; `validate` costs a pass and is off."""
+    """Packing and unpacking of token codes and of sign planes, without the pass of `validate`."""
     grids, planes = [(4096, 256, 14), (4096, 256, 18), (4096, 1024, 1)], [(65536, 1024)]
     types = [torch.bfloat16, torch.float32]
     if device.type != "cuda":
@@ -76,7 +77,7 @@ def code_cases(device: torch.device, images: int, num_codes: int, bits: int) -> 
 
 
 def sign_cases(device: torch.device, rows: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
-    """Sign planes of floats (M, D), D a multiple of 8, and back."""
+    """Packing of the signs of floats (M, D), D a multiple of 8, and unpacking."""
 
     def make(seed: int) -> Tensor:
         rng = torch.Generator(device).manual_seed(seed)

@@ -13,16 +13,17 @@ class Case:
     """One row of the table.
 
     Args:
-        op: Operation and direction.
-        shape: For people.
-        dtype: Float type.
-        num_bytes: Least traffic to and from memory of one call.
-        functions: Name to a function of an input set; the first is ours.
-        make: An input set of seed i.
-        overhead: The time until a call returns is measured, on CUDA without waiting for it.
+        op: Name of the operation and direction.
+        shape: Shape as text for the table.
+        dtype: Float type of the inputs.
+        num_bytes: Smallest possible memory traffic of one call, in bytes.
+        functions: Functions of an input set by name; the first is the kernel.
+        make: Function from a seed to an input set.
+        overhead: Whether to measure the time until a call returns, on CUDA without waiting for the
+            device.
         num_flops: Multiplications and additions of one call, whatever their precision.
-        graph: On CUDA a call may be captured into a CUDA graph.
-        check: Figures of an input set that say how near the results are.
+        graph: Whether a call may be captured into a CUDA graph.
+        check: Function from an input set to measures of the deviation of the results, by name.
     """
 
     op: str
@@ -38,7 +39,7 @@ class Case:
 
 
 def both_ways(function: Callable[[Any], Tensor], leaves: tuple[str, ...]) -> Callable[[Any], Any]:
-    """Forward and backward to the leaves."""
+    """Function that runs forward and backward to the named leaves of an input set."""
 
     def run(given: dict[str, Any]) -> Any:
         given = given | {name: given[name].detach().requires_grad_() for name in leaves}

@@ -1,4 +1,4 @@
-"""The fused embeddings beside what they replace."""
+"""Benchmark cases: the fused embeddings against the operations that they replace."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -25,7 +25,8 @@ def unpack_and_linear(given: dict[str, Any]) -> Tensor:
     signs = signs.masked_fill(given["mask"][..., None], 0).flatten(2)
     x = F.linear(signs, weight.t(), given["bias"])
     row = F.embedding(given["labels"], given["class_table"])[:, None]
-    return torch.cat([x, row], 1) + given["position"]
+    summed: Tensor = torch.cat([x, row], 1) + given["position"]
+    return summed
 
 
 def index_table(given: dict[str, Any], table: Tensor) -> Tensor:
@@ -34,7 +35,8 @@ def index_table(given: dict[str, Any], table: Tensor) -> Tensor:
     joint = sum(given["codes"][..., g] << g * m for g in range(given["codes"].shape[-1]))
     x = F.embedding(joint, table)
     row = F.embedding(given["labels"], given["class_table"])[:, None]
-    return torch.cat([x, row], 1) + given["position"]
+    summed: Tensor = torch.cat([x, row], 1) + given["position"]
+    return summed
 
 
 def summed_embeddings(given: dict[str, Any]) -> Tensor:
@@ -44,18 +46,19 @@ def summed_embeddings(given: dict[str, Any]) -> Tensor:
     for g in range(1, codes.shape[-1]):
         x = x + F.embedding(codes[..., g], tables[g])
     row = F.embedding(given["labels"], given["class_table"])[:, None]
-    return torch.cat([x, row], 1) + given["position"]
+    summed: Tensor = torch.cat([x, row], 1) + given["position"]
+    return summed
 
 
 def without(given: dict[str, Any], *names: str) -> dict[str, Any]:
-    """An input set without some entries."""
+    """Input set without some entries."""
     return {name: value for name, value in given.items() if name not in names}
 
 
 def common_inputs(
     rng: torch.Generator, batch: int, tokens: int, groups: int, width: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Terms that every embedding adds, a mask, and dL/dy."""
+    """Inputs of all embeddings: the added terms, a mask, and the output gradient dL/dy."""
     device = rng.device
 
     def normal(*shape: int) -> Tensor:
@@ -71,7 +74,7 @@ def common_inputs(
 
 
 def bit_embedding_cases(device: torch.device) -> Iterator[Case]:
-    """K1 beside unpack + `F.linear` and, where it fits, beside a table of 2^K rows."""
+    """`bit_embedding` against unpack + `F.linear` and, where it fits, a table of 2^K rows."""
     shapes = [(64, 256, 14, 1024), (256, 256, 18, 1024)]
     types = [torch.bfloat16, torch.float32]
     if device.type != "cuda":
@@ -116,7 +119,7 @@ def bit_embedding_cases(device: torch.device) -> Iterator[Case]:
 
 
 def codebook_sum_cases(device: torch.device) -> Iterator[Case]:
-    """K2 beside one gather per codebook."""
+    """`codebook_embedding_sum` against one gather per codebook."""
     shapes = [(64, 256, 8, 4096, 1024), (64, 256, 2, 512, 1024)]
     types = [torch.bfloat16, torch.float32]
     if device.type != "cuda":
@@ -158,7 +161,7 @@ def codebook_sum_cases(device: torch.device) -> Iterator[Case]:
 
 
 def overhead_cases(device: torch.device) -> Iterator[Case]:
-    """What a call costs when there is nothing to do: checks, dispatch and one launch."""
+    """Fixed cost of a call on tiny inputs: checks, dispatch and one launch."""
 
     def make(seed: int) -> tuple[Tensor, Tensor]:
         rng = torch.Generator(device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""A generator of MaskBit's size with and without the kernels: one forward, and whole sampling."""
+"""Benchmark cases: a generator of MaskBit's size with and without kernels, forward and sampling."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -21,11 +21,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "fused": {"embedding": "fused", "attention": "auto"},
     "fused, low_bit": {"embedding": "fused", "attention": "low_bit"},
 }
-"""Settings by name: the plain form, the attention of the rules, each kernel."""
+"""Settings of the generator by name: without kernels, and with each kernel added."""
 
 
 def generators_of(device: torch.device, dtype: torch.dtype) -> dict[str, MaskedGenerator]:
-    """The same weights in every way."""
+    """Generators with the same weights under all settings, by name."""
     trunk = TransformerConfig(dropout=0.0)
     spec = TokenSpec((16, 16), (2,) * 14)
     if device.type != "cuda":
@@ -74,11 +74,11 @@ def forward_cases(device: torch.device) -> Iterator[Case]:
 
 
 def sampling_cases(device: torch.device) -> Iterator[Case]:
-    """All steps of sampling, guided: eager and plain beside compiled, in CUDA graphs on CUDA.
+    """Guided sampling with all steps: eager against compiled, on CUDA in CUDA graphs.
 
-    Tie rule: two ways compute the same scores up to rounding. Where a drawn entry or the order of
-    two slots hangs on a difference below it, their tokens differ from there on; `equal tokens` is
-    the share of codes that agree.
+    Two settings compute the same scores up to rounding. Where a drawn entry or the order of two
+    slots depends on a smaller difference, their tokens differ from that step on; `equal tokens` is
+    the share of equal codes.
     """
     cuda = device.type == "cuda"
     generators = generators_of(device, torch.float32)

@@ -1,4 +1,4 @@
-"""Packed linear layers beside dense ones: bf16, torch's INT8 and FP8 products."""
+"""Benchmark cases: packed linear layers against dense ones in bf16, INT8 and FP8."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -21,21 +21,21 @@ WEIGHTS: dict[str, tuple[Tag, int | None]] = {
     "u4": ("u4", None),
     "u4 g64": ("u4", 64),
 }
-"""Tag and group size by name."""
+"""Format tag and group size by name."""
 
 
 def dense(given: dict[str, Tensor]) -> Tensor:
-    """The layer that the packed one replaces."""
+    """Dense layer that the packed one replaces."""
     return F.linear(given["x"], given["weight"])
 
 
 def dense_int8(given: dict[str, Tensor]) -> Tensor:
-    """torch's INT8 product of ready codes, scales in a second operation; more than 16 rows only."""
+    """INT8 product of torch on quantized codes, then scales; for more than 16 rows only."""
     return torch._int_mm(given["x8"], given["weight8"].t()) * given["scale"]
 
 
 def dense_fp8(given: dict[str, Tensor]) -> Tensor:
-    """torch's FP8 product of ready codes."""
+    """FP8 product of torch on quantized values."""
     return torch._scaled_mm(
         given["x_fp8"],
         given["weight_fp8"].t(),
@@ -46,7 +46,7 @@ def dense_fp8(given: dict[str, Tensor]) -> Tensor:
 
 
 def packed_linear_cases(device: torch.device) -> Iterator[Case]:
-    """K6: 16-bit activations by both routes, and INT8 ones with their quantization."""
+    """`packed_linear` with 16-bit activations by both routes, and with INT8 activations."""
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     size = 4096 if cuda else 512

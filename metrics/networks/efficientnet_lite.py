@@ -22,7 +22,7 @@ MIN_TRUNK_SIDE, MULTIPLE = 64, 32
 
 @dataclass(frozen=True)
 class _Group:
-    """Blocks of one width; only the first block has the stride (pixels) and changes the channels."""
+    """Blocks of one width; only the first has the stride (pixels) and changes the channels."""
 
     num_blocks: int
     outputs: int
@@ -141,10 +141,10 @@ class _Block(nn.Module):
         self.residual = plan.stride == 1 and plan.inputs == plan.outputs
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = features
+        hidden: Tensor = features
         if self.expand is not None:
             hidden = F.relu6(self.expand(hidden), inplace=True)
-        hidden: Tensor = self.project(F.relu6(self.depthwise(hidden), inplace=True))
+        hidden = self.project(F.relu6(self.depthwise(hidden), inplace=True))
         return hidden.add_(features) if self.residual else hidden
 
 

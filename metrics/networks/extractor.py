@@ -27,8 +27,8 @@ class FeatureExtractor(nn.Module, ABC):
         layers: Layer name -> (channels, stride), in order of depth. Strides are in pixels of the
             image after `resize_rule`.
         num_features: Length D of the vectors that `pooled` returns.
-        weights_id: First 8 hexadecimal digits of a SHA-256 of the weights; `-fp16` follows when they were
-            stored in half precision.
+        weights_id: First 8 hexadecimal digits of a SHA-256 of the weights; `-fp16` follows when
+            they were stored in half precision.
         resize_rule: Resizing of images inside the network, in words; `none` if there is none.
         num_classes: Length of the vectors that `class_logits` returns; 0 = no classifier.
     """
@@ -135,7 +135,7 @@ class FeatureExtractor(nn.Module, ABC):
 
     @abstractmethod
     def _stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield names and features of the layers in order of depth, each computed when it is needed."""
+        """Yield names and features of the layers in order of depth, computed on demand."""
 
 
 def _full_float32(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -169,9 +169,9 @@ def weight_shapes() -> dict[str, tuple[int, ...]]:
 class InceptionFid(FeatureExtractor):
     """Inception network with the layers `64`, `192`, `768` and `2048`, named by their channels.
 
-    `pooled` is the 2048-dimensional mean of the last layer. Every image is resized to 299 x 299 pixels by `resize_tf1`, whatever its size or shape. The
-    `spatial` map of sFID has methods of its own and is not among `layers`: a distance over all
-    layers would otherwise count it.
+    `pooled` is the 2048-dimensional mean of the last layer. Every image is resized to 299 x 299
+    pixels by `resize_tf1`, whatever its size or shape. The `spatial` map of sFID has its own
+    methods and is not among `layers`, so that a distance over all layers does not include it.
     """
 
     def __init__(self, weights: LoadedWeights) -> None:
@@ -210,7 +210,7 @@ class InceptionFid(FeatureExtractor):
         return _flat(self._maps(images, (_SPATIAL,))[_SPATIAL])
 
     def pooled_and_spatial(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """`pooled` (B, 2048) and `spatial_features` (B, 2023) in one pass, equal to separate passes.
+        """`pooled` (B, 2048) and `spatial_features` (B, 2023) in one pass, equal to separate calls.
 
         Args:
             images: Float RGB in [0, 1], shape (B, 3, H, W) with H, W >= 16 pixels.

@@ -21,7 +21,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class _Conv:
-    """One convolution with ReLU; sizes in pixels, `pool` = window of a max pool of stride 2 before."""
+    """One convolution with ReLU; sizes in pixels, `pool` = window of a stride-2 max pool before."""
 
     inputs: int
     outputs: int
@@ -116,7 +116,7 @@ class LpipsTrunk(FeatureExtractor):
 
 
 class VggFeatures(LpipsTrunk):
-    """VGG16, taps relu1_2 to relu5_3 at strides 1 to 16; images are not resized (sides >= 16 pixels).
+    """VGG16, taps relu1_2 to relu5_3 at strides 1 to 16; images (sides >= 16) keep their size.
 
     Source: arXiv:1409.1556, configuration D.
     """

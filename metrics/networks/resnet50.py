@@ -1,9 +1,9 @@
 """ResNet50 v1: an ImageNet classifier (25.6 M parameters) as feature network and for class scores.
 
 This is the first version of the network, with the weights that Keras publishes: the stride of a
-stage is in the first 1x1 convolution of its first block and in that block's shortcut, and convolutions have
-biases. Batch normalisation (eps 1e-3) is folded into the convolutions in float64 when the network
-is built.
+stage is in the first 1x1 convolution of its first block and in that block's shortcut, and
+convolutions have biases. Batch normalisation (eps 1e-3) is folded into the convolutions in float64
+when the network is built.
 
 Source: arXiv:1512.03385.
 """

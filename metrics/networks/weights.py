@@ -194,7 +194,7 @@ def cache_path(name: str) -> Path:
 
 
 def cache_root() -> Path:
-    """Cache folder for files that can always be made again: `$TESSELLA_CACHE` or `~/.cache/tessella`."""
+    """Cache of files that can always be made again: `$TESSELLA_CACHE` or `~/.cache/tessella`."""
     root = os.environ.get("TESSELLA_CACHE")
     return Path(root) if root else Path.home() / ".cache" / "tessella"
 

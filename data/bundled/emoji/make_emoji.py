@@ -28,6 +28,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -91,12 +92,14 @@ LICENCE = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "fluent3d": "MIT"}
 
 
 def class_of(group: str, sub: str) -> str | None:
+    """Class of a Unicode group and sub-group; None if the group has no class."""
     if sub.startswith("hand-"):
         return "hand"
     return SUB.get(sub, GROUP.get(group))
 
 
 def caption_of(name: str) -> str:
+    """Caption from a Unicode name."""
     text = re.sub(r"\s+", " ", name.strip())
     if text.endswith(" Flag"):
         return "flag of " + text[:-5]
@@ -104,7 +107,7 @@ def caption_of(name: str) -> str:
 
 
 def family_key(unified: str) -> str:
-    """Near-duplicates (gender, direction, skin tone variants) share a key, hence a split."""
+    """Key shared by near-duplicates (gender, direction, skin tone), which share a split."""
     drop = {"200D", "FE0F", "2640", "2642", "27A1"} | set(SKIN)
     kept = [p for p in unified.split("-") if p not in drop]
     parts = ["P" if p in ("1F468", "1F469", "1F9D1") else p for p in kept]
@@ -117,12 +120,15 @@ def family_key(unified: str) -> str:
 
 
 def unit_hash(text: str, salt: str) -> float:
+    """Hash of a text as a number in [0, 1]."""
     return int.from_bytes(hashlib.sha256((salt + text).encode()).digest()[:8], "big") / 2.0**64
 
 
 def choose_val(kept: list[tuple[str, str]], fraction: float) -> set[str]:
     """Per class, hold out whole families (in hash order) until `fraction` is reached."""
-    by_class: dict = collections.defaultdict(lambda: collections.defaultdict(list))
+    by_class: dict[str, dict[str, list[str]]] = collections.defaultdict(
+        lambda: collections.defaultdict(list)
+    )
     owner: dict[str, str] = {}
     for unified, cls in kept:
         fam = family_key(unified)
@@ -138,6 +144,7 @@ def choose_val(kept: list[tuple[str, str]], fraction: float) -> set[str]:
 
 
 def find_image(style: str, folder: Path, unified: str) -> Path | None:
+    """Image file of an emoji in one drawing style; None if the package has none."""
     low = unified.lower()
     if style == "noto":
         names = [f"img/google/64/{low}.png"]
@@ -151,6 +158,7 @@ def find_image(style: str, folder: Path, unified: str) -> Path | None:
 
 
 def load_rgb(path: Path, size: int, background: int) -> Image.Image:
+    """Load an image as size x size RGB pixels on a grey background (0..255)."""
     with Image.open(path) as opened:
         img = opened.convert("RGBA")
     if img.size != (size, size):
@@ -161,7 +169,10 @@ def load_rgb(path: Path, size: int, background: int) -> Image.Image:
     return base.convert("RGB")
 
 
-def entries(meta: list[dict], skin_tones: bool) -> Iterator[tuple]:
+def entries(
+    meta: list[dict[str, Any]], skin_tones: bool
+) -> Iterator[tuple[str, str, str, str, str | None]]:
+    """Yield code points, name, group, sub-group and skin tone of the emoji to include."""
     for e in meta:
         group, sub = e["category"], e["subcategory"]
         if (
@@ -194,18 +205,18 @@ def build(
     """Write the tar.
 
     Args:
-        out: The tar.
+        out: Path of the tar to write.
         noto: Unpacked emoji-datasource-google; also gives emoji.json.
         twemoji: Unpacked emoji-datasource-twitter, or None to leave the style out.
         fluent3d: Unpacked @lobehub/fluent-emoji-3d, or None to leave the style out.
         size: Side of the images in pixels.
         background: Grey level 0..255 under transparent pixels.
         skin_tones: Add the five skin tones of each emoji that has them.
-        val: Fraction of concept families held out.
-        caps: Largest number of concepts per class name.
+        val: Fraction of concept families held out for validation.
+        caps: Largest number of concepts of a class, by class name.
 
     Returns:
-        Images per class name, for `train` and `val`.
+        Number of images by class name, for `train` and `val`.
     """
     folders = {"noto": noto, "twemoji": twemoji, "fluent3d": fluent3d}
     styles = [(style, Path(folder)) for style, folder in folders.items() if folder]
@@ -274,6 +285,7 @@ def build(
 
 
 def main() -> None:
+    """Build the tar from command line arguments and print the class counts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
