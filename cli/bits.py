@@ -42,8 +42,10 @@ def bits(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure how many bits the tokens of images need under a generator, 1 per bit being nothing
-    known: exactly for ar, a bound for bld and bfn.
+    """Measure how many bits the tokens of images need under a generator.
+
+    1 per bit of the tokens means that nothing is known of them. The figure is exact for ar, a bound
+    for bld and bfn.
     """
     from ..checkpoints import load_generator
     from ..data.sources import open_source

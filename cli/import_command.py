@@ -7,7 +7,7 @@ import click
 from .options import one_clear_error, show
 
 
-class Format(click.ParamType):
+class Format(click.ParamType[str]):
     """Name of a public format; the list is read when a name is given."""
 
     name = "format"

@@ -112,7 +112,7 @@ def chosen_device(name: str | None) -> "torch.device":
         raise ValueError(f"--device {chosen}: {str(error).splitlines()[0]}") from None
 
 
-class NumberList(click.ParamType):
+class NumberList(click.ParamType[list[Any]]):
     """Numbers separated by commas, like 4,8,16.
 
     Args:
@@ -126,6 +126,7 @@ class NumberList(click.ParamType):
         self.kind, self.least = kind, least
 
     def convert(self, value: Any, param: Any, ctx: Any) -> list[Any]:
+        """The numbers, or a usage error."""
         if isinstance(value, list):
             return value
         try:

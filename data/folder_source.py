@@ -109,6 +109,7 @@ class FolderSource(ImageSource):
         return self._files[index][0]
 
     def places(self) -> list[Path]:
+        """Files and folders that the images are read from."""
         folders = {os.path.dirname(path) for path, _ in self._files}
         return [self._base, *(self._base / folder for folder in sorted(folders - {""}))]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -28,8 +28,8 @@ class BrokenImage(ValueError):
     """An image that cannot be decoded.
 
     Attributes:
-        name: Which image.
-        reason: What is wrong with it.
+        name: Name of the image.
+        reason: Reason why it cannot be decoded.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -69,7 +69,7 @@ def read_image(source: str | Path | bytes, *, name: str | None = None) -> Image.
             return _to_rgb(ImageOps.exif_transpose(opened))
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error
         reason = str(error).replace(repr(name), "").strip() or "unreadable"
-        if isinstance(error, Image.UnidentifiedImageError):
+        if isinstance(error, UnidentifiedImageError):
             size = f"{len(blob)} bytes" if blob else "empty file"
             reason = f"not an image file that Pillow knows ({size})"
         raise BrokenImage(name, f"{reason} ({type(error).__name__})") from error
@@ -251,12 +251,13 @@ def grid_of_pairs(originals: Tensor, reconstructions: Tensor, *, columns: int = 
     """Rows of originals, each above the row of its reconstructions, as one picture.
 
     Args:
-        originals: (B, 3, H, W) in [-1, 1].
-        reconstructions: The same shape and range.
-        columns: Images in a row.
+        originals: Images (B, 3, H, W) in [-1, 1].
+        reconstructions: Their reconstructions, of the same shape and range.
+        columns: Number of images in a row.
     """
     columns, rows = min(columns, len(originals)), []
-    for first, second in zip(originals.split(columns), reconstructions.split(columns), strict=True):
+    pairs = zip(torch.split(originals, columns), torch.split(reconstructions, columns), strict=True)
+    for first, second in pairs:
         blank = [torch.ones_like(first[0])] * (columns - len(first))
         rows += [*first.clamp(-1, 1).cpu(), *blank, *second.clamp(-1, 1).cpu(), *blank]
     return image_grid(rows, columns)

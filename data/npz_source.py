@@ -61,6 +61,7 @@ class NpzSource(ImageSource):
         return tuple(str(label) for label in range(int(self._labels.max()) + 1))
 
     def places(self) -> list[Path]:
+        """Files and folders that the images are read from."""
         return [self.path]
 
     def _sizes(self) -> Iterable[int]:

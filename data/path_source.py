@@ -44,6 +44,7 @@ class FileSource(ImageSource):
         return self._files[index].name
 
     def places(self) -> list[Path]:
+        """Files and folders that the images are read from."""
         return self._files
 
     def _sizes(self) -> Iterable[int]:
@@ -92,6 +93,7 @@ class ChainSource(ImageSource):
         return itertools.chain.from_iterable(source._sizes() for source in self._sources)
 
     def places(self) -> list[Path]:
+        """Files and folders that the images are read from."""
         return [place for source in self._sources for place in source.places()]
 
     def read(self, index: int) -> Sample:

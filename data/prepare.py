@@ -45,8 +45,8 @@ class Recipe:
     """What is known beforehand about a data set.
 
     Attributes:
-        read: Reader of the provider files.
-        provider: Where the files come from.
+        read: Function that reads the provider's files.
+        provider: Name of the source of the files.
         licence: Licence statement, as far as there is one.
         classes: Class names in label order.
         counts: Number of images per split.

@@ -103,6 +103,7 @@ class TarSource(ImageSource):
         return self._entries_sorted[index][0]
 
     def places(self) -> list[Path]:
+        """Files and folders that the images are read from."""
         return self._paths
 
     def _sizes(self) -> Iterable[int]:

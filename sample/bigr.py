@@ -248,8 +248,7 @@ class BigrSampler:
     def _conditions(
         self, bits: Tensor, hidden: Tensor, classes: Tensor, valid: Tensor | None, guided: bool
     ) -> Tensor:
-        """Conditions at every position, (B, N, D); with guidance those without a class after them,
-        (2B, N, D)."""
+        """Conditions of all positions, (B, N, D); guided also those without class, (2B, N, D)."""
         if not guided:
             return self.predict(bits, hidden, classes, valid)
         nothing = torch.full_like(self.seeds, self.generator.num_classes)
@@ -308,7 +307,7 @@ class BigrSampler:
         """Certainty of tokens, (B, M), from the probabilities of their bits, (B, M, K)."""
         if self.settings.confidence == "linear":
             return (2 * p - 1).abs().mean(-1)
-        entropy = torch.special.entr(p) + torch.special.entr(1 - p)
+        entropy: Tensor = torch.special.entr(p) + torch.special.entr(1 - p)
         return math.log(2) - entropy.mean(-1)
 
 

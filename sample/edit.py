@@ -205,7 +205,9 @@ def between(generator: Generator, first: int, last: int, num: int) -> Generator:
             share = torch.linspace(0, 1, num, device=rows.device)[:, None].to(rows.dtype)
             ways = (1 - share) * rows[first] + share * rows[last]
             nothing = rows[generator.num_classes :]  # no row where "no label" is no token
-            part.class_embedding = nn.Embedding.from_pretrained(torch.cat([ways, nothing]))
+            table = nn.Embedding(num + len(nothing), rows.shape[1], device="meta")
+            table.weight = nn.Parameter(torch.cat([ways, nothing]), requires_grad=False)
+            part.class_embedding = table
         if hasattr(part, "num_classes"):
             part.num_classes = num  # type: ignore[assignment]
     mixed.config = dataclasses.replace(generator.config, num_classes=num)

@@ -148,10 +148,13 @@ def compiled_predict(generator: Generator) -> Callable[..., Tensor]:
         raise ValueError(f"compile: not for generators of type {generator.config.type}")
     if next(generator.parameters()).device.type != "cuda":
         return torch.compile(network, fullgraph=True, dynamic=False)
-    graphed = torch.compile(network, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    graphed: Callable[..., Tensor] = torch.compile(
+        network, fullgraph=True, dynamic=False, mode="reduce-overhead"
+    )
 
     def predict(*arguments: Any) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
-        return graphed(*arguments).clone()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call] # torch's
+        logits: Tensor = graphed(*arguments)
+        return logits.clone()
 
     return predict

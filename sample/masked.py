@@ -68,7 +68,7 @@ def sample_masked(
 
 
 def confidence_ranking(state: "SamplingState") -> Ranking:
-    """log p of the drawn entry plus Gumbel noise.
+    """Log p of the drawn entry plus Gumbel noise.
 
     Source: arXiv:2202.04200 section 3.2, in the form of arXiv:2409.16211's code: noise times 1 - t,
     in nats. Ties go to the first slot; the reference then reveals too few, or all.
@@ -90,7 +90,7 @@ def entropy_ranking(state: "SamplingState") -> Ranking:
     """
 
     def rank(p: Tensor, drawn: Tensor, step: int) -> Tensor:
-        certainty = torch.special.entr(p).sum(-1).neg()
+        certainty: Tensor = torch.special.entr(p).sum(-1).neg()
         noise = gumbel(state.seeds, _DRAWS * step + 1, certainty.shape[1:])
         return certainty + state.randomness[step] * noise
 

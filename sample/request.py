@@ -187,7 +187,7 @@ def _class_rows(generator: Generator, labels: Tensor | None, count: int) -> Tens
     """Labels as (count,) int64 in [0, num_classes], `num_classes` for none."""
     if labels is None:
         return torch.full((count,), generator.num_classes, dtype=torch.int64)
-    wrong = labels[(labels < -1) | (labels >= generator.num_classes)].unique().tolist()
+    wrong = sorted({*labels[(labels < -1) | (labels >= generator.num_classes)].tolist()})
     if wrong:
         if not generator.num_classes:
             raise ValueError(f"labels: this generator is unconditional, found {wrong}")

@@ -66,7 +66,9 @@ def choose_sampling(
             f"sampling: expected {settings.__name__} for type {generator.config.type}, "
             f"found {type(sampling).__name__}"
         )
-    return build_config(settings, dataclasses.asdict(sampling) | knobs, name="sampling")
+    values = dataclasses.asdict(sampling) | knobs
+    chosen: Sampling = build_config(settings, values, name="sampling")
+    return chosen
 
 
 def with_steps(generator: Generator, sampling: Sampling) -> Sampling:

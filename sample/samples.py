@@ -43,7 +43,8 @@ class SampleFolder(ImageSource):
         return len(self._files)
 
     def id_of(self, index: int) -> str:
-        return self._files[index].name
+        """File name of a picture."""
+        return str(self._files[index].name)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -53,12 +54,14 @@ class SampleFolder(ImageSource):
         return tuple(known.get(label, "") for label in range(max(known, default=-1) + 1))
 
     def places(self) -> list[Path]:
+        """Files and folders that the images are read from."""
         return [self.folder]
 
     def _sizes(self) -> Iterable[int]:
         return (file.stat().st_size for file in self._files)
 
     def read(self, index: int) -> Sample:
+        """Picture and label of a number."""
         self._check(index)
         file = self._files[index]
         image = read_image(file, name=file.name)

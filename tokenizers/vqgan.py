@@ -80,6 +80,7 @@ class VQGAN(Tokenizer):
 
     @property
     def last_layer(self) -> Tensor:
+        """Weights of the decoder's last convolution."""
         return self.decoder.conv_out.weight
 
     def forward(self, images: Tensor, *, rng: torch.Generator | None = None) -> TokenizerOutput:
@@ -128,5 +129,5 @@ class VQGAN(Tokenizer):
         latents = to_grid(quantized, self.grid).to(self.decoder.conv_in.weight.dtype)
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
-        images = self.decoder(latents).float()
+        images: Tensor = self.decoder(latents).float()
         return images * 2 - 1 if self.config.pixel_range == "unit" else images
