@@ -24,7 +24,7 @@ from .files import atomic_folder
 from .generators.base import Generator
 from .generators.build import GeneratorFileConfig, TokensConfig, build_generator
 from .tokenizers.base import Tokenizer
-from .tokenizers.build import TokenizerConfig, build_tokenizer
+from .tokenizers.build import build_tokenizer, tokenizer_config
 from .tokenizers.probe import PROBE, store_probe
 
 CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "card.json"
@@ -194,7 +194,7 @@ def load_tokenizer(
     folder = find_folder(path)
     card = _card_of(folder, "tokenizer")
     stored = read_config(folder)
-    config = build_config(TokenizerConfig, stored, name=str(folder / CONFIG))
+    config = tokenizer_config(stored, name=str(folder / CONFIG))
     with torch.random.fork_rng(devices=[]):  # loading must not disturb anybody's randomness
         tokenizer = build_tokenizer(config)
     tokenizer.fingerprint, tokenizer.card = _fill(tokenizer, folder, stored, card), card

@@ -20,7 +20,7 @@ from ..generators.base import Generator
 from ..generators.build import GeneratorConfig, build_generator
 from ..sample.samplers import published_sampling
 from ..tokenizers.base import Tokenizer
-from ..tokenizers.build import TokenizerConfig, build_tokenizer
+from ..tokenizers.build import TokenizerConfig, build_tokenizer, tokenizer_config
 from ..tokenizers.probe import DEFAULT_DATA, choose_probe
 from .checkpoint_file import AVERAGE, read_weights
 from .generator_formats import FORMATS as GENERATOR_FORMATS
@@ -177,7 +177,7 @@ def _tokenizer_config(
     if path is None:
         return None
     data = read_yaml(path)
-    config = build_config(TokenizerConfig, data.get("tokenizer", data), name=str(path))
+    config = tokenizer_config(data.get("tokenizer", data), name=str(path))
     return config if resolution is None else dataclasses.replace(config, resolution=resolution)
 
 

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ConfigError, build_config, to_dict
-from ..tokenizers.build import build_tokenizer
-from ..tokenizers.vqgan import VQGANConfig
+from ..config import ConfigError, to_dict
+from ..tokenizers.build import TokenizerConfig, build_tokenizer, tokenizer_config
 from .binary_autoencoder import (
     LISTS,
     flat_name,
@@ -44,7 +43,7 @@ class TokenizerTranslation:
             those of the last step.
     """
 
-    config: VQGANConfig
+    config: TokenizerConfig
     state: dict[str, Tensor]
     dropped: dict[str, str]
     averaged: bool
@@ -54,7 +53,7 @@ def translate_tokenizer(
     stored: Mapping[str, Tensor],
     format_name: str,
     *,
-    config: VQGANConfig | None = None,
+    config: TokenizerConfig | None = None,
     resolution: int = PUBLISHED_RESOLUTION,
     average: bool = True,
 ) -> TokenizerTranslation:
@@ -83,7 +82,7 @@ def translate_tokenizer(
 def _translate(
     stored: Mapping[str, Tensor],
     public: PublicFormat,
-    config: VQGANConfig | None,
+    config: TokenizerConfig | None,
     resolution: int,
     average: bool,
 ) -> TokenizerTranslation:
@@ -107,7 +106,7 @@ def _translate(
 def _translate_flat(
     stored: Mapping[str, Tensor],
     public: PublicFormat,
-    config: VQGANConfig | None,
+    config: TokenizerConfig | None,
     resolution: int,
 ) -> TokenizerTranslation:
     """Translate a state dict in which each network is one numbered list of modules."""
@@ -126,7 +125,7 @@ def _translate_flat(
     return TokenizerTranslation(config, state, dropped, averaged=False)
 
 
-def _shapes(config: VQGANConfig) -> dict[str, torch.Size]:
+def _shapes(config: TokenizerConfig) -> dict[str, torch.Size]:
     """Shape of every tensor of the tokenizer that a config describes, by Tessella name."""
     with torch.device("meta"):
         return {n: t.shape for n, t in build_tokenizer(config).state_dict().items()}
@@ -170,7 +169,7 @@ class _Reader:
         return next(i for i in itertools.count() if self.shape(template.format(i)) is None)
 
 
-def _infer(reader: _Reader, public: PublicFormat, resolution: int) -> VQGANConfig:
+def _infer(reader: _Reader, public: PublicFormat, resolution: int) -> TokenizerConfig:
     """Infer the config from the shapes and the format."""
     base, shape = reader.size("encoder.conv_in.weight", 0), reader.shape
     levels = range(reader.num_levels)
@@ -206,20 +205,22 @@ def _infer(reader: _Reader, public: PublicFormat, resolution: int) -> VQGANConfi
 
 def _completed(
     public: PublicFormat, resolution: int, autoencoder: dict[str, Any], quantizer: dict[str, Any]
-) -> VQGANConfig:
+) -> TokenizerConfig:
     """Build the config from the inferred sections and the unwritten settings of the format."""
-    data = {"resolution": resolution, "autoencoder": autoencoder, "quantizer": quantizer}
+    kind = "binary_autoencoder" if quantizer["type"] == "bernoulli" else "vqgan"
+    data = {"type": kind, "resolution": resolution}
+    data |= {"autoencoder": autoencoder, "quantizer": quantizer}
     for path in USUAL_SETTINGS:
         section, _, key = path.rpartition(".")
         if path != "quantizer.normalize" or quantizer["type"] == "vq":
             (data[section] if section else data)[key] = public.setting(path)  # type: ignore[index]
     try:
-        return build_config(VQGANConfig, data, name="config inferred from the shapes")
+        return tokenizer_config(data, name="config inferred from the shapes")
     except ConfigError as error:
         raise LayoutError(str(error)) from None
 
 
-def _check_settings(public: PublicFormat, config: VQGANConfig) -> None:
+def _check_settings(public: PublicFormat, config: TokenizerConfig) -> None:
     """Refuse a config that contradicts the format in a setting that no shape shows."""
     found, wrong = to_dict(config), []
     if config.quantizer.type not in public.quantizers:

@@ -1,12 +1,15 @@
 """Base classes `Quantizer` and `Tokenizer`, and the results of their training steps."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..config import build_config
 from ..tokens.tokens import Tokens, TokenSpec
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,25 @@ class Quantizer(nn.Module):
     def lookup(self, indices: Tensor) -> Tensor:
         """Quantized latents (B, N, D) float32 of codes (B, N, G) int64, exactly."""
         raise NotImplementedError
+
+
+def settled(kind: type[C], config: C | None, settings: dict[str, Any]) -> C:
+    """The config given, or one made of settings: `LFQ(bits=14)` is `LFQ(LFQConfig(bits=14))`.
+
+    Args:
+        kind: Config dataclass of the quantizer.
+        config: Config, or None where settings are given.
+        settings: Fields of the config by name.
+
+    Raises:
+        TypeError: If both are given.
+        ConfigError: If a setting does not exist, is missing or has a wrong value.
+    """
+    if config is None:
+        return build_config(kind, settings, name=kind.__name__)
+    if settings:
+        raise TypeError(f"give a {kind.__name__} or settings, not both; found {sorted(settings)}")
+    return config
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,19 +1,35 @@
 """The binary autoencoder of Binary Latent Diffusion and BiGR: a VQGAN whose bits may be drawn.
 
-With `quantizer: {type: bernoulli}` a VQGAN is this class (arXiv:2304.04820, arXiv:2410.14672). Its
-networks are those of every other VQGAN; only the randomness is its own. Two parts of the public
+Sources: arXiv:2304.04820, arXiv:2410.14672. Its networks are those of every other VQGAN; only the
+randomness is its own. Two parts of the public
 models that compute nothing are left out: the 1x1 shortcut of residual blocks whose channels match,
 and the head `logsigma`. As parameters without gradient they would stop training on several
 processes.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from ..config import STRICT
 from ..tokens.tokens import Tokens
 from .base import TokenizerOutput
-from .quantizers.bernoulli import Bernoulli, draw
-from .vqgan import VQGAN
+from .quantizers.bernoulli import Bernoulli, BernoulliConfig, draw
+from .vqgan import VQGAN, ConvTokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryAutoencoderConfig(ConvTokenizerConfig):
+    """Settings of `BinaryAutoencoder`: those of `ConvTokenizerConfig`, with Bernoulli bits.
+
+    Files of version 0.5 say `vqgan` for it; they are read as they are, fingerprints included.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["binary_autoencoder", "vqgan"] = "binary_autoencoder"
+    quantizer: BernoulliConfig
 
 
 class BinaryAutoencoder(VQGAN):
@@ -52,7 +68,7 @@ class BinaryAutoencoder(VQGAN):
         another: give one image at a time for bits that do not depend on the batch.
 
         Raises:
-            ValueError: As `encode`.
+            ValueError: If size, type or range is wrong, or the network's output is not finite.
         """
         return Tokens(draw(self.probabilities(images), rng).long(), self.spec)
 
@@ -61,7 +77,7 @@ class BinaryAutoencoder(VQGAN):
         """Probability of 1 of every bit of images (B, 3, H, W) in [-1, 1]: (B, N, K) float32.
 
         Raises:
-            ValueError: As `encode`.
+            ValueError: If size, type or range is wrong, or the network's output is not finite.
         """
         self.check_images(images)
         latents = self._latents(images.to(self.device, self.encoder.conv_in.weight.dtype))

@@ -30,18 +30,19 @@ from .quantizers.build import QuantizerConfig, build_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQGANConfig:
-    """Settings of `VQGAN`.
+class ConvTokenizerConfig:
+    """Settings that `VQGAN` and `BinaryAutoencoder` share.
 
     Args:
+        type: Type of the tokenizer.
         resolution: Height and width of the images, in pixels; a multiple of the stride.
-        pixel_range: What the networks see: `symmetric` is [-1, 1], `unit` is [0, 1].
-        autoencoder: Encoder and decoder.
-        quantizer: What happens in between; its width and token sizes follow from it.
+        pixel_range: Range of pixels inside the networks: `symmetric` is [-1, 1], `unit` is [0, 1].
+        autoencoder: Settings of encoder and decoder.
+        quantizer: Settings of the quantizer; latent width and token sizes follow from it.
     """
 
     __pydantic_config__ = STRICT
-    type: Literal["vqgan"] = "vqgan"
+    type: str
     resolution: int = 256
     pixel_range: Literal["symmetric", "unit"] = "symmetric"
     autoencoder: ConvAutoencoderConfig = field(default_factory=ConvAutoencoderConfig)
@@ -59,10 +60,26 @@ class VQGANConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class VQGANConfig(ConvTokenizerConfig):
+    """Settings of `VQGAN`: those of `ConvTokenizerConfig`; any quantizer but Bernoulli bits."""
+
+    __pydantic_config__ = STRICT
+    type: Literal["vqgan"] = "vqgan"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quantizer.type == "bernoulli":
+            raise ValueError(
+                "quantizer: Bernoulli bits make a binary autoencoder; expected type: "
+                "binary_autoencoder in place of vqgan"
+            )
+
+
 class VQGAN(Tokenizer):
     """Images to a grid of (resolution / stride)**2 tokens and back."""
 
-    def __init__(self, config: VQGANConfig) -> None:
+    def __init__(self, config: ConvTokenizerConfig) -> None:
         super().__init__()
         self.config = config
         self.resolution = config.resolution

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tessella.tokenizers.base import Tokenizer
+from tessella.tokenizers.binary_autoencoder import BinaryAutoencoderConfig
 from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
 from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
 from tessella.tokenizers.quantizers.bernoulli import BernoulliConfig
@@ -24,10 +25,11 @@ RESOLUTION = 16
 
 def tiny(
     quantizer: QuantizerConfig, pixel_range: str = "symmetric", **network: object
-) -> VQGANConfig:
+) -> TokenizerConfig:
     """A VQGAN of a few thousand weights: 16 pixels, 8x8 tokens."""
     settings = {"base_channels": 8, "channel_multipliers": (1, 2), "norm_groups": 4}
-    return VQGANConfig(
+    kind = BinaryAutoencoderConfig if isinstance(quantizer, BernoulliConfig) else VQGANConfig
+    return kind(
         resolution=RESOLUTION,
         pixel_range=pixel_range,
         autoencoder=ConvAutoencoderConfig(**(settings | network)),

@@ -16,8 +16,7 @@ from tessella.config import build_config, read_yaml
 from tessella.importers.tensors import LayoutError
 from tessella.importers.vqgan import translate_tokenizer
 from tessella.tokenizers.base import Tokenizer
-from tessella.tokenizers.build import build_tokenizer
-from tessella.tokenizers.vqgan import VQGANConfig
+from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
 
 CONFIGS = Path(tessella.__file__).parent / "configs" / "tokenizer"
 State = dict[str, Tensor]
@@ -74,14 +73,14 @@ def place(side: str, module: str) -> tuple[int, ...]:
     return parts.get(module, middle), *numbers
 
 
-def config_of(case: str, **changes: Any) -> VQGANConfig:
+def config_of(case: str, **changes: Any) -> TokenizerConfig:
     data: dict[str, Any] = {
         "resolution": 16,
         "pixel_range": "unit",
         "autoencoder": NETWORKS | CASES[case],
         "quantizer": BITS,
     }
-    return build_config(VQGANConfig, data | changes)
+    return build_config(TokenizerConfig, data | changes)
 
 
 @functools.cache
@@ -114,7 +113,7 @@ def test_a_public_state_dict_becomes_the_same_model(case: str) -> None:
 @pytest.mark.parametrize("name", ["bld_c64_256", "bld_c128_256", "bigr_d24_256", "bigr_d32_256"])
 def test_published_sizes_are_read_off_the_shapes(name: str) -> None:
     """The inferred config is that of the YAML file; the tensors take no memory."""
-    config = build_config(VQGANConfig, read_yaml(CONFIGS / f"{name}.yaml")["tokenizer"])
+    config = build_config(TokenizerConfig, read_yaml(CONFIGS / f"{name}.yaml")["tokenizer"])
     with torch.device("meta"):
         state = build_tokenizer(config).state_dict()
     state = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in state.items()}

@@ -11,7 +11,7 @@ import tessella
 from tessella.checkpoints import load_tokenizer, save_tokenizer
 from tessella.config import build_config, read_yaml
 from tessella.tokenizers.base import Tokenizer
-from tessella.tokenizers.binary_autoencoder import BinaryAutoencoder
+from tessella.tokenizers.binary_autoencoder import BinaryAutoencoder, BinaryAutoencoderConfig
 from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
 from tessella.tokenizers.networks.conv_autoencoder import (
     ConvAutoencoderConfig,
@@ -21,7 +21,6 @@ from tessella.tokenizers.networks.conv_autoencoder import (
     to_positions,
 )
 from tessella.tokenizers.quantizers.bernoulli import BernoulliConfig
-from tessella.tokenizers.vqgan import VQGANConfig
 
 CONFIGS = Path(tessella.__file__).parent / "configs" / "tokenizer"
 TINY = ConvAutoencoderConfig(
@@ -41,7 +40,9 @@ TINY = ConvAutoencoderConfig(
 def tiny(draw: str = "training", **settings: object) -> BinaryAutoencoder:
     torch.manual_seed(0)
     quantizer = BernoulliConfig(bits=6, dim=8, draw=draw, **settings)
-    config = VQGANConfig(resolution=16, pixel_range="unit", autoencoder=TINY, quantizer=quantizer)
+    config = BinaryAutoencoderConfig(
+        resolution=16, pixel_range="unit", autoencoder=TINY, quantizer=quantizer
+    )
     model = build_tokenizer(config)
     assert isinstance(model, BinaryAutoencoder)
     return model

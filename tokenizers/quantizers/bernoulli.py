@@ -9,14 +9,14 @@ Bit k is channel k and has the weight 2**k.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ...collectives import mean_over_processes
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput
+from ..base import Quantizer, QuantizerOutput, settled
 from .entropy import binary_entropy
 
 
@@ -70,9 +70,9 @@ class Bernoulli(Quantizer):
         [[[11.0, 22.0, 33.0]]]
     """
 
-    def __init__(self, config: BernoulliConfig) -> None:
+    def __init__(self, config: BernoulliConfig | None = None, **settings: Any) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = settled(BernoulliConfig, config, settings)
         self.dim = config.dim
         self.codebook_sizes = (2,) * config.bits
         self.loss_names = ("commitment",) if config.free_nats is None else ("commitment", "kl")

@@ -8,13 +8,13 @@ axis).
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput
+from ..base import Quantizer, QuantizerOutput, settled
 from .entropy import batch_entropy, sample_entropy
 from .lfq import check_bits
 
@@ -61,9 +61,9 @@ class BSQ(Quantizer):
 
     loss_names = ("commitment", "entropy")
 
-    def __init__(self, config: BSQConfig) -> None:
+    def __init__(self, config: BSQConfig | None = None, **settings: Any) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = settled(BSQConfig, config, settings)
         self.dim = config.bits
         self.codebook_sizes = (2,) * config.bits
         scale = config.ste_scale

@@ -8,14 +8,14 @@ processes and any resumed run give the same codebook.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ...collectives import gather_rows, sum_over_processes
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput
+from ..base import Quantizer, QuantizerOutput, settled
 from .vector import nearest_codes, rotation_trick, straight_through
 from .vq import check_codebook
 
@@ -76,9 +76,9 @@ class EMAVQ(Quantizer):
     sums: Tensor
     num_updates: Tensor
 
-    def __init__(self, config: EMAVQConfig) -> None:
+    def __init__(self, config: EMAVQConfig | None = None, **settings: Any) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = settled(EMAVQConfig, config, settings)
         self.dim = config.dim
         self.codebook_sizes = (config.codebook_size,)
         codebook = self._project(torch.randn(config.codebook_size, config.dim))

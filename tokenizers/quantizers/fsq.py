@@ -7,13 +7,13 @@ allows 2 levels.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput
+from ..base import Quantizer, QuantizerOutput, settled
 
 _MARGIN = 1e-3
 """Share by which the bound exceeds the outer level, so that rounding reaches it (section 3.1)."""
@@ -53,9 +53,9 @@ class FSQ(Quantizer):
 
     levels: Tensor
 
-    def __init__(self, config: FSQConfig) -> None:
+    def __init__(self, config: FSQConfig | None = None, **settings: Any) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = settled(FSQConfig, config, settings)
         self.dim = len(config.levels)
         self.codebook_sizes = config.levels
         # Integers, so that converting the module to half precision leaves the bound exact.

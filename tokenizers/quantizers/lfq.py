@@ -7,13 +7,13 @@ a clamp of 1e-5 in the reference code (which stops rewarding diversity at 2**17 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput
+from ..base import Quantizer, QuantizerOutput, settled
 from .entropy import batch_entropy, sample_entropy
 
 
@@ -54,9 +54,9 @@ class LFQ(Quantizer):
 
     loss_names = ("commitment", "entropy")
 
-    def __init__(self, config: LFQConfig) -> None:
+    def __init__(self, config: LFQConfig | None = None, **settings: Any) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = settled(LFQConfig, config, settings)
         self.dim = config.bits
         self.codebook_sizes = (2,) * config.bits
 

@@ -7,13 +7,13 @@ assignments.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput
+from ..base import Quantizer, QuantizerOutput, settled
 from .entropy import categorical_entropies
 from .vector import nearest_codes, rotation_trick, squared_distances, straight_through
 
@@ -58,9 +58,9 @@ class VQ(Quantizer):
         ([[[1]]], [[[1.0, 1.0]]])
     """
 
-    def __init__(self, config: VQConfig) -> None:
+    def __init__(self, config: VQConfig | None = None, **settings: Any) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = settled(VQConfig, config, settings)
         self.dim = config.dim
         self.codebook_sizes = (config.codebook_size,)
         entropy = ("entropy",) if config.entropy_temperature is not None else ()
