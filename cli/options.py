@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..generators.base import Generator
-    from ..sample.samplers import Sampling
+    from ..sample.sampler import Sampling
 
 ATTENTION_BACKENDS = ("auto", "fastest", "sdpa", "plain", "xformers", "low_bit")
 LOW_BIT_PRECISIONS = ("int8", "int8_fp8", "fp8")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..metrics.presets import MIN_IMAGES
 from ..metrics.protocol import Protocol, ProtocolError
-from ..sample.samplers import Sampling
+from ..sample.sampler import Sampling
 
 SHOWN = ("gFID", "FD@", "precision", "recall")
 """Beginnings of the names of the metrics that are drawn."""

@@ -20,7 +20,8 @@ from ..data.sources import open_source
 from ..generators.base import Generator
 from ..metrics.presets import find_preset
 from ..sample.generate import Precision
-from ..sample.samplers import Sampling, choose_sampling
+from ..sample.sampler import Sampling
+from ..sample.samplers import choose_sampling
 from ..sample.samples import open_samples
 from ..tokenizers.base import Tokenizer
 from .curves import Curves

@@ -11,7 +11,7 @@ from ..metrics.catalogue import metric_values
 from ..metrics.frechet import frechet_distance
 from ..metrics.manifold import ManifoldResult
 from ..metrics.protocol import Protocol, as_floats
-from ..sample.samplers import Sampling
+from ..sample.sampler import Sampling
 from .evaluation import Evaluation, few_images_note
 from .image_set import bank_labels, distances
 from .image_table import class_title

@@ -28,7 +28,8 @@ from ..metrics.protocol import ClassBalance, Protocol, ProtocolError, to_pixels
 from ..metrics.token_statistics import TokenStatistics
 from ..sample.generate import Precision, generate_batches
 from ..sample.request import Request
-from ..sample.samplers import Sampling, choose_sampling, with_steps
+from ..sample.sampler import Sampling
+from ..sample.samplers import choose_sampling, with_steps
 from .curves import Curves, draw_lines
 from .evaluation import Evaluation
 from .image_set import ImageSet, Networks, distances

@@ -68,6 +68,10 @@ class AutoregressiveConfig(ClassConditional):
                 f"num_depth_layers: expected at least 0, found {self.num_depth_layers}"
             )
 
+    def build(self, spec: TokenSpec) -> "AutoregressiveGenerator":
+        """The generator of this config for tokens of `spec`, freshly initialized."""
+        return AutoregressiveGenerator(self, spec)
+
 
 class CodeEmbedding(nn.Module):
     """Input of the trunk for a position: the sum of one embedding for each group."""

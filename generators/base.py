@@ -14,7 +14,7 @@ from .networks.attention import AttentionBackend
 
 
 class ClassConditional:
-    """Base of the generators' config dataclasses: checks the two fields about classes.
+    """Base of the generators' config dataclasses: builds, and checks the two fields about classes.
 
     It is no dataclass itself, so that each config states the two fields at their own place: files
     and fingerprints follow the order of the fields.
@@ -26,6 +26,14 @@ class ClassConditional:
 
     num_classes: int | None
     label_dropout: float
+
+    def build(self, spec: TokenSpec) -> "Generator":
+        """The generator of this config for tokens of `spec`, freshly initialized.
+
+        Raises:
+            ValueError: If it cannot learn tokens of `spec`, with the reason.
+        """
+        raise NotImplementedError
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and self.num_classes < 0:

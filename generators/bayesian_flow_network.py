@@ -71,6 +71,10 @@ class BayesianFlowNetworkConfig(ClassConditional):
         if self.accuracy is not None and not 0 < self.accuracy < math.inf:
             raise ValueError(f"accuracy: must be > 0, found {self.accuracy}")
 
+    def build(self, spec: TokenSpec) -> "BayesianFlowNetwork":
+        """The generator of this config for tokens of `spec`, freshly initialized."""
+        return BayesianFlowNetwork(self, spec)
+
 
 class BayesianFlowNetwork(Generator):
     """A Bayesian flow network over the bits or the indices of a tokenizer.

@@ -70,6 +70,10 @@ class BigrConfig(ClassConditional):
                 "expected schedule or token"
             )
 
+    def build(self, spec: TokenSpec) -> "BiGR":
+        """The generator of this config for tokens of `spec`, freshly initialized."""
+        return BiGR(self, spec)
+
 
 class BiGR(Generator):
     """BiGR over the bits of a tokenizer.

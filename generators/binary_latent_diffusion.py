@@ -63,6 +63,10 @@ class BinaryLatentDiffusionConfig(ClassConditional):
                 "expected schedule or image"
             )
 
+    def build(self, spec: TokenSpec) -> "BinaryLatentDiffusion":
+        """The generator of this config for tokens of `spec`, freshly initialized."""
+        return BinaryLatentDiffusion(self, spec)
+
 
 class BinaryLatentDiffusion(Generator):
     """Binary latent diffusion of the bits of a tokenizer.

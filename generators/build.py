@@ -1,18 +1,18 @@
 """The closed list of generators, their builder, and the config stored in their folders."""
 
 from dataclasses import dataclass
-from typing import Annotated, assert_never
+from typing import Annotated
 
 from pydantic import Field
 
 from ..config import STRICT
 from ..tokens.tokens import TokenSpec
-from .autoregressive import AutoregressiveConfig, AutoregressiveGenerator
+from .autoregressive import AutoregressiveConfig
 from .base import Generator
-from .bayesian_flow_network import BayesianFlowNetwork, BayesianFlowNetworkConfig
-from .bigr import BiGR, BigrConfig
-from .binary_latent_diffusion import BinaryLatentDiffusion, BinaryLatentDiffusionConfig
-from .masked import MaskBitConfig, MaskedGenerator, MaskGITConfig
+from .bayesian_flow_network import BayesianFlowNetworkConfig
+from .bigr import BigrConfig
+from .binary_latent_diffusion import BinaryLatentDiffusionConfig
+from .masked import MaskBitConfig, MaskGITConfig
 
 GeneratorConfig = Annotated[
     MaskBitConfig
@@ -64,16 +64,4 @@ def build_generator(config: GeneratorConfig, spec: TokenSpec) -> Generator:
     Raises:
         ValueError: If it cannot learn tokens of `spec`, with the reason.
     """
-    match config:
-        case MaskBitConfig() | MaskGITConfig():
-            return MaskedGenerator(config, spec)
-        case BinaryLatentDiffusionConfig():
-            return BinaryLatentDiffusion(config, spec)
-        case BigrConfig():
-            return BiGR(config, spec)
-        case BayesianFlowNetworkConfig():
-            return BayesianFlowNetwork(config, spec)
-        case AutoregressiveConfig():
-            return AutoregressiveGenerator(config, spec)
-        case _:
-            assert_never(config)
+    return config.build(spec)

@@ -97,6 +97,10 @@ class MaskBitConfig(MaskedConfig):
     __pydantic_config__ = STRICT
     type: Literal["maskbit"] = "maskbit"
 
+    def build(self, spec: TokenSpec) -> "MaskedGenerator":
+        """The generator of this config for tokens of `spec`, freshly initialized."""
+        return MaskedGenerator(self, spec)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskGITConfig(MaskedConfig):
@@ -110,6 +114,10 @@ class MaskGITConfig(MaskedConfig):
     type: Literal["maskgit"] = "maskgit"
     mask_schedule: MaskSchedule = "cosine"
     unmasked_weight: float = 0.0
+
+    def build(self, spec: TokenSpec) -> "MaskedGenerator":
+        """The generator of this config for tokens of `spec`, freshly initialized."""
+        return MaskedGenerator(self, spec)
 
 
 class BitInput(nn.Module):

@@ -24,7 +24,8 @@ from ..generators.base import Generator
 from ..tokens.tokens import Tokens
 from .generate import Precision, generate_batches
 from .request import Request
-from .samplers import Sampling, choose_sampling, with_steps
+from .sampler import Sampling
+from .samplers import choose_sampling, with_steps
 
 RECORDS = "images.jsonl"
 MAX_LABELS = 100_000

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from ..generators.base import Generator
 from ..tokens.tokens import Tokens
 from .request import Request
-from .samplers import Sampling, choose_sampling, sampler_of
+from .sampler import Sampling
+from .samplers import choose_sampling, sampler_of
 
 Precision = Literal["auto", "fp32", "bf16"]
 

@@ -18,7 +18,8 @@ from .edit import between, box_mask, read_masked_image, token_mask, variation_ma
 from .edit import enrich as enrich_tokens
 from .generate import Precision, generate, generate_batches
 from .request import Request, class_labels
-from .samplers import Sampling, choose_sampling
+from .sampler import Sampling
+from .samplers import choose_sampling
 
 
 @torch.no_grad()

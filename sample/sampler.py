@@ -5,10 +5,31 @@ Every sampler module of this folder ends with one `SAMPLER`; `samplers.py` lists
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Protocol
 
 from ..tokens.tokens import Tokens
+
+
+class Sampling(Protocol):
+    """Settings of any sampler: a frozen dataclass with these fields among others."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def num_steps(self) -> int | None:
+        """Number of steps; None: left to the sampler."""
+        ...
+
+    @property
+    def guidance(self) -> float:
+        """Guidance scale; 1 = off."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the predictions."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

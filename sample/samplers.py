@@ -8,15 +8,7 @@ from ..config import build_config
 from ..generators.base import Generator
 from ..generators.build import GeneratorConfig
 from . import autoregressive, bayesian_flow, bigr, binary_latent_diffusion, masked
-from .autoregressive import AutoregressiveSampling
-from .bayesian_flow import FlowSampling
-from .bigr import BigrSampling
-from .binary_latent_diffusion import BernoulliSampling
-from .masked_steps import MaskedSampling
-from .sampler import Sampler
-
-Sampling = MaskedSampling | BernoulliSampling | BigrSampling | FlowSampling | AutoregressiveSampling
-"""Settings of any sampler. All have `num_steps`, `guidance` and `temperature`."""
+from .sampler import Sampler, Sampling
 
 SAMPLERS: dict[str, Sampler] = {
     kind: module.SAMPLER

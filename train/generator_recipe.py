@@ -7,7 +7,8 @@ from typing import Any, Literal
 from ..config import STRICT, ConfigError
 from ..data.transforms import AugmentConfig
 from ..generators.build import GeneratorConfig
-from ..sample.samplers import Sampling, build_sampling
+from ..sample.sampler import Sampling
+from ..sample.samplers import build_sampling
 from .engine import OptimizerConfig, RunConfig, native_precision
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.generators.base import Generator
+from tessella.generators.base import ClassConditional, Generator
 from tessella.generators.masked import MaskedGenerator
 from tessella.sample import generate as module
 from tessella.sample.generate import choose_sampling, generate
@@ -292,9 +292,12 @@ def test_damaged_settings_in_the_card_are_named(generator: MaskedGenerator, stor
         generator.card = None
 
 
-def test_a_generator_without_a_sampler_is_refused(generator: MaskedGenerator) -> None:
+def test_a_generator_without_a_sampler_is_refused() -> None:
+    class Unheard(ClassConditional):
+        type, num_classes, label_dropout = "unheard", 3, 0.0
+
     with pytest.raises(TypeError, match="generate: no sampler for Generator"):
-        generate(Generator(generator.config, SPEC), [0])
+        generate(Generator(Unheard(), SPEC), [0])
 
 
 def test_class_names(generator: MaskedGenerator, network: Any) -> None:
