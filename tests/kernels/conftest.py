@@ -1,11 +1,41 @@
-"""Fixtures of the kernels' tests."""
+"""Fixtures of the kernels' tests, and a faster interpreter for them."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from tessella.kernels.backends import INTERPRETED
+
+
+def _look_up_builtins_once() -> None:
+    """Let the interpreter list the built-in functions of each module once, not in every call.
+
+    It replaces those of `triton.language` around each call of a kernel or of a function in it, and
+    a third of its time went into finding them. Their names never change.
+    """
+    from triton.language.core import is_builtin
+    from triton.runtime import interpreter
+
+    @functools.cache
+    def names(package: Any) -> list[str]:
+        return [name for name in dir(package) if is_builtin(getattr(package, name))]
+
+    def patch(package: Any, builder: Any, scope: Any) -> None:
+        for name in names(package):
+            member = getattr(package, name)
+            if is_builtin(member):
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    if hasattr(interpreter, "_patch_builtin") and hasattr(interpreter, "_patch_attr"):
+        interpreter._patch_builtin = patch
+
+
+if INTERPRETED:
+    _look_up_builtins_once()
 
 
 @pytest.fixture
