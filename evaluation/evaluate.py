@@ -109,7 +109,8 @@ def evaluate(
     if generator is None and (curves is not None or sampling is not None or knobs):
         raise ValueError("curves and settings of a sampler are only of use with a generator")
     check_repetitions(generator=generator, samples=samples, repeats=repeats, nearest=nearest)
-    subjects = [named for named in (generator, tokenizer, samples) if isinstance(named, Named)]
+    given = (generator, tokenizer, samples)
+    subjects = [named for named in given if isinstance(named, str | os.PathLike)]
     places = [*inputs, *local_places(*(os.fspath(named) for named in subjects), data)]
     if out is not None:
         check_out(Path(out), overwrite=overwrite, inputs=places)

@@ -275,7 +275,7 @@ def refuse_to_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(*args: object, **kwargs: object) -> Tokens:
         raise AssertionError("a sample was drawn")
 
-    monkeypatch.setattr(evaluate_samples, "generate", drawn)
+    monkeypatch.setattr(evaluate_samples, "generate_batches", drawn)
 
 
 def test_reference_images_are_refused_before_the_first_sample(

@@ -30,10 +30,10 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_python_examples_run(checkout: Path) -> None:
     encoding, sampling = blocks("python")
     exec(compile(encoding, "README.md", "exec"), {})
-    assert (checkout / "duck_decoded.png").is_file()
+    assert (checkout / "decoded" / "000000.png").is_file()
     names: dict[str, Any] = {}
     exec(compile(sampling, "README.md", "exec"), names)
-    assert names["images"].shape == (3, 3, 64, 64)
+    assert names["images"].shape == (3, 3, 64, 64) and names["edited"].shape == (1, 3, 64, 64)
 
 
 @pytest.mark.slow
