@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test test-kernels check clean
 
 setup: $(VENV)/.done
 
@@ -26,8 +26,15 @@ $(VENV)/.triton: $(VENV)/.done
 	$(BIN)/pip install --quiet --constraint constraints.txt triton
 	@touch $@
 
+# One process for each core; tests/conftest.py says which tests stay together and which come first.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
+
 test: $(VENV)/.triton
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# With the kernels in the interpreter and compiled for sm_90, whether they changed or not.
+test-kernels: $(VENV)/.triton
+	TESSELLA_TEST_KERNELS=1 $(PYTEST) tests/kernels
 
 check: setup
 	$(BIN)/ruff check .

@@ -28,8 +28,43 @@ from tessella.tokens.tokens import Tokens, TokenSpec
 
 torch.set_num_threads(1)
 
+LONG = (
+    "kernels/test_compile_sm90.py",
+    "demo/",
+    "train/test_generator_",
+    "train/",
+    "integration/test_readme.py",
+    "kernels/test_interpreter.py",
+    "metrics/networks/test_inception_fid.py",
+    "contract/test_generator_contract.py",
+    "evaluation/",
+)
+"""Tests by the start of their path, those that take longest first: where two processes share the
+suite, short ones at the end fill what is left."""
+SPREAD = ("kernels/test_compile_sm90.py", "kernels/test_interpreter.py", "contract/test_generator_")
+"""Files whose tests share nothing, so that several processes may run them side by side."""
+TOGETHER = ("train/test_generator_", "train/")
+"""Starts of paths of files that share trained models, so that one process runs all of them."""
+
 TRUNK = TransformerConfig(width=32, num_layers=2, num_heads=2, dropout=0.0)
 CLASSES = ("grinning face", "cat", "ship")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under `--dist loadgroup`: a file is the work of one process, and long work comes first."""
+    if not getattr(config.option, "loadgroup", False):
+        return
+
+    def start(item: pytest.Item, starts: tuple[str, ...]) -> int:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((i for i, text in enumerate(starts) if path.startswith(text)), len(starts))
+
+    for item in items:
+        together = (*TOGETHER, item.nodeid.split("::")[0])[start(item, TOGETHER)]
+        if start(item, SPREAD) == len(SPREAD):
+            item.add_marker(pytest.mark.xdist_group(together))
+    items.sort(key=lambda item: start(item, LONG))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Every command and program of the README that does not train runs as printed."""
+"""Every command and program of the README that does not train runs as printed, on few images."""
 
 import re
 import shlex
@@ -50,7 +50,9 @@ def test_the_commands_run_in_order(checkout: Path) -> None:
         if words[1] == "evaluate":  # as printed, but on few images and with a fast network
             words += shlex.split("--num 24 --repeats 1 --features efflite0")
             words += ["--nearest", "8"] if "--generator" in words else []
-        words += ["--limit", "8"] if words[1] == "bits" else []
+            words += ["--nearest", "0"] if "--num-steps" in words else []  # looked for once
+        words += ["--limit", "8"] if words[1] in ("bits", "reconstruct") else []
+        words += ["--num", "13"] if words[1] == "sample" and "52" in words else []
         result = CliRunner().invoke(main, words[1:])
         assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
 
