@@ -19,6 +19,7 @@ from tessella.config import (
     to_dict,
     to_yaml,
 )
+from tessella.tests.cases import over
 from tessella.tokenizers.quantizers.bsq import BSQConfig
 from tessella.tokenizers.quantizers.build import QuantizerConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
@@ -43,7 +44,7 @@ def run(**changes: Any) -> dict[str, Any]:
     return {"tokenizer": {"quantizer": LFQ}} | changes
 
 
-@pytest.mark.parametrize(
+@over(
     ("text", "value"),
     [
         ("1e-4", 1e-4),
@@ -118,7 +119,7 @@ def test_every_wrong_type_is_listed_at_once() -> None:
         assert part in message
 
 
-@pytest.mark.parametrize(
+@over(
     ("data", "message"),
     [
         (run(stepz=1), r"stepz: unknown key; did you mean 'steps'\?"),
@@ -214,7 +215,7 @@ def test_yaml_round_trip(quantizer: dict[str, Any]) -> None:
     assert to_dict(config)["tokenizer"]["autoencoder"]["channel_multipliers"] == [1, 1, 2, 2, 4]
 
 
-@pytest.mark.parametrize("name", ["1e4", "no", "12", "2026-11-21", "null", "", "a: b", "#", "1.5"])
+@over("name", ["1e4", "no", "12", "2026-11-21", "null", "", "a: b", "#", "1.5"])
 def test_strings_stay_strings(name: str) -> None:
     config = build_config(RunConfig, run(name=name))
     assert build_config(RunConfig, parse_yaml(to_yaml(config))).name == name

@@ -8,6 +8,7 @@ import torch
 
 from tessella.data.loader import eval_batches
 from tessella.data.sources import BrokenImage, DataError, open_source
+from tessella.tests.cases import over
 
 
 def test_bundled_emoji_facts():
@@ -65,7 +66,7 @@ def test_flat_folder_and_fingerprint(make_folder):
         open_source(root)
 
 
-@pytest.mark.parametrize(
+@over(
     ("source", "message"),
     [
         ("bundled:emojis", "unknown, available: emoji; did you mean bundled:emoji"),

@@ -21,6 +21,7 @@ from tessella.generators.networks.llama import LlamaConfig, LlamaTrunk
 from tessella.generators.networks.rotation import rotate, rotation_table
 from tessella.generators.noise import uniform
 from tessella.generators.processes.bernoulli import BernoulliDiffusion
+from tessella.tests.cases import over
 from tessella.tokens.tokens import Tokens, TokenSpec
 
 GRID = TokenSpec((3, 4), (2,) * 6)
@@ -500,7 +501,7 @@ def test_config_survives_its_file() -> None:
     assert build_config(BigrConfig, to_dict(config)) == config
 
 
-@pytest.mark.parametrize(
+@over(
     "make,message",
     [
         (lambda: BigrConfig(num_classes=-1), "num_classes: expected at least 0, found -1"),

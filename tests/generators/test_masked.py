@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from tessella.generators.build import build_generator
 from tessella.generators.masked import MaskBitConfig, MaskedConfig, MaskGITConfig, read_sizes
 from tessella.generators.networks.bert import TransformerConfig
+from tessella.tests.cases import over
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec
 
@@ -96,7 +97,7 @@ def test_defaults_are_the_published_training() -> None:
         assert (trunk.mlp_ratio, trunk.dropout, trunk.norm) == (4, 0.1, "post")
 
 
-@pytest.mark.parametrize(
+@over(
     ("kind", "sizes", "expected"),
     [
         ("maskbit", (1024,), (32, 32)),
@@ -147,7 +148,7 @@ def test_bits_of_any_width_are_read_in_the_fewest_groups_as_equal_as_can_be() ->
         assert list(sizes) == sorted(sizes, reverse=True)
 
 
-@pytest.mark.parametrize(
+@over(
     ("kind", "sizes", "groups", "message"),
     [
         ("maskbit", (8, 5, 5, 5), None, r"MaskBit reads bits.*use \{type: maskgit\}"),

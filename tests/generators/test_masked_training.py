@@ -11,6 +11,7 @@ from torch import Tensor
 from tessella.generators.bucket_metrics import BUCKETS, bucket_name
 from tessella.generators.noise import uniform
 from tessella.generators.processes.masking import MEAN_SHARE, MaskSchedule, masked_share
+from tessella.tests.cases import over
 from tessella.tokens.tokens import TokenSpec
 
 SCHEDULES: tuple[MaskSchedule, ...] = ("arccos", "cosine", "linear", "square")
@@ -227,8 +228,8 @@ def brute_force(
     return {"loss": total / weights, "nats": nats, "correct": correct, "count": count}
 
 
-@pytest.mark.parametrize(("kind", "spec", "sizes"), PAIRS)
-@pytest.mark.parametrize("unmasked_weight", [0.0, 0.1, 1.0])
+@over(("kind", "spec", "sizes"), PAIRS)
+@over("unmasked_weight", [0.0, 0.1, 1.0])
 def test_the_loss_is_the_smoothed_cross_entropy(
     make: Any,
     kind: str,
@@ -269,8 +270,8 @@ def test_the_loss_is_the_smoothed_cross_entropy(
     assert not any(metric.requires_grad for metric in out.metrics.values())
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize(("kind", "spec", "sizes"), PAIRS)
+@over("smoothing", [0.0, 0.1, 1.0])
+@over(("kind", "spec", "sizes"), PAIRS)
 def test_knowing_nothing_costs_log_k(
     make: Any, kind: str, spec: TokenSpec, sizes: tuple[int, ...] | None, smoothing: float
 ) -> None:
@@ -347,8 +348,8 @@ def test_an_image_counts_in_the_bucket_of_its_share(make: Any) -> None:
     assert len(seen) == 4
 
 
-@pytest.mark.parametrize(("kind", "spec", "sizes"), PAIRS)
-@pytest.mark.parametrize("mixed_precision", [False, True], ids=["fp32", "bf16"])
+@over(("kind", "spec", "sizes"), PAIRS)
+@over("mixed_precision", [False, True], ids=["fp32", "bf16"])
 def test_gradients_reach_every_parameter(
     make: Any,
     kind: str,

@@ -16,6 +16,7 @@ from tessella.generators.networks.llama import LlamaConfig
 from tessella.generators.processes.bernoulli import BernoulliDiffusion
 from tessella.importers.generator_formats import translate_generator
 from tessella.importers.tensors import LayoutError
+from tessella.tests.cases import over
 from tessella.tokens.tokens import TokenSpec
 
 State = dict[str, Tensor]
@@ -153,7 +154,7 @@ def test_published_sizes_are_read_off_the_shapes(
     assert found.config == config and found.spec == spec
 
 
-@pytest.mark.parametrize(
+@over(
     "changes,message",
     [
         ({"norm.weight": None}, r"missing: norm\.weight; unexpected: none"),

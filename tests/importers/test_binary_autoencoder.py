@@ -15,6 +15,7 @@ import tessella
 from tessella.config import build_config, read_yaml
 from tessella.importers.tensors import LayoutError
 from tessella.importers.vqgan import translate_tokenizer
+from tessella.tests.cases import over
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
 
@@ -160,7 +161,7 @@ def without(state: State, part: str) -> State:
     return {name: tensor for name, tensor in state.items() if part not in name}
 
 
-@pytest.mark.parametrize(
+@over(
     "damage,message",
     [
         (

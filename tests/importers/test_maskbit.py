@@ -18,6 +18,7 @@ from tessella.generators.networks.denoising_transformer import DenoisingTransfor
 from tessella.generators.processes.bernoulli import BernoulliDiffusion
 from tessella.importers.generator_formats import translate_generator
 from tessella.importers.tensors import LayoutError
+from tessella.tests.cases import over
 from tessella.tokens.tokens import TokenSpec
 
 State = dict[str, Tensor]
@@ -152,7 +153,7 @@ def test_the_table_of_bits_tells_ambiguous_splits_apart(make: Any, sizes: tuple[
     assert found.config == generator.config
 
 
-@pytest.mark.parametrize(
+@over(
     "changes,message",
     [
         ({"class_emb.weight": None}, r"class_emb\.weight is missing"),
@@ -257,9 +258,9 @@ def published_diffusion(model: BinaryLatentDiffusion) -> State:
     return result | {f"scheduler.{name}": table for name, table in tables.items()}
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("schedule", ["linear", "cos", "sigmoid"])
-@pytest.mark.parametrize("num_classes", [0, 5])
+@over("wrapped", [False, True])
+@over("schedule", ["linear", "cos", "sigmoid"])
+@over("num_classes", [0, 5])
 def test_a_diffusion_comes_back(num_classes: int, schedule: str, wrapped: bool) -> None:
     """With a config, which the stored table of keep factors must agree with."""
     model = diffusion(schedule, num_classes)
@@ -308,7 +309,7 @@ def test_published_diffusions_are_read_off_the_file(
     assert found.config == config and found.spec == spec
 
 
-@pytest.mark.parametrize(
+@over(
     "changes,message",
     [
         ({"scheduler.k_final": None}, r"scheduler\.k_final is missing"),

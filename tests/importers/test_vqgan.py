@@ -14,6 +14,7 @@ import tessella
 from tessella.config import build_config, read_yaml
 from tessella.importers.tensors import LayoutError
 from tessella.importers.vqgan import translate_tokenizer
+from tessella.tests.cases import over
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.vqgan import VQGANConfig
@@ -179,7 +180,7 @@ def test_a_public_state_dict_becomes_the_same_model(case: str) -> None:
     assert same_pictures(model, again.eval())
 
 
-@pytest.mark.parametrize("case", CASES)
+@over("case", CASES)
 def test_the_config_may_be_given_and_must_fit(case: str) -> None:
     model, stored = example(case)
     given = translate_tokenizer(stored, CASES[case][0], config=model.config)
@@ -294,7 +295,7 @@ def without(state: State, key: str) -> State:
     return {name: tensor for name, tensor in state.items() if name != key}
 
 
-@pytest.mark.parametrize(
+@over(
     "damage,message",
     [
         (lambda s: without(s, KEY), rf"missing: {KEY}; unexpected: none"),

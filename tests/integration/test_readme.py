@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from tessella.cli.main import main
+from tessella.tests.cases import over
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,7 +66,7 @@ def test_every_path_in_the_readme_exists() -> None:
         assert (ROOT / path).is_file(), path
 
 
-@pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+@over("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
 def test_every_link_of_the_documents_leads_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     for path in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):

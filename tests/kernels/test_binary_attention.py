@@ -16,6 +16,7 @@ from tessella.kernels.binary_attention.op import (
     binary_attention,
 )
 from tessella.kernels.binary_attention.reference import binary_sign, mean_magnitude, signs
+from tessella.tests.cases import over
 from tessella.tests.kernels.contract import relative_l2
 
 METHODS = pytest.mark.parametrize("method", ["bibert", "bivit", "binary_qk"])
@@ -101,8 +102,8 @@ def by_loops(
 
 
 @METHODS
-@pytest.mark.parametrize("masked", [False, True], ids=["all-keys", "masked"])
-@pytest.mark.parametrize("shape", [(5, 7, 4), (1, 1, 1), (3, 9, 5)], ids=str)
+@over("masked", [False, True], ids=["all-keys", "masked"])
+@over("shape", [(5, 7, 4), (1, 1, 1), (3, 9, 5)], ids=str)
 def test_equals_loops(shape: tuple[int, int, int], masked: bool, method: str) -> None:
     queries, keys, width = shape
     given = inputs(method, queries=queries, keys=keys, width=width, masked=masked)
@@ -348,7 +349,7 @@ def test_layout_changes_nothing(method: str) -> None:
 
 
 @METHODS
-@pytest.mark.parametrize(
+@over(
     ("dtype", "tolerance"),
     [(torch.float32, 3e-7), (torch.float16, 2.5e-4), (torch.bfloat16, 2e-3)],
     ids=["float32", "float16", "bfloat16"],
@@ -422,7 +423,7 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("message", WRONG)
+@over("message", WRONG)
 def test_wrong_input_is_one_clear_error(message: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         binary_attention(**inputs("binary_qk") | WRONG[message])

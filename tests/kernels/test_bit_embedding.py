@@ -15,6 +15,7 @@ from tessella.kernels.bit_embedding.op import (
     check_values,
 )
 from tessella.kernels.bit_embedding.reference import bit_embedding_reference
+from tessella.tests.cases import over
 
 FLOAT32 = 2e-6
 """Sums of at most 62 terms of size 1 in two orders."""
@@ -171,9 +172,9 @@ def test_layout_of_codes_changes_nothing() -> None:
     assert torch.equal(found, bit_embedding(**given | flat))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("replace", [False, True], ids=["zero-bits", "mask-token"])
-@pytest.mark.parametrize("place", ["last", "first"])
+@over("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@over("replace", [False, True], ids=["zero-bits", "mask-token"])
+@over("place", ["last", "first"])
 def test_gradients_are_those_of_the_specification(
     dtype: torch.dtype, replace: bool, place: str
 ) -> None:
@@ -253,7 +254,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("message", WRONG)
+@over("message", WRONG)
 def test_wrong_input_is_one_clear_error(message: str) -> None:
     with pytest.raises(ValueError, match="(?s)^" + _literal(message)):
         bit_embedding(**inputs() | WRONG[message])

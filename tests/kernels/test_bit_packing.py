@@ -26,6 +26,7 @@ from tessella.kernels.bit_packing.reference import (
     pack_codes_reference,
     unpack_codes_reference,
 )
+from tessella.tests.cases import over
 
 MIXED = [(1, 2), (4, 10, 3), (62, 1), (31, 32, 33), (7, 7), (1,) * 18, (5, 62, 8, 24, 13)]
 
@@ -49,8 +50,8 @@ def bit_string(fields: Sequence[Sequence[int]], widths: Sequence[int]) -> bytes:
     return number.to_bytes(-(-place // 8), "little")
 
 
-@pytest.mark.parametrize("num_codes", [1, 5, 16])
-@pytest.mark.parametrize("bits", range(1, 63))
+@over("num_codes", [1, 5, 16])
+@over("bits", range(1, 63))
 def test_one_width_is_the_number_and_back(bits: int, num_codes: int) -> None:
     codes = draw((bits,), 3, num_codes, seed=bits)[..., 0]
     packed = pack_codes(codes, bits)
@@ -61,8 +62,8 @@ def test_one_width_is_the_number_and_back(bits: int, num_codes: int) -> None:
     assert torch.equal(unpack_codes(packed, num_codes, bits), codes)
 
 
-@pytest.mark.parametrize("num_codes", [1, 2, 11])
-@pytest.mark.parametrize("widths", MIXED, ids=str)
+@over("num_codes", [1, 2, 11])
+@over("widths", MIXED, ids=str)
 def test_several_widths_are_the_number_and_back(widths: tuple[int, ...], num_codes: int) -> None:
     codes = draw(widths, 3, num_codes)
     packed = pack_codes(codes, widths)
@@ -96,7 +97,7 @@ def test_single_bits_are_those_of_numpy(num_bits: int) -> None:
     assert np.array_equal(packed.numpy(), expected)
 
 
-@pytest.mark.parametrize("bit", range(24))
+@over("bit", range(24))
 def test_least_significant_first(bit: int) -> None:
     bits = torch.zeros(24, dtype=torch.int64)
     bits[bit] = 1
@@ -190,8 +191,8 @@ def test_packed_codes_feed_the_embedding() -> None:
     assert torch.equal(found, bit_embedding(codes, weight, bits_per_group=7))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("num", [1, 8, 37])
+@over("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@over("num", [1, 8, 37])
 def test_signs_are_bits_of_not_negative(num: int, dtype: torch.dtype) -> None:
     x = torch.randn(2, 3, num, generator=torch.Generator().manual_seed(num)).to(dtype)
     x[0, 0, 0], x[1, 0, 0], x[0, 1, 0] = 0.0, -0.0, float("-inf")
@@ -287,7 +288,7 @@ WRONG: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("message", WRONG)
+@over("message", WRONG)
 def test_wrong_input_is_one_clear_error(message: str) -> None:
     literal = "".join(f"\\{c}" if c in "()[]*.+?|" else c for c in message)
     with pytest.raises(ValueError, match="(?s)^" + literal):

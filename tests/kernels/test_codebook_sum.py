@@ -14,6 +14,7 @@ from tessella.kernels.codebook_sum.op import (
     codebook_embedding_sum,
 )
 from tessella.kernels.codebook_sum.reference import codebook_embedding_sum_reference
+from tessella.tests.cases import over
 
 FLOAT32 = 2e-6
 """Sums of at most 12 terms of size 1 in two orders."""
@@ -89,9 +90,9 @@ def test_layout_of_codes_and_hidden_codes_change_nothing() -> None:
     assert torch.equal(found, codebook_embedding_sum(**whole))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("place", ["last", "first"])
-@pytest.mark.parametrize("stacked", [False, True], ids=["own-tables", "stacked"])
+@over("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@over("place", ["last", "first"])
+@over("stacked", [False, True], ids=["own-tables", "stacked"])
 def test_gradients_are_those_of_the_specification(
     dtype: torch.dtype, place: str, stacked: bool
 ) -> None:
@@ -142,7 +143,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("message", WRONG)
+@over("message", WRONG)
 def test_wrong_input_is_one_clear_error(message: str) -> None:
     with pytest.raises(ValueError, match="^" + _literal(message)):
         codebook_embedding_sum(**inputs() | WRONG[message])

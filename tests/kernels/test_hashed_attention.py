@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tessella.kernels.binary_attention.hashing import KernelHash, _descend, hashed_attention
 from tessella.kernels.binary_attention.reference import signs
+from tessella.tests.cases import over
 
 
 def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -124,7 +125,7 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("message", WRONG)
+@over("message", WRONG)
 def test_wrong_input_is_one_clear_error(message: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         hashed_attention(**inputs() | WRONG[message])

@@ -17,6 +17,7 @@ from tessella.kernels.low_bit_attention.reference import (
     quantize_channels,
     round_int8,
 )
+from tessella.tests.cases import over
 
 PRECISIONS = ("int8", "int8_fp8", "fp8")
 SUMS = 2e-6
@@ -74,8 +75,8 @@ ACCURACY = {
 errors measured."""
 
 
-@pytest.mark.parametrize("dim", [32, 64, 128])
-@pytest.mark.parametrize(("precision", "sharpness"), ACCURACY)
+@over("dim", [32, 64, 128])
+@over(("precision", "sharpness"), ACCURACY)
 def test_accuracy(precision: str, sharpness: int, dim: int) -> None:
     """Against float64, with values of mean 0: a common mean would hide every error."""
     given = inputs(1, 512, 512, 4, dim)
@@ -343,8 +344,8 @@ def test_strides_change_nothing(precision: str) -> None:
     assert torch.equal(low_bit_attention(**apart, valid=valid, precision=precision), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@over("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@over("precision", PRECISIONS)
 def test_types(precision: str, dtype: torch.dtype) -> None:
     given = inputs(dtype=dtype)
     found = low_bit_attention(**given, precision=precision)
@@ -447,7 +448,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@over("case", BAD)
 def test_bad_input(case: str) -> None:
     wrong, message = BAD[case]
     with pytest.raises(ValueError, match=message):

@@ -24,6 +24,7 @@ from tessella.kernels.packed_linear.formats import (
 )
 from tessella.kernels.packed_linear.prepack import prepack
 from tessella.low_bit.packed_files import from_tensors, part_name, to_tensors
+from tessella.tests.cases import over
 
 TAGS = pytest.mark.parametrize("tag", NUM_CODES)
 
@@ -37,7 +38,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 @TAGS
-@pytest.mark.parametrize("num_columns", [1, 7, 8, 9, 31, 33, 255, 256, 257])
+@over("num_columns", [1, 7, 8, 9, 31, 33, 255, 256, 257])
 def test_packing_is_a_bijection(tag: str, num_columns: int) -> None:
     high = NUM_CODES[tag]
     cases = [torch.zeros(3, num_columns), torch.full((3, num_columns), high - 1)]
@@ -105,8 +106,8 @@ def one_weight(tag: str, code: int, levels: Any = None, zero: Any = None) -> flo
     return levels[code] if tag == "u2" else code - (8 if tag == "u4" else 1)
 
 
-@pytest.mark.parametrize("grouped", ["tensor", "channel", "group"])
-@pytest.mark.parametrize("tag", ["bin1", "tern2", "tern3", "u2", "u4", "u2 zero", "u4 zero"])
+@over("grouped", ["tensor", "channel", "group"])
+@over("tag", ["bin1", "tern2", "tern3", "u2", "u4", "u2 zero", "u4 zero"])
 def test_decodes_to_scale_times_level(tag: str, grouped: str) -> None:
     tag, *asymmetric = tag.split()
     high, (rows, columns, groups) = NUM_CODES[tag], (3, 14, 2 if grouped == "group" else 1)
@@ -231,7 +232,7 @@ def changed(metadata: dict[str, str], **entry: Any) -> dict[str, str]:
     return metadata | {"lowbit.layers": json.dumps(layers)}
 
 
-@pytest.mark.parametrize(
+@over(
     ("entry", "message"),
     [
         ({"tag": "u3"}, "a.weight: tag: expected one of .* found 'u3'"),
@@ -372,7 +373,7 @@ def test_levels_as_integers() -> None:
     assert integer_levels((-200.0, 0.0, 1.0, 2.0)) is None
 
 
-@pytest.mark.parametrize(
+@over(
     ("change", "message"),
     [
         ({"tag": "fp4"}, "tag: expected one of .* found 'fp4'"),
@@ -411,7 +412,7 @@ def test_other_parts_that_do_not_fit() -> None:
         dataclasses.replace(from_float(normal(4, 16), "bin2"), scale=torch.ones(1))
 
 
-@pytest.mark.parametrize(
+@over(
     ("given", "message"),
     [
         ({"tag": "fp4"}, "tag: expected one of"),

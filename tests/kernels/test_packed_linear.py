@@ -27,6 +27,7 @@ from tessella.kernels.packed_linear.prepack import (
     prepack,
 )
 from tessella.kernels.packed_linear.reference import quantize_tokens
+from tessella.tests.cases import over
 
 KINDS = {
     f"{tag}{'' if group is None else ' g32'}{' zero' if asymmetric else ''}": (
@@ -61,7 +62,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@over("dtype", [torch.float32, torch.float64])
 def test_equals_a_linear_layer_of_the_decoded_weight(kind: str, dtype: torch.dtype) -> None:
     weight, x, bias = weight_of(kind), normal(2, 5, 96, seed=1).to(dtype), normal(9).to(dtype)
     for term in (None, bias):
@@ -70,7 +71,7 @@ def test_equals_a_linear_layer_of_the_decoded_weight(kind: str, dtype: torch.dty
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@over("dtype", [torch.float16, torch.bfloat16])
 def test_16_bits_are_rounded_once(kind: str, dtype: torch.dtype) -> None:
     weight, x, bias = weight_of(kind), normal(5, 96, seed=1).to(dtype), normal(9)
     expected = F.linear(x.float(), weight.dequantize(), bias).to(dtype)
@@ -78,7 +79,7 @@ def test_16_bits_are_rounded_once(kind: str, dtype: torch.dtype) -> None:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("static", [False, True])
+@over("static", [False, True])
 def test_int8_activations_have_exact_sums(kind: str, static: bool) -> None:
     weight, x, bias = weight_of(kind), normal(5, 96, seed=1), normal(9)
     step = torch.tensor([0.02]) if static else None
@@ -246,7 +247,7 @@ def test_row_blocks_together_are_the_whole(kind: str, monkeypatch: pytest.Monkey
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("columns", [32, 96, 288])
+@over("columns", [32, 96, 288])
 def test_prepacking_loses_nothing(kind: str, columns: int) -> None:
     weight = weight_of(kind, 5, columns)
     handle = prepack(weight)
@@ -289,8 +290,8 @@ def test_a_handle_is_the_same_weight() -> None:
     assert torch.equal(unpack_weight(handle, torch.float16), weight.dequantize().half())
 
 
-@pytest.mark.parametrize("shape", [(0, 96), (2, 0, 96), (96,), (3, 1, 2, 96)])
-@pytest.mark.parametrize("activations", ["float", "int8"])
+@over("shape", [(0, 96), (2, 0, 96), (96,), (3, 1, 2, 96)])
+@over("activations", ["float", "int8"])
 def test_any_leading_axes(shape: tuple[int, ...], activations: Any) -> None:
     weight, x = weight_of("u4"), normal(*shape)
     found = packed_linear(x, weight, activations=activations)
@@ -312,7 +313,7 @@ def test_autocast_casts_the_input() -> None:
     assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
 
 
-@pytest.mark.parametrize(
+@over(
     ("change", "message"),
     [
         ({"x": normal(3, 95)}, r"x: expected \(..., 96\) float on cpu, found \(3, 95\)"),

@@ -13,6 +13,7 @@ from tessella.kernels.packed_linear.encode import empty_weight, from_float
 from tessella.kernels.packed_linear.formats import NUM_CODES
 from tessella.low_bit.packed_files import from_tensors, to_tensors
 from tessella.low_bit.packed_layers import PackedConv2d, PackedLinear
+from tessella.tests.cases import over
 
 TAGS = pytest.mark.parametrize("tag", NUM_CODES)
 
@@ -32,8 +33,8 @@ def seeded(module: nn.Module) -> Any:
 
 
 @TAGS
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("cache", [False, True])
+@over("bias", [False, True])
+@over("cache", [False, True])
 def test_linear_equals_the_layer_of_its_decoded_weight(tag: Any, bias: bool, cache: bool) -> None:
     linear = seeded(nn.Linear(48, 10, bias=bias))
     packed = PackedLinear.from_linear(linear, tag, group=16, cache=cache)
@@ -64,8 +65,8 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("batch", [0, 1, 3])
-@pytest.mark.parametrize("case", CONVOLUTIONS)
+@over("batch", [0, 1, 3])
+@over("case", CONVOLUTIONS)
 def test_convolution_equals_the_layer_of_its_decoded_weight(case: str, batch: int) -> None:
     channels, outputs, kernel, stride, padding, dilation, groups, size, linear = CONVOLUTIONS[case]
     for tag in ("bin1", "bin2", "tern3", "u4"):
@@ -256,7 +257,7 @@ def test_what_cannot_be_a_layer_is_refused() -> None:
         PackedConv2d.from_conv(nn.Conv2d(4, 4, 3, padding_mode="circular"), "bin1")
 
 
-@pytest.mark.parametrize(
+@over(
     ("settings", "message"),
     [
         ({"bias": torch.zeros(5)}, r"bias: expected \(4,\) float"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tessella.tests.cases import over
 from tessella.tokenizers.quantizers.entropy import (
     batch_entropy,
     binary_entropy,
@@ -130,8 +131,8 @@ def test_tables_are_in_index_order(
     assert (mean_distribution(probabilities) - expected.mean(0)).abs().max() < 2e-7
 
 
-@pytest.mark.parametrize("bits", [1, 7, 18, 36, 62, 128])
-@pytest.mark.parametrize("most", [1, 9, 10, 24])
+@over("bits", [1, 7, 18, 36, 62, 128])
+@over("most", [1, 9, 10, 24])
 def test_groups_cover_the_bits_evenly(bits: int, most: int) -> None:
     sizes = group_sizes(bits, most)
     assert sum(sizes) == bits

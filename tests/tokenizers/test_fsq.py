@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tessella.tests.cases import over
 from tessella.tokenizers.quantizers.fsq import FSQ, FSQConfig
 from tessella.tokens.tokens import Tokens, TokenSpec
 
@@ -122,8 +123,8 @@ def test_symmetric_gradient() -> None:
     )
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("level", [3, 4, 255, 256])
+@over("symmetric", [False, True])
+@over("level", [3, 4, 255, 256])
 def test_codes_stay_in_range_for_any_latent(level: int, symmetric: bool) -> None:
     latents = torch.tensor([-1e30, -50.0, 0.0, 50.0, 1e30])[None, :, None]
     codes = FSQ(FSQConfig(levels=(level,), symmetric=symmetric)).encode(latents).flatten()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tessella.tests.cases import over
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.networks.conv_autoencoder import (
@@ -144,8 +145,8 @@ def test_a_zero_second_convolution_shows_the_skip_path(shortcut: str) -> None:
         assert torch.equal(out, widening.shortcut(x))
 
 
-@pytest.mark.parametrize("rows,columns", [(1, 1), (2, 3), (4, 1)])
-@pytest.mark.parametrize(
+@over("rows,columns", [(1, 1), (2, 3), (4, 1)])
+@over(
     "changes",
     [
         {},
@@ -265,7 +266,7 @@ def test_channels_last_is_only_a_memory_layout() -> None:
     torch.testing.assert_close(to_positions(latents), model._latents(images), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
+@over(
     "quantizer",
     [
         VQConfig(codebook_size=16, dim=4),
@@ -277,7 +278,7 @@ def test_channels_last_is_only_a_memory_layout() -> None:
     ],
     ids=["vq", "vq_rotation", "ema_vq", "lfq", "bsq", "fsq"],
 )
-@pytest.mark.parametrize(
+@over(
     "changes",
     [{}, {"latent_channels": 6}, {"adaptive_norm": True, "upsample": "depth_to_space"}],
     ids=["plain", "projected", "adaptive"],

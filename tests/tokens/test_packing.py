@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tessella.tests.cases import over
 from tessella.tokens.packing import join_bits, join_entries, split_bits
 from tessella.tokens.tokens import Tokens, TokenSpec
 
@@ -60,7 +61,7 @@ def fixed_tokens(shape: tuple[int, ...], sizes: tuple[int, ...]) -> Tokens:
     return Tokens(torch.tensor(indices), spec)
 
 
-@pytest.mark.parametrize("name", STORED)
+@over("name", STORED)
 def test_bytes_on_disk_are_those_of_every_version(name: str) -> None:
     shape, sizes, *images = STORED[name]
     tokens = fixed_tokens(shape, sizes)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch.utils import _pytree
 from torch.utils.data import DataLoader, Dataset
 
+from tessella.tests.cases import over
 from tessella.tokens.store import load_tokens
 from tessella.tokens.tokens import SpecMismatch, Tokens, TokenSpec, join_entries, split_joint
 
@@ -90,7 +91,7 @@ def test_regroup_mixed_sizes_is_a_bijection() -> None:
     assert pairs.regroup((8, 5, 5, 5)).equal(entries)
 
 
-@pytest.mark.parametrize("bit", range(62))
+@over("bit", range(62))
 def test_bit_k_alone_has_joint_index_two_to_the_k(bit: int) -> None:
     indices = torch.zeros(1, 1, 62, dtype=torch.int64)
     indices[..., bit] = 1
@@ -140,7 +141,7 @@ def test_bits_put_entry_zero_first() -> None:
     assert tokens.bits().tolist() == [[[1, 0, 0, 1, 1]]]
 
 
-@pytest.mark.parametrize("num_bits", [1, 7, 8, 9, 18, 31, 32, 36, 62, 63, 64, 128])
+@over("num_bits", [1, 7, 8, 9, 18, 31, 32, 36, 62, 63, 64, 128])
 def test_packed_bits_take_the_declared_bytes(num_bits: int) -> None:
     tokens = random_tokens(TokenSpec((3, 5), (2,) * num_bits), seed=num_bits)
     packed = tokens.pack()

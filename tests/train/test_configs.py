@@ -11,6 +11,7 @@ from tessella.config import build_config, load_config, parse_yaml, to_yaml
 from tessella.generators.build import build_generator
 from tessella.metrics.networks.build import FEATURE_NAMES
 from tessella.sample.samplers import with_steps
+from tessella.tests.cases import over
 from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
 from tessella.tokens.tokens import TokenSpec
 from tessella.train.discriminator import build_discriminator
@@ -83,7 +84,7 @@ def test_published_sizes() -> None:
         assert generator.num_parameters()["total"] == parameters
 
 
-@pytest.mark.parametrize(
+@over(
     "name", [f"tokenizer/{name}" for name in FILES] + [f"generator/{name}" for name in GENERATORS]
 )
 def test_config_says_how_to_run_it(name: str) -> None:

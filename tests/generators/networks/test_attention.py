@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from tessella.generators.networks.attention import AttentionBackend, attention, check_backend
 from tessella.generators.networks.bert import Transformer, TransformerConfig
+from tessella.tests.cases import over
 
 ATOL = 1e-6
 """Softmax sums of unit numbers in float32, added in another order."""
@@ -114,8 +115,8 @@ def test_a_row_without_a_valid_key_is_zero(backend: AttentionBackend) -> None:
     assert all(x.grad.isfinite().all() for x in (q, k, v))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
+@over("backend", BACKENDS)
+@over(
     ("dtype", "scale", "tolerance"),
     [(torch.bfloat16, 6, 4e-3), (torch.float16, 6, 6e-4), (torch.float16, 120, 6e-4)],
 )

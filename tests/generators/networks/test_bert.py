@@ -13,6 +13,7 @@ from tessella.generators.networks.bert import (
     TransformerConfig,
 )
 from tessella.generators.networks.initialization import initialize
+from tessella.tests.cases import over
 
 ATOL = 2e-6
 """Two layers of unit-sized float32 sums in another order."""
@@ -182,7 +183,7 @@ def test_initialisation_is_the_published_one() -> None:
     assert not linear.bias.any()
 
 
-@pytest.mark.parametrize(
+@over(
     ("changes", "message"),
     [
         ({"width": 0}, "width: expected at least 1, found 0"),

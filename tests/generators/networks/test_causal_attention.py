@@ -15,6 +15,7 @@ from tessella.generators.networks.attention import (
 )
 from tessella.generators.networks.attention_rules import AttentionKernel
 from tessella.generators.networks.llama import CausalTransformer, LlamaConfig
+from tessella.tests.cases import over
 
 ATOL = 1e-6
 """Softmax sums of unit numbers in float32, added in another order."""
@@ -103,8 +104,8 @@ def test_xformers_gets_its_own_triangle(monkeypatch: pytest.MonkeyPatch) -> None
     assert isinstance(biases[0], Triangle) and biases[1] is None
 
 
-@pytest.mark.parametrize("backend", ["auto", "plain", "fastest"])
-@pytest.mark.parametrize("shape", [(2, 3), (6,), None])
+@over("backend", ["auto", "plain", "fastest"])
+@over("shape", [(2, 3), (6,), None])
 def test_cached_steps_are_the_whole_sequence(backend: AttentionBackend, shape: Any) -> None:
     config = LlamaConfig(width=16, num_heads=2, dropout=0.0, attention=backend)
     torch.manual_seed(0)

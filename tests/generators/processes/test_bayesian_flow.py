@@ -10,6 +10,7 @@ from torch.distributions import Normal
 
 from tessella.generators.noise import normal
 from tessella.generators.processes.bayesian_flow import BayesianFlow, BitFlow, ClassFlow
+from tessella.tests.cases import over
 
 BITS, CLASSES = BitFlow(9.0), ClassFlow(3.0, codebook_size=5)
 FLOWS = {"bits": BITS, "classes": CLASSES}
@@ -44,8 +45,8 @@ def hermite(count: int = 120) -> tuple[Tensor, Tensor]:
     return torch.tensor(points), torch.tensor(weights / math.sqrt(2 * math.pi))
 
 
-@pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS)
-@pytest.mark.parametrize("steps", [1, 2, 7, 100, 1000])
+@over("flow", FLOWS.values(), ids=FLOWS)
+@over("steps", [1, 2, 7, 100, 1000])
 def test_alphas_are_the_differences_of_beta_and_sum_to_all_of_it(
     flow: BayesianFlow, steps: int
 ) -> None:

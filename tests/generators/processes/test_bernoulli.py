@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tessella.generators.processes.bernoulli import BernoulliDiffusion
+from tessella.tests.cases import over
 
 SCHEDULES = ("linear", "cos", "sigmoid")
 STATES = torch.tensor(list(itertools.product((0, 1), repeat=8)))
@@ -52,8 +53,8 @@ def transition(rate: float) -> Tensor:
     return (differ * rate + (1 - differ) * (1 - rate)).prod(-1)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 64, 256, 4000])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@over("num_steps", [1, 2, 64, 256, 4000])
+@over("schedule", SCHEDULES)
 def test_schedules_fall_from_one_to_zero(schedule: str, num_steps: int) -> None:
     diffusion = process(schedule, num_steps)
     keep = diffusion.keep(torch.arange(num_steps + 1))
@@ -141,9 +142,9 @@ def test_posteriors_are_those_of_enumeration(schedule: str) -> None:
                 assert abs(differs.item() + equals.item() - 1) < 1e-12
 
 
-@pytest.mark.parametrize("loss", ["plain", "balanced"])
-@pytest.mark.parametrize("stride", [1, 5, 15])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@over("loss", ["plain", "balanced"])
+@over("stride", [1, 5, 15])
+@over("schedule", SCHEDULES)
 def test_the_kernel_of_each_loss_is_exact_over_all_states(
     schedule: str, stride: int, loss: Any
 ) -> None:

@@ -30,6 +30,7 @@ from tessella.metrics.networks.weights import (
     convert_weights,
     load_weights,
 )
+from tessella.tests.cases import over
 
 BLOCKS = {"2": "abc", "3": "abcd", "4": "abcdef", "5": "abc"}
 HIDDEN = {"2": 64, "3": 128, "4": 256, "5": 512}
@@ -250,7 +251,7 @@ def changed(change: Callable[[dict[str, list[dict[str, object]]]], object]) -> t
     return json.dumps(content).encode(), *shards
 
 
-@pytest.mark.parametrize(
+@over(
     ("change", "message"),
     [
         (lambda g: g["paths"].append("../../etc/passwd"), "names other shards"),
