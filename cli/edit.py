@@ -1,4 +1,4 @@
-"""`tessella edit`: pictures edited by a generator, and the way from one class to another."""
+"""`tessella edit`: editing of pictures by a generator, and interpolation between classes."""
 
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,43 @@ _OPTIONS = {
 @generator_options
 @click.option("--image", type=click.Path(path_type=Path), help="Picture to edit.")
 @click.option(
-    "--mask", "mask_path", type=click.Path(path_type=Path), help="Light or transparent = draw anew."
+    "--mask",
+    "mask_path",
+    type=click.Path(path_type=Path),
+    help="Picture of the same size, light or transparent where to draw anew.",
 )
-@click.option("--box", help="LEFT,TOP,RIGHT,BOTTOM in pixels of the tokenizer's resolution.")
-@click.option("--outside", is_flag=True, help="Draw anew what --box leaves out: outpainting.")
-@click.option("--variation", type=float, help="Share of random positions to draw anew.")
+@click.option(
+    "--box",
+    help="Box to draw anew: LEFT,TOP,RIGHT,BOTTOM in pixels of the tokenizer's resolution.",
+)
+@click.option(
+    "--outside", is_flag=True, help="Draw anew what lies outside --box instead (outpainting)."
+)
+@click.option("--variation", type=float, help="Share of positions, chosen at random, to draw anew.")
 @click.option(
     "--enrich",
     "repeats",
     type=click.IntRange(min=1),
-    help="Draw everything anew, a quarter at a time, so many times over: detail for small images.",
+    help="Times to draw everything anew, a quarter at a time; adds detail to small images.",
 )
-@click.option("--label", type=int, help="Class of the result [none].")
-@click.option("--class", "class_", help="The same by name.")
-@click.option("--to-label", type=int, help="Draw --num mixtures, from the class to this one.")
-@click.option("--to-class", help="The same by name.")
-@click.option("--num", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--paste", is_flag=True, help="Keep the picture's own pixels outside the mask.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG to write.")
-@click.option("--overwrite", is_flag=True, help="Replace pictures that tessella wrote.")
+@click.option("--label", type=int, help="Class of the result, by number [none].")
+@click.option("--class", "class_", help="Class of the result, by name [none].")
+@click.option(
+    "--to-label", type=int, help="Class, by number, to which --num mixtures lead from the first."
+)
+@click.option("--to-class", help="Class, by name, to which --num mixtures lead from the first.")
+@click.option(
+    "--num",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of pictures; each has the next seed, except on the way between two classes.",
+)
+@click.option(
+    "--paste", is_flag=True, help="Keep the picture's own pixels outside --mask or --box."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG file to write.")
+@click.option("--overwrite", is_flag=True, help="Replace existing pictures that tessella wrote.")
 @one_clear_error
 def edit(
     image: Path | None,
@@ -61,16 +79,19 @@ def edit(
     overwrite: bool,
     **options: Any,
 ) -> None:
-    """Draw parts of --image anew; with --num, NAME-0.png, NAME-1.png and so on.
+    """Draw parts of --image anew, or interpolate between two classes.
 
     One of --mask, --box, --variation and --enrich says which parts. With --to-class or --to-label
     the pictures lead from one class to another, all with the same seed, with --image or without.
-    Settings of the generator's sampler are given as KEY=VALUE; they are listed below.
+    If --num is above 1, the files are NAME-0.png, NAME-1.png and so on. Settings of the generator's
+    sampler are given as KEY=VALUE; they are listed below.
     """
     if label is not None and class_ is not None:
-        raise ValueError("give --label or --class, not both")
+        raise ValueError("--label and --class are both given; give --label or --class, not both")
     if to_label is not None and to_class is not None:
-        raise ValueError("give --to-label or --to-class, not both")
+        raise ValueError(
+            "--to-label and --to-class are both given; give --to-label or --to-class, not both"
+        )
     from ..data.images import save_png
     from ..sample.pictures import check_edit, draw_edit
 
@@ -106,12 +127,12 @@ def edit(
 
 
 def _files_to_write(out: Path, num: int, overwrite: bool, inputs: list[Path]) -> list[Path]:
-    """The pictures' files: NAME.png, or NAME-0.png, NAME-1.png and so on.
+    """Files of the pictures: NAME.png, or NAME-0.png, NAME-1.png and so on.
 
     Raises:
-        ValueError: If the name is not that of a PNG.
-        FileExistsError: If one is there and must stay.
-        NotADirectoryError: If there can be no folder for them.
+        ValueError: If the name is not that of a PNG file.
+        FileExistsError: If one of them exists and must stay.
+        NotADirectoryError: If a parent of the files is not a folder.
     """
     from ..data.images import is_own_png
     from ..files import check_file
@@ -123,14 +144,16 @@ def _files_to_write(out: Path, num: int, overwrite: bool, inputs: list[Path]) ->
         raise ValueError(f"--out {out}: expected the name of a .png file")
     for parent in out.parents:
         if parent.exists() and not parent.is_dir():
-            raise NotADirectoryError(f"--out {out}: {parent} is no folder")
+            raise NotADirectoryError(f"--out {out}: expected a folder at {parent}, found a file")
     return files
 
 
 def _box(text: str) -> tuple[int, int, int, int]:
-    """Corners of --box."""
+    """Parse --box as left, top, right and bottom."""
     corners = parse_numbers("--box", text, "0,0,32,16")
     if len(corners) != 4:
-        raise ValueError(f"--box {text!r}: expected LEFT,TOP,RIGHT,BOTTOM")
+        raise ValueError(
+            f"--box {text!r}: expected LEFT,TOP,RIGHT,BOTTOM, found {len(corners)} numbers"
+        )
     left, top, right, bottom = corners
     return left, top, right, bottom

@@ -1,4 +1,4 @@
-"""`tessella encode`, `decode` and `reconstruct`: images to tokens, tokens to images, and both."""
+"""`tessella encode`, `decode` and `reconstruct`: images to tokens, tokens to images, or both."""
 
 from pathlib import Path
 
@@ -10,12 +10,24 @@ from .options import chosen_device, one_clear_error, show, tokenizer_option
 @click.command()
 @tokenizer_option
 @click.argument("images", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Token store to make.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Token store to create."
+)
 @click.option("--split", default="train", show_default=True, help="Split of a data source.")
-@click.option("--flip", is_flag=True, help="Add the mirror image of each; with --views: random.")
-@click.option("--views", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--random-crop", type=float, help="Smallest area of the views' random crops.")
-@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
+@click.option(
+    "--flip", is_flag=True, help="Add the mirror image of each; with --views, flip at random."
+)
+@click.option(
+    "--views",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of views of every image; those after the first are augmented.",
+)
+@click.option(
+    "--random-crop", type=float, help="Smallest area of random crops, as a share [1: no crops]."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a token store of tessella's at --out.")
 @one_clear_error
 def encode(
     tokenizer_path: str,
@@ -32,7 +44,8 @@ def encode(
 ) -> None:
     """Encode IMAGES (files, a folder, tars, or a data source) to a token store.
 
-    With --views N every image is stored plain and N - 1 times augmented: --random-crop, --flip.
+    With --views N every image is stored once as it is and N - 1 times with the random augmentation
+    of --random-crop and --flip.
     """
     from ..checkpoints import load_tokenizer
     from ..codec.encode import encode_source
@@ -61,8 +74,8 @@ def encode(
 @click.command()
 @tokenizer_option
 @click.argument("store", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
+@click.option("--overwrite", is_flag=True, help="Replace decoded images of tessella's at --out.")
 @one_clear_error
 def decode(
     tokenizer_path: str,
@@ -94,9 +107,11 @@ def decode(
 @click.command()
 @tokenizer_option
 @click.option("--data", required=True, help="Data source, e.g. bundled:emoji or a folder.")
-@click.option("--split", default="val", show_default=True)
+@click.option("--split", default="val", show_default=True, help="Split of --data.")
 @click.option("--limit", type=click.IntRange(min=1), help="Largest number of images [all].")
-@click.option("--perceptual", default="auto", show_default=True, help="Perceptual network.")
+@click.option(
+    "--perceptual", default="auto", show_default=True, help="Network of the perceptual distance."
+)
 @click.option(
     "--features",
     default="auto",
@@ -104,7 +119,7 @@ def decode(
     help="Network of the distances between sets of images, or none.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for pictures [none].")
-@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
+@click.option("--overwrite", is_flag=True, help="Replace reconstructions of tessella's at --out.")
 @one_clear_error
 def reconstruct(
     tokenizer_path: str,
@@ -119,7 +134,7 @@ def reconstruct(
     out: Path | None,
     overwrite: bool,
 ) -> None:
-    """Measure reconstructions of a data source, and write them if --out is given."""
+    """Measure the reconstructions of a data source, and write them if --out is given."""
     from ..checkpoints import load_tokenizer
     from ..data.path_source import local_places
     from ..data.sources import open_source

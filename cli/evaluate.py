@@ -1,4 +1,4 @@
-"""`tessella evaluate`: numbers under a protocol, and a report of them."""
+"""`tessella evaluate`: measurement under a protocol, with a report."""
 
 import shlex
 import sys
@@ -21,34 +21,58 @@ from .options import (
 
 
 @click.command(cls=DrawingCommand)
-@click.option("--generator", "generator_path", help="Model folder, bundled:NAME or hub:owner/name.")
+@click.option(
+    "--generator",
+    "generator_path",
+    help="Generator to measure: a model folder, bundled:NAME or hub:owner/name.",
+)
 @click.option("--tokenizer", "tokenizer_path", help="Tokenizer to measure, or that of --generator.")
-@click.option("--samples", help="Images that are already there: a folder, tars, or an .npz.")
-@click.option("--data", help="Real images, e.g. bundled:emoji [the protocol's].")
+@click.option("--samples", help="Existing images to measure: a folder, tars, or an .npz.")
+@click.option("--data", help="Data source of real images, e.g. bundled:emoji [the protocol's].")
 @click.option("--split", help="Split of --data [val for --tokenizer, else the protocol's].")
 @click.option(
     "--protocol",
     "protocol_name",
     default="bundled",
     show_default=True,
-    help="One of bundled, val-paired, adm-256, torch-fidelity.",
+    help="Protocol: bundled, val-paired, adm-256 or torch-fidelity.",
 )
-@click.option("--num", type=click.IntRange(min=1), help="Images per repetition [the protocol's].")
-@click.option("--repeats", type=click.IntRange(min=1), help="Repetitions with other seeds.  [3]")
-@click.option("--features", help="Another network of the distances: another protocol.")
-@click.option("--curve-steps", type=NumberList(int, 1), help="Measure over steps too, e.g. 4,8,16.")
-@click.option("--curve-guidance", type=NumberList(float, 0), help="And over guidance, e.g. 1,2,3.")
-@click.option("--curve-num", type=int, default=1000, show_default=True, help="Samples at a point.")
+@click.option(
+    "--num", type=click.IntRange(min=1), help="Number of images per repetition [the protocol's]."
+)
+@click.option(
+    "--repeats", type=click.IntRange(min=1), help="Number of repetitions with other seeds [3]."
+)
+@click.option(
+    "--features", help="Network of the distances, which makes another protocol [the protocol's]."
+)
+@click.option(
+    "--curve-steps",
+    type=NumberList(int, 1),
+    help="Numbers of steps to measure as well, e.g. 4,8,16 [none].",
+)
+@click.option(
+    "--curve-guidance",
+    type=NumberList(float, 0),
+    help="Guidance scales to measure as well, e.g. 1,2,3 [none].",
+)
+@click.option(
+    "--curve-num",
+    type=int,
+    default=1000,
+    show_default=True,
+    help="Number of samples per point of a curve.",
+)
 @click.option(
     "--nearest",
     type=click.IntRange(min=0),
-    help="Samples whose nearest training images are looked for.  [128]",
+    help="Number of samples whose nearest training images are found [128].",
 )
-@click.option("--no-cache", is_flag=True, help="Look at the reference images anew.")
+@click.option("--no-cache", is_flag=True, help="Compute the statistics of reference images again.")
 @sampling_options
 @click.option("--compile", is_flag=True, help="Run the network through torch.compile.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
+@click.option("--overwrite", is_flag=True, help="Replace a report of tessella's at --out.")
 @one_clear_error
 def evaluate(
     generator_path: str | None,
@@ -72,8 +96,8 @@ def evaluate(
 ) -> None:
     """Measure a generator, a tokenizer or --samples; write report.html and report.json.
 
-    Numbers carry the id of their protocol; those of different ids are never compared. Settings of
-    the generator's sampler are given as KEY=VALUE; they are listed below.
+    Every value has the id of its protocol, and values of different ids are never compared. Settings
+    of the generator's sampler are given as KEY=VALUE; they are listed below.
     """
     drawing = {f"--{name.replace('_', '-')}": options[name] for name in COMMON_SETTINGS}
     drawing |= {"--curve-steps": curve_steps, "--curve-guidance": curve_guidance}
@@ -91,7 +115,7 @@ def evaluate(
 
     check_subject(generator=generator_path, tokenizer=tokenizer_path, samples=samples)
     if generator_path is None and given:
-        raise ValueError(f"{', '.join(given)}: only of use with --generator")
+        raise ValueError(f"{', '.join(given)}: only of use with --generator, which is not given")
     check_repetitions(generator=generator_path, samples=samples, repeats=repeats, nearest=nearest)
     inputs = local_places(generator_path, tokenizer_path, samples, data)
     check_out(out, overwrite=overwrite, inputs=inputs)
@@ -131,7 +155,7 @@ def evaluate(
         name=generator_path or "",
         inputs=inputs,
     )
-    if evaluation is None:  # another process writes
+    if evaluation is None:  # the main process prints
         return
     if options["as_json"]:
         show(evaluation.written, as_json=True)

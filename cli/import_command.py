@@ -1,4 +1,4 @@
-"""`tessella import`: public checkpoints to model folders."""
+"""`tessella import`: conversion of public checkpoints to model folders."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from .options import one_clear_error, show
 
 
 class Format(click.ParamType[str]):
-    """Name of a public format; the list is read when a name is given."""
+    """Argument type of a format's name; the list of formats is imported when a name is given."""
 
     name = "format"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name itself, or a usage error that lists the formats."""
+        """Return the name, or fail with a usage error that lists the formats."""
         from ..importers.import_checkpoint import FORMATS
 
         if value not in FORMATS:
@@ -24,11 +24,11 @@ class Format(click.ParamType[str]):
 @click.command("import")
 @click.argument("format_name", metavar="FORMAT", type=Format())
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="YAML that says what to build [the sizes are read off the shapes].",
+    help="YAML file of the model to build [sizes are inferred from the shapes].",
 )
 @click.option(
     "--resolution",
@@ -37,8 +37,8 @@ class Format(click.ParamType[str]):
 )
 @click.option("--tokenizer", help="Tokenizer of a generator: folder, bundled:NAME, hub:owner/name.")
 @click.option("--no-average", is_flag=True, help="Take the weights of the last step, not the EMA.")
-@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+@click.option("--overwrite", is_flag=True, help="Replace a model folder of tessella's at --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @one_clear_error
 def import_command(
     format_name: str,
@@ -51,9 +51,9 @@ def import_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Turn the public checkpoint FILE into a model folder.
+    """Convert the public checkpoint FILE to a model folder.
 
-    Formats and what each reads: docs/importing.md.
+    docs/importing.md lists every FORMAT and the checkpoints that it reads.
     """
     from ..importers.import_checkpoint import import_checkpoint
     from ..importers.tensors import listed
@@ -68,7 +68,7 @@ def import_command(
         average=not no_average,
         overwrite=overwrite,
     )
-    if not as_json:  # hundreds of keys, for a few reasons
+    if not as_json:  # summarize hundreds of keys by their few reasons
         reasons = dict.fromkeys(result["dropped"].values())
         for reason in reasons:
             keys = [key for key, why in result["dropped"].items() if why == reason]

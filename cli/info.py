@@ -1,4 +1,4 @@
-"""`tessella info`: what a path holds, whether a model folder, a token store, tokens or a run."""
+"""`tessella info`: facts about a model folder, a token store, a token file or a run."""
 
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,22 @@ from .options import one_clear_error, show
 
 @click.command()
 @click.argument("path")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @one_clear_error
 def info(path: str, as_json: bool) -> None:
-    """Say what PATH holds: a model folder, a token store, a token file or a run."""
+    """Describe PATH: a model folder, a token store, a token file or a run."""
     show(describe(path), as_json=as_json)
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Facts about whatever is at `path`; reading it whole proves that it is intact.
+    """Facts about the folder or file at `path`, which is read whole to check that it is intact.
 
     Args:
-        path: A folder or file, `bundled:NAME` or `hub:owner/name`.
+        path: Folder or file, `bundled:NAME` or `hub:owner/name`.
 
     Returns:
-        `kind` is `tokenizer`, `generator`, `token store`, `tokens` or `run`; the rest depends
-        on it.
+        Facts by name; `kind` is `tokenizer`, `generator`, `token store`, `tokens` or `run`, and the
+        other names depend on it.
 
     Raises:
         ValueError: If it is none of these, or damaged.

@@ -1,7 +1,7 @@
-"""The command `tessella`: it parses, loads, calls and prints; the work is done elsewhere.
+"""The command `tessella`; its modules parse arguments, call the library and print results.
 
-A verb's module is imported when that verb is called, and loads torch only when it runs, so that
-every `--help` answers at once.
+The module of a command is imported when that command is called, and imports torch only when it
+runs, so that every `--help` answers at once.
 """
 
 import importlib
@@ -12,32 +12,32 @@ import click
 from .._version import __version__
 
 COMMANDS = {
-    "bits": ("bits", "Bits that the tokens of images need under a generator."),
+    "bits": ("bits", "Measure bits per dimension of a generator."),
     "compare": ("compare", "Compare reports of one protocol."),
     "data": ("data", "Get data sets and weights of feature networks."),
     "decode": ("encode", "Decode a token store to PNG files."),
     "edit": ("edit", "Draw parts of a picture anew."),
     "encode": ("encode", "Encode images to a token store."),
     "evaluate": ("evaluate", "Measure a generator, a tokenizer or samples."),
-    "import": ("import_command", "Turn a public checkpoint into a model folder."),
-    "info": ("info", "Say what a path holds."),
+    "import": ("import_command", "Convert a public checkpoint to a model folder."),
+    "info": ("info", "Describe a model folder, a token store, a token file or a run."),
     "probe": ("probe", "Train a linear classifier on features of a generator."),
-    "reconstruct": ("encode", "Encode and decode images, measured, as PNG files."),
+    "reconstruct": ("encode", "Measure and write reconstructions of images."),
     "sample": ("sample", "Draw pictures."),
-    "verify": ("verify", "Check that a tokenizer still reconstructs as it did."),
+    "verify": ("verify", "Check that a tokenizer still reconstructs its probe images."),
 }
-"""Module of each verb in this folder, and the line that `tessella --help` says of it."""
+"""Module in this folder and line in `tessella --help` of each command."""
 
 
 class LazyGroup(click.Group):
-    """A group that imports a verb's module when the verb is called."""
+    """A group that imports the module of a command when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all verbs, in the order of the alphabet."""
+        """Names of all commands, in alphabetical order."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a verb, imported now; None if there is no such verb."""
+        """Import a command; None if there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__)
@@ -46,7 +46,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of verbs without importing them."""
+        """Write the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
 
@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup)
 @click.version_option(__version__, prog_name="tessella")
 def main() -> None:
-    """Discrete-token image generation: images to tokens and back."""
+    """Image tokenizers and generators of discrete tokens."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every command of `tessella` does alike: errors, output, common options."""
+"""Parts that the commands of `tessella` share: errors, output and common options."""
 
 import json
 import math
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 ATTENTION_BACKENDS = ("auto", "fastest", "sdpa", "plain", "xformers", "low_bit")
 LOW_BIT_PRECISIONS = ("int8", "int8_fp8", "fp8")
 PRECISIONS = ("auto", "fp32", "bf16")
-"""Choices of options. A test compares them with the types that they come from, which need torch."""
+"""Choices of options; a test compares them with the types in modules that import torch."""
 
 
 def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
-    """Mistakes of the user and refusals of the system as one line on stderr, exit code 1."""
+    """Turn errors of the user and the system into one line on stderr and exit code 1."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            raise click.ClickException("interrupted; nothing half-written was left") from None
+            raise click.ClickException(
+                "interrupted; no incomplete file or folder was left"
+            ) from None
         except Exception as error:
             if not _is_clear(error):
                 raise
@@ -47,7 +49,7 @@ def _is_clear(error: Exception) -> bool:
 
 
 def show(result: dict[str, Any], *, as_json: bool) -> None:
-    """Print a result for a person or for a program; broken images go to stderr."""
+    """Print a result as text or as JSON on stdout; broken images are listed on stderr."""
     for name, reason in result.get("broken", {}).items():
         click.echo(f"skipped broken image {name}: {reason}", err=True)
     if as_json:
@@ -58,7 +60,7 @@ def show(result: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Numbers that JSON does not know as null."""
+    """The value with numbers that JSON cannot express replaced by None."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -81,16 +83,22 @@ def _show_section(section: dict[str, Any], indent: str) -> None:
 
 
 def tokenizer_option(command: Callable[..., None]) -> Callable[..., None]:
-    """--tokenizer, --device, --batch-size and --json, which most commands share."""
+    """Add --tokenizer, --device, --batch-size and --json."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout."),
-        click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=32,
+            show_default=True,
+            help="Number of images processed at once.",
+        ),
         click.option("--device", help="Torch device [cuda if there is one, else cpu]."),
         click.option(
             "--tokenizer",
             "tokenizer_path",
             required=True,
-            help="Model folder, bundled:NAME or hub:owner/name.",
+            help="Tokenizer: a model folder, bundled:NAME or hub:owner/name.",
         ),
     ):
         command = option(command)
@@ -98,10 +106,10 @@ def tokenizer_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def chosen_device(name: str | None) -> "torch.device":
-    """The device asked for, or CUDA where there is one, or the CPU.
+    """Device of this name; without a name CUDA if there is one, else the CPU.
 
     Raises:
-        ValueError: If this torch has no such device.
+        ValueError: If torch cannot use the device.
     """
     import torch
 
@@ -113,10 +121,10 @@ def chosen_device(name: str | None) -> "torch.device":
 
 
 class NumberList(click.ParamType[list[Any]]):
-    """Numbers separated by commas, like 4,8,16.
+    """Option type of numbers separated by commas, like 4,8,16.
 
     Args:
-        kind: int or float.
+        kind: Type of the numbers, int or float.
         least: Smallest number allowed.
     """
 
@@ -126,15 +134,15 @@ class NumberList(click.ParamType[list[Any]]):
         self.kind, self.least = kind, least
 
     def convert(self, value: Any, param: Any, ctx: Any) -> list[Any]:
-        """The numbers, or a usage error."""
+        """Parse the numbers, or fail with a usage error."""
         if isinstance(value, list):
             return value
         try:
             numbers = [self.kind(word) for word in str(value).split(",")]
         except ValueError:
-            self.fail(f"{value!r}: expected numbers like 1,2,3", param, ctx)
+            self.fail(f"found {value!r}, expected numbers like 1,2,3", param, ctx)
         if not all(number >= self.least for number in numbers):
-            self.fail(f"{value!r}: expected numbers >= {self.least:g}", param, ctx)
+            self.fail(f"found {value!r}, expected numbers >= {self.least:g}", param, ctx)
         return numbers
 
 
@@ -142,7 +150,7 @@ class DrawingCommand(click.Command):
     """A command that draws with a generator; its help ends with the settings of every sampler."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the settings that a generator's sampler has, by the generator's type."""
+        """Write the settings of every sampler, under the types of its generators."""
         from .settings_help import sampler_settings
 
         for types, settings in sampler_settings():
@@ -152,30 +160,49 @@ class DrawingCommand(click.Command):
 
 
 COMMON_SETTINGS = ("num_steps", "guidance", "temperature")
-"""Settings of every sampler that have an option of their own."""
+"""Settings that every sampler has, each with an option of its own."""
 
 
 def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of every command that draws; the sampler's default to the generator's own."""
+    """Add the options of a command that draws; settings not given are the generator's own."""
     for option in (
         click.argument("settings", nargs=-1, metavar="[KEY=VALUE]..."),
-        click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout."),
-        click.option("--temperature", type=float, help="Temperature of the predictions."),
-        click.option("--guidance", type=float, help="Guidance scale; 1 = off."),
-        click.option("--num-steps", type=int, help="Number of sampling steps."),
-        click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True),
-        click.option("--precision", type=click.Choice(PRECISIONS), default="auto"),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+        click.option(
+            "--temperature", type=float, help="Temperature of the predictions [the generator's]."
+        ),
+        click.option("--guidance", type=float, help="Guidance scale; 1 = off [the generator's]."),
+        click.option("--num-steps", type=int, help="Number of sampling steps [the generator's]."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**62),
+            default=0,
+            show_default=True,
+            help="Seed of the first picture.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(PRECISIONS),
+            default="auto",
+            help="Precision of the network [auto: bf16 on CUDA, fp32 on a CPU].",
+        ),
         click.option(
             "--low-bit-precision",
             type=click.Choice(LOW_BIT_PRECISIONS),
-            help="Products of --attention low_bit.",
+            help="Number format of the products in --attention low_bit [the generator's].",
         ),
         click.option(
             "--attention",
             type=click.Choice(ATTENTION_BACKENDS),
-            help="How attention is computed [as the generator's config says].",
+            help="Implementation of attention [the generator's].",
         ),
-        click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=16,
+            show_default=True,
+            help="Number of pictures drawn at once.",
+        ),
         click.option("--device", help="Torch device [cuda if there is one, else cpu]."),
     ):
         command = option(command)
@@ -183,15 +210,19 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def generator_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The generator, its tokenizer, and how to draw."""
+    """Add --generator, --tokenizer and the options of `sampling_options`."""
     for option in (
         sampling_options,
-        click.option("--tokenizer", "tokenizer_path", help="[the one that the generator names]"),
+        click.option(
+            "--tokenizer",
+            "tokenizer_path",
+            help="Its tokenizer [the one that the generator names].",
+        ),
         click.option(
             "--generator",
             "generator_path",
             required=True,
-            help="Model folder, bundled:NAME or hub:owner/name.",
+            help="Generator: a model folder, bundled:NAME or hub:owner/name.",
         ),
     ):
         command = option(command)
@@ -199,7 +230,7 @@ def generator_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def open_generator(options: dict[str, Any]) -> "tuple[Generator, Sampling]":
-    """The generator, and its sampling settings with those of the command line."""
+    """Load the generator, and read its sampling settings with those of the command line."""
     from ..checkpoints import load_generator
 
     generator = load_generator(
@@ -223,19 +254,25 @@ def places_of(generator: "Generator", options: dict[str, Any]) -> list[Path]:
 
 
 def choose_attention(generator: "Generator", options: dict[str, Any]) -> None:
-    """Let the generator compute attention as `sampling_options` say, if they do."""
+    """Set the generator's attention backend to that of --attention, if given.
+
+    Raises:
+        ValueError: If --low-bit-precision is given without a backend that uses it.
+    """
     backend, precision = options["attention"], options["low_bit_precision"]
     if precision is not None and backend not in ("low_bit", "fastest"):
-        raise ValueError("--low-bit-precision: only of use with --attention low_bit or fastest")
+        raise ValueError(
+            f"--low-bit-precision: expected --attention low_bit or fastest with it, found {backend}"
+        )
     if backend is not None:
         generator.set_attention_backend(backend, precision)
 
 
 def given_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the sampler on the command line: options, then KEY=VALUE words.
+    """Settings of the sampler on the command line, from options and KEY=VALUE words.
 
     Raises:
-        ValueError: If a word is no KEY=VALUE, or says what an option says.
+        ValueError: If a word is no KEY=VALUE, or an option gives the same setting.
     """
     from ..config import parse_setting
 
@@ -263,10 +300,15 @@ def chosen_sampling(generator: "Generator", options: dict[str, Any]) -> "Samplin
 
 
 def parse_numbers(option: str, text: str, example: str) -> list[int]:
-    """Whole numbers separated by commas.
+    """Parse whole numbers separated by commas.
+
+    Args:
+        option: Name of the option, for the error message.
+        text: Text to parse.
+        example: Valid text, for the error message.
 
     Raises:
-        ValueError: If they are anything else; shows the example.
+        ValueError: If the text is anything else.
     """
     try:
         return [int(word) for word in text.split(",")]

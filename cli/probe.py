@@ -1,4 +1,4 @@
-"""`tessella probe`: how well classes can be told from the features of a generator."""
+"""`tessella probe`: accuracy of linear classifiers on the features of a generator."""
 
 import click
 
@@ -10,19 +10,45 @@ from .options import NumberList, chosen_device, one_clear_error, show
     "--generator",
     "generator_path",
     required=True,
-    help="Model folder, bundled:NAME or hub:owner/name, of a BiGR.",
+    help="Generator of type bigr: a model folder, bundled:NAME or hub:owner/name.",
 )
-@click.option("--tokenizer", "tokenizer_path", help="[the one that the generator names]")
-@click.option("--data", "source", default="bundled:emoji", show_default=True)
-@click.option("--layers", type=NumberList(int, 0), help="Blocks from 0, like 3,5. [all]")
-@click.option("--label", type=click.IntRange(min=0), help="Class to tell the generator. [none]")
-@click.option("--limit", type=click.IntRange(min=2), help="Images of each split at most. [all]")
-@click.option("--epochs", type=click.IntRange(min=1), default=90, show_default=True)
+@click.option(
+    "--tokenizer", "tokenizer_path", help="Its tokenizer [the one that the generator names]."
+)
+@click.option(
+    "--data", "source", default="bundled:emoji", show_default=True, help="Data source with labels."
+)
+@click.option("--layers", type=NumberList(int, 0), help="Blocks, numbered from 0, e.g. 3,5 [all].")
+@click.option(
+    "--label", type=click.IntRange(min=0), help="Class that the generator is given [none]."
+)
+@click.option(
+    "--limit", type=click.IntRange(min=2), help="Largest number of images of each split [all]."
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=90,
+    show_default=True,
+    help="Number of epochs that the classifiers are trained.",
+)
 @click.option("--lr", type=float, default=0.1, show_default=True, help="Learning rate.")
-@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True)
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**62),
+    default=0,
+    show_default=True,
+    help="Seed of the first weights and of the order of the images.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Number of images whose features are computed at once.",
+)
 @click.option("--device", help="Torch device [cuda if there is one, else cpu].")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @one_clear_error
 def probe(
     generator_path: str,
@@ -38,7 +64,10 @@ def probe(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Train a linear classifier on the features after each block, and measure it on validation."""
+    """Train a linear classifier on the features after each block of a BiGR generator.
+
+    The classifiers learn from the split train of --data and are measured on the split val.
+    """
     from ..checkpoints import load_generator
     from ..data.sources import open_source
     from ..evaluation.linear_probe import ProbeConfig, probe_layers
@@ -49,7 +78,7 @@ def probe(
         generator_path, tokenizer=tokenizer_path, device=chosen_device(device)
     )
     if not isinstance(generator, BiGR):
-        raise ValueError(f"probe: expected a bigr generator, found {generator.config.type}")
+        raise ValueError(f"--generator: expected a bigr generator, found {generator.config.type}")
     result = probe_layers(
         generator,
         open_source(source, "train"),

@@ -1,4 +1,4 @@
-"""`tessella sample`: pictures from a generator."""
+"""`tessella sample`: drawing of pictures with a generator."""
 
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,24 @@ from .options import (
 
 @click.command(cls=DrawingCommand)
 @generator_options
-@click.option("--labels", help="Classes by number, e.g. 3,7; repeated until --num is reached.")
-@click.option("--classes", help="The same by name, e.g. 'face,animal'. [every class in turn]")
-@click.option("--num", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option(
+    "--labels", help="Classes by number, e.g. 3,7, taken in turn until --num [every class]."
+)
+@click.option(
+    "--classes",
+    help="Classes by name, e.g. 'face,animal', taken in turn until --num [every class].",
+)
+@click.option(
+    "--num",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Number of pictures.",
+)
 @click.option("--compile", is_flag=True, help="Run the network through torch.compile.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace what tessella wrote at --out.")
-@click.option("--table", is_flag=True, help="Print what each step does, and stop.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to create.")
+@click.option("--overwrite", is_flag=True, help="Replace samples of tessella's at --out.")
+@click.option("--table", is_flag=True, help="Print the table of all steps, and draw nothing.")
 @one_clear_error
 def sample(
     labels: str | None,
@@ -42,9 +53,11 @@ def sample(
     are listed below.
     """
     if labels is not None and classes is not None:
-        raise ValueError("give --labels or --classes, not both")
+        raise ValueError(
+            "--labels and --classes are both given; give --labels or --classes, not both"
+        )
     if out is None and not table:
-        raise ValueError("--out: no folder given for the pictures")
+        raise ValueError("--out: no folder given for the pictures; expected one, or --table")
     from ..collectives import join_processes
     from ..sample.folder import sample_to_folder
     from ..sample.masked_steps import format_table
@@ -56,7 +69,10 @@ def sample(
     if table:
         rows = sampler_of(generator).table
         if rows is None:
-            raise ValueError(f"--table: generators of type {generator.config.type} have none")
+            raise ValueError(
+                f"--table: generators of type {generator.config.type} have none; all their steps "
+                "are alike"
+            )
         click.echo(format_table(rows(generator, sampling)))
         return
     if labels is not None:

@@ -1,7 +1,7 @@
-"""Settings of the samplers for `--help`, read from their source so that nothing is imported.
+"""Settings of the samplers for `--help`, parsed from their source so that nothing is imported.
 
 Every sampler module ends with `SAMPLER = Sampler(types=..., settings=..., ...)`; the settings are a
-dataclass of that module, or of one that it imports, with a line for each field in its docstring.
+dataclass in that module, or in one that it imports, whose docstring has a line for each field.
 """
 
 import ast
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SAMPLE = Path(__file__).parents[1] / "sample"
+"""Folder of the sampler modules."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Setting:
 
     Args:
         name: Name of the field.
-        default: Its default, as it is typed.
-        about: What the docstring says of it.
+        default: Default value, as typed on the command line.
+        about: Description of the field in the docstring.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Setting:
 
 
 def sampler_settings() -> Iterator[tuple[tuple[str, ...], list[Setting]]]:
-    """Types of generators and the settings of their sampler, for every sampler."""
+    """Yield the types of generators and the settings of every sampler."""
     for path in sorted(SAMPLE.glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         call = _sampler_of(tree)
@@ -55,7 +56,7 @@ def _sampler_of(tree: ast.Module) -> ast.Call | None:
 
 
 def _fields(tree: ast.Module, name: str) -> list[Setting]:
-    """Fields of a dataclass of a module, or of the module of this folder that it comes from."""
+    """Fields of a dataclass in a module, or in the module of `SAMPLE` that it is imported from."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             about = _argument_lines(ast.get_docstring(node) or "")
@@ -73,13 +74,13 @@ def _fields(tree: ast.Module, name: str) -> list[Setting]:
 
 
 def _yaml(default: ast.expr) -> str:
-    """A default as it is typed on the command line."""
+    """Default value as typed on the command line."""
     value = str(ast.literal_eval(default))
     return {"None": "null", "True": "true", "False": "false"}.get(value, value)
 
 
 def _argument_lines(docstring: str) -> dict[str, str]:
-    """Texts of the `Args:` section of a cleaned docstring by name."""
+    """Descriptions by argument in the `Args:` section of a cleaned docstring."""
     section = re.search(r"^Args:\n((?:    .*\n?|\n)*)", docstring, flags=re.MULTILINE)
     texts: dict[str, str] = {}
     name = ""

@@ -1,4 +1,4 @@
-"""`tessella verify`: proof that a tokenizer folder still computes what was measured."""
+"""`tessella verify`: check that a tokenizer folder still gives the reconstructions measured."""
 
 import click
 
@@ -15,13 +15,13 @@ TOLERANCE_DB, DEFAULT_DATA = 0.1, "bundled:emoji"
     type=click.FloatRange(min=0),
     default=TOLERANCE_DB,
     show_default=True,
-    help="Largest accepted difference, in dB.",
+    help="Largest accepted difference in PSNR of an image, in dB.",
 )
-@click.option("--store", is_flag=True, help="First store images with the PSNR they reach now.")
-@click.option("--overwrite", is_flag=True, help="Let --store replace images that are there.")
+@click.option("--store", is_flag=True, help="First store probe images with their PSNR now.")
+@click.option("--overwrite", is_flag=True, help="Let --store replace probe images in the folder.")
 @click.option("--data", default=DEFAULT_DATA, show_default=True, help="Data source for --store.")
 @click.option("--split", default="val", show_default=True, help="Split of --data.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @one_clear_error
 def verify(
     path: str,
@@ -33,7 +33,7 @@ def verify(
     split: str,
     as_json: bool,
 ) -> None:
-    """Reconstruct the images stored in the tokenizer folder PATH and compare the PSNR."""
+    """Reconstruct the probe images in the tokenizer folder PATH and compare their PSNR."""
     from ..evaluation.probe_check import store_images, verify_folder
 
     chosen = chosen_device(device)

@@ -1,4 +1,4 @@
-"""A token store back to PNG files."""
+"""Decoding of a token store to PNG files."""
 
 import json
 import os
@@ -31,21 +31,21 @@ def decode_store(
     """Write every image of a token store as a PNG, plus `grid.png` and `images.jsonl`.
 
     Args:
-        tokenizer: The one that made the store; another is refused.
-        store: The tokens.
-        out: Folder to make. Files are named after the image ids.
-        batch_size: Images decoded at once.
-        overwrite: Replace images of a token store that are already there.
+        tokenizer: Tokenizer that made the store; any other is an error.
+        store: Token store to decode.
+        out: Folder to create. Files are named after the image ids.
+        batch_size: Number of images decoded at once.
+        overwrite: Whether to replace images that were decoded to `out` before.
         inputs: Files and folders that are never replaced, besides the store.
-        progress: Show a progress bar on stderr.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
         `folder`, `images`, `bits_per_image` and `images_per_second`.
 
     Raises:
-        StoreError: If the store is another tokenizer's.
+        StoreError: If another tokenizer made the store.
         FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
-        SaveError: If the disk refuses; nothing is left behind.
+        SaveError: If writing fails; nothing is left behind.
     """
     check_store(store, tokenizer)
     ids, labels, captions = store.ids, store.labels.tolist(), store.captions
@@ -89,7 +89,7 @@ def decode_store(
 
 
 def file_name(image_id: str, augmentation: int, taken: set[str]) -> str:
-    """A PNG path for an image id that cannot leave its folder and was not given out before."""
+    """Relative PNG path for an image id, which stays inside the folder and is not in `taken`."""
     parts = [p for p in PurePosixPath(image_id).parts if p not in ("/", "..", ".")]
     stem = str(PurePosixPath(*parts).with_suffix("")) if parts else "image"
     if augmentation:

@@ -1,4 +1,4 @@
-"""Images to a token store, and a token store back to PNG files."""
+"""Encoding of an image source to a token store."""
 
 import os
 import time
@@ -38,41 +38,45 @@ def encode_source(
 ) -> dict[str, Any]:
     """Write the tokens of every readable image of a source to a token store.
 
-    Every image is stored plain, and `views - 1` times augmented at random: view k of image i is
-    drawn from (seed, k * len(source) + i), whatever the batch size.
+    Every image is stored unaugmented, and `views - 1` times with random augmentation: view k of
+    image i is drawn from (seed, k * len(source) + i), whatever the batch size.
 
     Args:
-        tokenizer: As loaded from its folder: the store carries that folder's fingerprint, so
-            weights changed since must be saved and loaded first.
-        source: The images; resized and centre-cropped to the tokenizer's resolution.
+        tokenizer: Tokenizer as loaded from its folder. The store records the fingerprint of that
+            folder, so weights that changed since must be saved and loaded first.
+        source: Images, which are resized and centre-cropped to the tokenizer's resolution.
         out: Folder of the store.
-        batch_size: Images encoded at once.
-        flip: Add the mirror image of each, as augmentation 1; without views.
-        augment: What varies in the views after the first.
-        views: Views of every image, at least 1; the number of a view is its augmentation.
-        seed: Of the views, at least 0.
-        overwrite: Replace a token store of ours that is already there.
+        batch_size: Number of images encoded at once.
+        flip: Whether to add the mirror image of each, as augmentation 1; only with one view.
+        augment: Random augmentation of the views after the first; None: no augmentation.
+        views: Number of views of every image, at least 1; view k is stored as augmentation k.
+        seed: Seed of the views, at least 0.
+        overwrite: Whether to replace an existing token store that tessella wrote.
         inputs: Files and folders that are never replaced, besides those of the source.
-        name: What to call the tokenizer in the store, e.g. its path.
-        progress: Show a progress bar on stderr.
+        name: Name of the tokenizer in the store, e.g. its path.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
-        `images`, `tokens`, `bits_per_image`, `bytes_per_image`, `images_per_second` and `broken`
-        (reason by image id) of what was written.
+        `store`, `images`, `tokens`, `bits_per_image`, `bytes_per_image`, `images_per_second` and
+        `broken` (reason by image id).
 
     Raises:
-        ValueError: If views are asked for without an augmentation, or together with `flip`.
+        ValueError: If several views come without an augmentation or with `flip`, or an
+            augmentation comes with one view.
         DataError: If no image can be read.
         FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
-        SaveError: If the disk refuses; nothing is left behind.
+        SaveError: If writing fails; nothing is left behind.
     """
     if views < 1 or (views > 1) != (augment is not None and augment.enabled):
         raise ValueError(
-            f"views: {views} views and augment={augment}; several views need an augmentation, and "
-            "an augmentation needs several views (view 0 is the plain image)"
+            f"views: found {views} views and augment={augment}; several views need an "
+            "augmentation, and an augmentation needs several views (view 0 is the image itself)"
         )
     if views > 1 and flip:
-        raise ValueError("flip: with several views, ask for AugmentConfig(flip=True)")
+        raise ValueError(
+            "flip: with several views, expected augment=AugmentConfig(flip=True) instead of "
+            "flip=True"
+        )
     dataset = ImageDataset(source, tokenizer.resolution, augment, seed)
     broken: dict[str, str] = {}
     writer = TokenStoreWriter(

@@ -1,8 +1,8 @@
 """Image files to RGB pixels and back, with one rounding rule for the whole package.
 
-Pixel values are uint8 0..255 outside the models and floats in [-1, 1] inside; `to_tensor` and
-`to_uint8` are the only two bridges. Transparency is flattened on white: `convert("RGB")` alone
-would show the arbitrary colours that editors leave under transparent pixels.
+Pixel values are uint8 0..255 outside the models and floats in [-1, 1] inside; only `to_tensor`,
+`to_float` and `to_uint8` convert between the two. Transparency is flattened on white:
+`convert("RGB")` alone would show the arbitrary colours that editors leave under transparent pixels.
 """
 
 import io
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..files import atomic_file
 
-MAX_PIXELS = 89_478_485  # Pillow's own warning level, here a refusal
+MAX_PIXELS = 89_478_485
+"""Largest number of pixels that is read; Pillow warns above it."""
 _SOFTWARE = "tessella"
 _GAP = 2  # pixels between the cells of a grid
 _BACKGROUND = (232, 232, 232)  # not white: the borders of white images stay visible
@@ -92,7 +93,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _grey16_to_rgb(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"grey values {values.min()}..{values.max()}, expected 16 bits (0..65535)")
+        raise ValueError(
+            f"found grey values {values.min()}..{values.max()}, expected 16 bits (0..65535)"
+        )
     grey = np.rint(values / 257).astype(np.uint8)  # 65535 -> 255
     key = image.info.get("transparency")
     if isinstance(key, int):
@@ -101,7 +104,7 @@ def _grey16_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_tensor(image: Image.Image | np.ndarray | Tensor) -> Tensor:
-    """Pixels to the range of the models: value / 127.5 - 1.
+    """Convert the pixels of one image to the range of the models: value / 127.5 - 1.
 
     Args:
         image: RGB image, or uint8 pixels of shape (H, W, 3).
@@ -114,19 +117,19 @@ def to_tensor(image: Image.Image | np.ndarray | Tensor) -> Tensor:
     """
     if isinstance(image, Image.Image):
         if image.mode != "RGB":
-            raise ValueError(f"image mode {image.mode}, expected RGB (see read_image)")
+            raise ValueError(f"image mode: found {image.mode}, expected RGB (see read_image)")
         image = np.asarray(image)
     pixels = image.numpy(force=True) if isinstance(image, Tensor) else image
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
-        raise ValueError(f"pixels {pixels.dtype} {pixels.shape}, expected uint8 (H, W, 3)")
+        raise ValueError(f"pixels: found {pixels.dtype} {pixels.shape}, expected uint8 (H, W, 3)")
     return to_float(pixels[None])[0]
 
 
 def to_float(pixels: np.ndarray) -> Tensor:
-    """A batch of pixels to the range of the models: value / 127.5 - 1.
+    """Convert a batch of pixels to the range of the models: value / 127.5 - 1.
 
-    In numpy on purpose: on a busy machine, waiting for the threads of torch costs ten times the
-    arithmetic.
+    Computed in numpy: on a busy machine, waiting for the threads of torch takes ten times as long
+    as the arithmetic.
 
     Args:
         pixels: Shape (B, H, W, 3), uint8.
@@ -141,13 +144,13 @@ def to_float(pixels: np.ndarray) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Model range to pixels: round(127.5 * (value + 1)), clamped to 0..255.
+    """Convert the range of the models to pixels: round(127.5 * (value + 1)), clamped to 0..255.
 
-    The one rounding rule of the package; halves go to the even neighbour. It inverts `to_tensor`
-    exactly. Values outside [-1, 1] saturate.
+    This is the rounding rule of the whole package; halves are rounded to the even neighbour. It
+    inverts `to_tensor` exactly. Values outside [-1, 1] saturate.
 
     Args:
-        images: Any shape and float dtype; computed in float32.
+        images: Images in [-1, 1], of any shape and float dtype; computed in float32.
 
     Returns:
         uint8, same shape and device.
@@ -167,14 +170,14 @@ def to_uint8(images: Tensor) -> Tensor:
 def save_png(image: Image.Image | np.ndarray | Tensor, path: str | Path) -> None:
     """Write a PNG atomically: a reader sees the old file, the new one, or none.
 
-    It says that we wrote it, for `is_own_png`.
+    The file is marked as written by tessella, for `is_own_png`.
 
     Args:
         image: PIL image, uint8 pixels (H, W, 3), or one float image (3, H, W) in [-1, 1].
-        path: Target file; missing folders are made.
+        path: Target file; missing folders are created.
 
     Raises:
-        SaveError: If the disk refuses.
+        SaveError: If writing fails.
     """
     with atomic_file(path) as temporary:
         about = PngInfo()
@@ -183,7 +186,7 @@ def save_png(image: Image.Image | np.ndarray | Tensor, path: str | Path) -> None
 
 
 def is_own_png(path: str | Path) -> bool:
-    """Whether a file is a PNG of `save_png`."""
+    """Whether a file is a PNG that `save_png` wrote."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return image.info.get("Software") == _SOFTWARE
@@ -199,10 +202,10 @@ def image_grid(
     """Tile images row by row on a light grey sheet, each with an optional line of text below.
 
     Args:
-        images: Float (B, 3, H, W) in [-1, 1], uint8 (B, H, W, 3), or PIL images; cells take the
-            size of the largest image.
-        columns: Images per row, >= 1.
-        labels: One text per image; cut to the width of a cell.
+        images: Images as float (B, 3, H, W) in [-1, 1], uint8 (B, H, W, 3), or PIL images; a cell
+            has the size of the largest image.
+        columns: Number of images per row, at least 1.
+        labels: One text per image, cut to the width of a cell; None: no texts.
 
     Returns:
         PIL image, mode RGB.
@@ -212,9 +215,14 @@ def image_grid(
     """
     cells = [to_pil(image) for image in images]
     if not cells or columns < 1:
-        raise ValueError(f"{len(cells)} images in {columns} columns, expected at least 1 of each")
+        raise ValueError(
+            f"image grid: found {len(cells)} images in {columns} columns, expected at least 1 of "
+            "each"
+        )
     if labels is not None and len(labels) != len(cells):
-        raise ValueError(f"{len(labels)} labels for {len(cells)} images")
+        raise ValueError(
+            f"image grid: found {len(labels)} labels for {len(cells)} images, expected one each"
+        )
     columns = min(columns, len(cells))
     rows = -(-len(cells) // columns)
     font = ImageFont.load_default()
@@ -236,19 +244,19 @@ def image_grid(
 
 
 def to_pil(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
-    """A PIL image, mode RGB, of a PIL image, uint8 (H, W, 3), or one float image (3, H, W)."""
+    """Convert a PIL image, uint8 pixels (H, W, 3) or a float image (3, H, W) to PIL, mode RGB."""
     if isinstance(image, Image.Image):
         return image if image.mode == "RGB" else _to_rgb(image)
     if isinstance(image, Tensor):
         pixels = to_uint8(image).permute(1, 2, 0) if image.is_floating_point() else image
         image = pixels.cpu().numpy()
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"pixels {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
+        raise ValueError(f"pixels: found {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
     return Image.fromarray(image)
 
 
 def grid_of_pairs(originals: Tensor, reconstructions: Tensor, *, columns: int = 8) -> Any:
-    """Rows of originals, each above the row of its reconstructions, as one picture.
+    """Picture with rows of originals, each above the row of its reconstructions.
 
     Args:
         originals: Images (B, 3, H, W) in [-1, 1].

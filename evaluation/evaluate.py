@@ -1,7 +1,7 @@
-"""One call that measures a generator, a tokenizer or images: `tessella.evaluate`.
+"""Measurement of a generator, a tokenizer or images in one call: `tessella.evaluate`.
 
-It opens what is named, chooses the evaluation that fits, and writes the report where a folder is
-given. `samples.py`, `reconstructions.py` and `given_images.py` do the measuring.
+It opens the arguments given by name, chooses the evaluation for them, and writes the report if a
+folder is given. `samples.py`, `reconstructions.py` and `given_images.py` measure.
 """
 
 import os
@@ -67,30 +67,31 @@ def evaluate(
     """Measure a generator's samples, a tokenizer's reconstructions, or images under a protocol.
 
     Args:
-        generator: Generator, or its model folder, `bundled:NAME` or `hub:owner/name`.
-        tokenizer: Tokenizer to measure, or the one of `generator` if that is a path.
-        samples: Images that are there already: a folder, tars or an .npz.
+        generator: Generator to measure, or its model folder, `bundled:NAME` or `hub:owner/name`.
+        tokenizer: Tokenizer to measure; with `generator` given by name, the tokenizer to load it
+            with.
+        samples: Existing images to measure: a folder, tars or an .npz.
         data: Data source of the real images; None: that of the protocol.
         split: Split of `data`; None: `val` for a tokenizer, else that of the protocol.
         protocol: Name of the preset: `bundled`, `val-paired`, `adm-256` or `torch-fidelity`.
-        num: Images per repetition; None: as many as the preset says.
-        repeats: Repetitions with other seeds; None: 3.
-        features: Another network than the preset's for the distances, which is another protocol.
+        num: Number of images per repetition; None: that of the preset.
+        repeats: Number of repetitions with other seeds; None: 3.
+        features: Network of the distances, which makes another protocol; None: the preset's.
         curves: Further settings of the sampler to measure; None: no curves.
-        nearest: Samples whose nearest training images are looked for; None: 128.
+        nearest: Number of samples whose nearest training images are found; None: 128.
         sampling: Settings of the generator's sampler; None: its own.
         seed: Base of all seeds.
-        batch_size: Images at once, per process.
+        batch_size: Number of images processed at once, per process.
         precision: Precision of the generator, as in `generate`.
-        compile: Run the generator through torch.compile.
-        device: Device on which everything runs.
+        compile: Whether to run the generator through torch.compile.
+        device: Device of all computations.
         processes: Processes that share the work, from `join_processes`; None: this one alone.
-        cache: Keep statistics of reference images for the next time.
-        progress: Show progress bars on stderr.
+        cache: Whether to store statistics of reference images, and use stored ones.
+        progress: Whether to show progress bars on stderr.
         out: Folder for report.html, report.json and pictures; None: nothing is written.
-        overwrite: Replace a report of ours at `out`.
-        command: Command line that asked for it, for the report.
-        name: What the report calls the subject; None: its path, or its type.
+        overwrite: Whether to replace a report at `out` that tessella wrote.
+        command: Command line, for the report.
+        name: Name of the subject in the report; empty: its path, or its type.
         inputs: Further files and folders that are never replaced.
         knobs: Settings of the generator's sampler by name, such as `num_steps`.
 
@@ -99,11 +100,12 @@ def evaluate(
         on the others.
 
     Raises:
-        ValueError: If the arguments do not fit each other; `ProtocolError` if the preset does not
-            allow what is asked for.
+        ValueError: If an argument contradicts another; `ProtocolError` if it contradicts the
+            preset.
         DataError: If images cannot be read.
         FileExistsError: If `out` exists and must stay.
-        WeightsMissing: If a network has no weights on this machine; names the command.
+        WeightsMissing: If the weights of a network are not on this machine; the message names the
+            command that gets them.
     """
     check_subject(generator=generator, tokenizer=tokenizer, samples=samples)
     if generator is None and (curves is not None or sampling is not None or knobs):
@@ -119,7 +121,10 @@ def evaluate(
     preset = find_preset(protocol)
     chosen_data = data or preset.data
     if chosen_data is None:
-        raise ValueError(f"data: protocol {preset.name} does not say which images; name them")
+        raise ValueError(
+            f"data: protocol {preset.name} does not say which images; expected the name of a data "
+            "source, e.g. bundled:emoji"
+        )
     settings = EvaluationSettings(
         preset=preset,
         data=chosen_data,
@@ -174,13 +179,20 @@ def evaluate(
 
 
 def check_subject(*, generator: object, tokenizer: object, samples: object) -> None:
-    """Refuse several subjects, or none; None stands for what was not given.
+    """Refuse several subjects, or none.
+
+    Args:
+        generator: Generator, or None if not given.
+        tokenizer: Tokenizer, or None if not given.
+        samples: Samples, or None if not given.
 
     Raises:
-        ValueError: Naming what may be given.
+        ValueError: If there is no subject, or samples and another one.
     """
     if samples is not None and (generator is not None or tokenizer is not None):
-        raise ValueError("give one of generator, tokenizer and samples")
+        raise ValueError(
+            "give one of generator, tokenizer and samples; found samples and another one"
+        )
     if samples is None and generator is None and tokenizer is None:
         raise ValueError("nothing to measure: give a generator, a tokenizer or samples")
 
@@ -188,19 +200,30 @@ def check_subject(*, generator: object, tokenizer: object, samples: object) -> N
 def check_repetitions(
     *, generator: object, samples: object, repeats: int | None, nearest: int | None
 ) -> None:
-    """Refuse repetitions of images that are there, and the nearest images of reconstructions.
+    """Refuse repetitions of existing images, and the nearest images of reconstructions.
+
+    Args:
+        generator: Generator, or None if not given.
+        samples: Samples, or None if not given.
+        repeats: Number of repetitions, or None.
+        nearest: Number of samples whose nearest training images are found, or None.
 
     Raises:
-        ValueError: If the subject cannot be measured so.
+        ValueError: If an option does not apply to the subject.
     """
     if samples is not None and (repeats or 1) > 1:
-        raise ValueError("repeats: images that are there can be measured once only")
+        raise ValueError(
+            f"repeats: existing images can be measured only once, found {repeats} repetitions"
+        )
     if samples is None and generator is None and nearest:
-        raise ValueError("nearest: reconstructions are near their originals; not for a tokenizer")
+        raise ValueError(
+            "nearest: not for a tokenizer, whose reconstructions are near their originals; "
+            f"expected none or 0, found {nearest}"
+        )
 
 
 def _other_split(data: str, source: ImageSource, split: str) -> ImageSource | None:
-    """Another split of the data, if there is one with other images."""
+    """Another split of the data; None if there is none with other images."""
     if source.split == split or isinstance(source, NpzSource):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Public checkpoints to model folders: open the file, translate it, load it strictly, write it."""
+"""Import of public checkpoints: read the file, translate it, load it strictly, write a folder."""
 
 import dataclasses
 import os
@@ -32,12 +32,12 @@ from .vqgan import PUBLISHED_RESOLUTION, translate_tokenizer
 Module = TypeVar("Module", bound=nn.Module)
 
 FORMATS = (*TOKENIZER_FORMATS, *GENERATOR_FORMATS)
-"""What `import_checkpoint` reads."""
+"""Names of the formats that `import_checkpoint` reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _GeneratorSection:
-    """The one section of a training config that matters here."""
+    """The section of a training config that describes the generator."""
 
     __pydantic_config__ = STRICT
     generator: GeneratorConfig
@@ -54,41 +54,43 @@ def import_checkpoint(
     average: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Turn a public checkpoint into a model folder; on any fault nothing is written.
+    """Convert a public checkpoint to a model folder; after any error nothing is written.
 
     Args:
-        format_name: One of `FORMATS`.
-        file: safetensors, or what `torch.save` wrote; pickles are read as plain data only.
-        out: The folder to make.
-        config: YAML that says what to build: a training config or the section `tokenizer` or
-            `generator` of one. None: the sizes are read off the shapes.
-        resolution: Of the images of a tokenizer, in pixels; None: that of the config, else 256.
+        format_name: Name of the format, one of `FORMATS`.
+        file: File in safetensors format or from `torch.save`; pickles are read as plain data.
+        out: Folder to create.
+        config: YAML file of the model to build: a training config, or its section `tokenizer` or
+            `generator`. None: the sizes are inferred from the shapes.
+        resolution: Image size of a tokenizer, in pixels; None: that of the config, else 256.
         tokenizer: Folder of a generator's tokenizer, `bundled:NAME` or `hub:owner/name`.
-        average: Take the running average of the weights (EMA) where the file holds one.
-        overwrite: Replace a model folder of ours of the same kind that is already there.
+        average: Whether to take the running average of the weights (EMA) if the file has one.
+        overwrite: Whether to replace a model folder of the same kind that tessella wrote.
 
     Returns:
-        What was made: `kind`, `tokens`, `parameters`, `fingerprint`, `weights`, `stored_as` (types
-        in the file), `missing` and `unexpected` (empty: the load is strict), and `dropped`, the
-        keys that were left out, each with the reason.
+        Facts for the user: `kind`, `format`, `out`, `tokens`, `parameters`, `fingerprint`,
+        `weights`, `stored_as` (types in the file), `missing` and `unexpected` (empty, since the
+        load is strict), and `dropped`, the keys that were left out, each with the reason.
 
     Raises:
-        CheckpointError: If the file cannot be read, or needs code to be run.
-        LayoutError: If it does not fit the format, listing the keys.
-        ConfigError: If the config is faulty.
-        ValueError: If an option does not go with the format.
+        CheckpointError: If the file cannot be read without running code from it, or at all.
+        LayoutError: If the file does not fit the format; the message lists the keys.
+        ConfigError: If the config is invalid.
+        ValueError: If an option does not apply to the format.
         FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
     """
     if format_name not in FORMATS:
-        raise ValueError(f"format {format_name!r}: expected one of {', '.join(FORMATS)}")
+        raise ValueError(f"format: found {format_name!r}, expected one of {', '.join(FORMATS)}")
     is_generator = format_name in GENERATOR_FORMATS
     inputs = local_places(file, config, tokenizer)
     kind = "generator" if is_generator else "tokenizer"
     check_replaceable(out, kind, overwrite=overwrite, inputs=inputs)
     if is_generator and resolution is not None:
-        raise ValueError("resolution: a generator has none; it is its tokenizer's")
+        raise ValueError("resolution: a generator has none of its own, only its tokenizer has one")
     if not is_generator and tokenizer is not None:
-        raise ValueError(f"tokenizer: {format_name} is a tokenizer itself")
+        raise ValueError(
+            f"tokenizer: {format_name} is a tokenizer itself; only a generator is given one"
+        )
     weights = read_weights(file, average=average)
     card: dict[str, Any] = {
         "imported": {
@@ -151,7 +153,7 @@ def import_checkpoint(
 
 def _filled(build: Callable[[], Module], state: dict[str, Tensor]) -> Module:
     """A module with exactly these weights, in eval mode."""
-    with torch.random.fork_rng(devices=[]):  # importing must not disturb anybody's randomness
+    with torch.random.fork_rng(devices=[]):  # importing must not change the global random state
         module = build()
     module.load_state_dict(state)
     return module.eval()
@@ -163,7 +165,7 @@ def _generator(
     config: GeneratorConfig | None,
     tokenizer: Tokenizer | None,
 ) -> tuple[Generator, dict[str, str]]:
-    """The generator and the keys that were left out."""
+    """The generator, and the keys that were left out with the reasons."""
     spec = tokenizer.spec if tokenizer is not None else None
     translated = translate_generator(stored, format_name, config=config, spec=spec)
     module = _filled(lambda: build_generator(translated.config, translated.spec), translated.state)
@@ -173,7 +175,7 @@ def _generator(
 def _tokenizer_config(
     path: str | os.PathLike[str] | None, resolution: int | None
 ) -> TokenizerConfig | None:
-    """What the user says that the tokenizer is, if anything."""
+    """The tokenizer's config from the user's file and resolution; None without a file."""
     if path is None:
         return None
     data = read_yaml(path)
@@ -182,7 +184,7 @@ def _tokenizer_config(
 
 
 def _generator_config(path: str | os.PathLike[str] | None) -> GeneratorConfig | None:
-    """What the user says that the generator is, if anything."""
+    """The generator's config from the user's file; None without a file."""
     if path is None:
         return None
     data = read_yaml(path)

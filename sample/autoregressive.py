@@ -1,15 +1,15 @@
-"""The sampler of autoregressive generators: position after position, and its codes one by one.
+"""Sampler of autoregressive generators: positions in raster order, the codes of each one by one.
 
-The trunk computes every position once: keys and values of those before are kept, in room that is
-taken at the first one. The depth head does the same with the codes of a position. Guidance acts on
-the logits of every code, and both halves of the batch go on with the same drawn one.
+The trunk computes every position once; keys and values of earlier positions are kept in caches
+allocated before the first one. The depth head does the same with the codes of a position. Guidance
+acts on the logits of every code, and both halves of the batch continue with the same drawn code.
 
-Editing keeps known codes where they stand. A drawn position sees what stands before it in raster
-order, known or drawn, and nothing of what comes after it: what is drawn left of or above known
-parts does not fit them but by chance. After the last position to draw the loop ends.
+Editing keeps known codes. A drawn position sees what comes before it in raster order, known or
+drawn, and nothing of what comes after it: what is drawn above or to the left of known parts does
+not depend on them. The loop ends after the last position to draw.
 
-Every random number belongs to (seed of the image, position, group, entry), so an image is the same
-in whatever batch or process it is made, as far as the network computes it the same. The loop never
+Every random number is a function of (seed of the image, position, group, entry), so an image does
+not depend on the batch or the process that draws it, up to the network's rounding. The loop never
 waits for the device: predictions that are not finite are reported after it.
 """
 
@@ -34,16 +34,16 @@ from .sampler import Sampler, check_settings
 
 @dataclass(frozen=True, kw_only=True)
 class AutoregressiveSampling:
-    """How tokens are drawn from an autoregressive generator.
+    """Settings of the sampler of autoregressive generators.
 
     Args:
-        num_steps: The number of positions, or None for the same: there is no other way.
+        num_steps: Number of positions, the only number of steps possible; None: the same.
         guidance: Scale of classifier-free guidance, on logits; 1 = off. Published: 1.5 to 2 for
-            LlamaGen, 1 for UniTok's.
-        temperature: Divides the (guided) logits, > 0.
-        top_k: Draw from the so many likeliest codes only; None: from all.
-        top_p: Draw from the likeliest codes only that together, the last one included, have at
-            least this share; 1: from all. After `top_k`.
+            LlamaGen, 1 for UniTok's generator.
+        temperature: Divisor of the guided logits, > 0.
+        top_k: Number of likeliest codes to draw from; None: all.
+        top_p: Probability mass of the likeliest codes to draw from, in (0, 1], with the code that
+            reaches it included; 1: all. Applied after `top_k`.
     """
 
     __pydantic_config__ = STRICT
@@ -62,10 +62,10 @@ class AutoregressiveSampling:
 def autoregressive_steps(
     generator: AutoregressiveGenerator, settings: AutoregressiveSampling
 ) -> int:
-    """Steps for a whole image: its positions.
+    """Number of steps for a whole image, which is its number of positions.
 
     Raises:
-        ValueError: If another number was asked for.
+        ValueError: If the settings have another number of steps.
     """
     positions = generator.spec.num_tokens
     if settings.num_steps not in (None, positions):
@@ -84,20 +84,20 @@ def sample_autoregressive(
     *,
     predict: None = None,
 ) -> Tokens:
-    """Draw tokens.
+    """Draw tokens with an autoregressive generator.
 
     Args:
         generator: Generator in eval mode.
         request: Images to draw: labels, seeds, known tokens, lengths.
         settings: Settings of the sampler.
-        predict: None: nothing stands in for the network.
+        predict: Always None: the network cannot be replaced, e.g. by a compiled one.
 
     Returns:
         Tokens of the generator's spec; known positions are unchanged.
 
     Raises:
-        ValueError: If `num_steps` is not the number of positions, guidance is asked of an
-            unconditional model, or a prediction was not finite.
+        ValueError: If `num_steps` is not the number of positions, the generator is unconditional
+            and guidance is not 1, or a prediction is not finite.
 
     Source: arXiv:2406.06525 section 2.2; over groups arXiv:2502.20321's code.
     """
@@ -139,17 +139,20 @@ def _draw_position(
     position: int,
     settings: AutoregressiveSampling,
 ) -> Tensor:
-    """Draw the codes of a position into `codes`; whether a logit was not finite, a scalar bool.
+    """Draw the codes of one position into `codes`.
 
     Args:
-        generator: In eval mode.
-        h: The trunk's output, (B, D); with guidance that without a label after it, (2B, D).
-        caches: Of the head; what they hold is written over.
-        codes: (B, G) int64; known ones stay.
-        hidden: Images in which the position is drawn, (B,) bool.
-        seeds: One per image, (B,) int64.
-        position: Its number.
+        generator: Generator in eval mode.
+        h: Output of the trunk, (B, D); with guidance followed by that without a label, (2B, D).
+        caches: Caches of the head, which are overwritten.
+        codes: Codes of the position, (B, G) int64; known ones are kept.
+        hidden: True for images in which the position is drawn, (B,) bool.
+        seeds: Seed of each image, (B,) int64.
+        position: Number of the position.
         settings: Settings of the sampler.
+
+    Returns:
+        Whether a logit is not finite, a scalar bool.
     """
     head, halves = generator.head, len(h) // len(codes)
     bad = torch.zeros((), dtype=torch.bool, device=h.device)
@@ -171,13 +174,13 @@ def _draw_position(
 
 
 def keep_likeliest(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
-    """Logits with -inf in the place of unlikely entries; of equal ones the first are kept.
+    """Logits with -inf in place of unlikely entries; of equal entries the first are kept.
 
     Args:
-        logits: (B, K).
-        top_k: Entries to keep; None: all.
-        top_p: Of those, the likeliest whose probabilities, the last one included, sum to at least
-            this; 1: all.
+        logits: Logits (B, K).
+        top_k: Number of likeliest entries to keep; None: all.
+        top_p: Smallest probability mass of the entries kept of those, the last one included; 1:
+            all.
 
     Source: nucleus sampling, arXiv:1904.09751.
     """

@@ -1,20 +1,20 @@
-"""The sampler of Bayesian flow networks (arXiv:2308.07037, algorithm 9).
+"""Sampler of Bayesian flow networks (arXiv:2308.07037, algorithm 9).
 
-It starts from beliefs that know nothing. Every step predicts the data, draws a value of each
-variable, and takes in a message about it as if it were the truth; the last prediction gives the
-tokens. n steps cost n + 1 forward passes.
+It starts from the prior beliefs. Every step predicts the data, draws a value of each variable, and
+updates the beliefs with a noisy message about the drawn value, as if it were the true one; the last
+prediction gives the tokens. n steps cost n + 1 forward passes.
 
-Editing is the same loop with the beliefs about known positions standing, from the start, where all
-messages about their true values lead on average; they get no more of them, and in the end are what
-they were. What follows from beliefs does not depend on the time, so with a perfect network this is
-conditioning exactly, as far as the messages leave no doubt. A trained network never saw positions
-of two accuracies at once, and profits all the same. Known positions that hear of their true values
-at the pace of the others would look as in training; but then new ones are drawn before they know of
-them, and fit them badly, whatever the network.
+When editing, the beliefs about known positions are set, before the first step, to the mean of the
+beliefs after all messages about their true values, and are not updated. What follows from beliefs
+does not depend on the time, so with a perfect network this is exact conditioning, as far as all
+messages together determine a value. A trained network never saw positions of two accuracies at
+once, but profits all the same. If known positions received messages at the pace of the others,
+beliefs would look as in training, but new positions would be drawn before those messages determine
+the known values, and would fit them badly, whatever the network.
 
-Every random number belongs to (seed of the image, step, slot), so an image is the same in whatever
-batch or process it is made, as far as the network computes it the same. The loop never waits for
-the device: predictions that are not finite are reported after it.
+Every random number is a function of (seed of the image, step, slot), so an image does not depend on
+the batch or the process that draws it, up to the network's rounding. The loop never waits for the
+device: predictions that are not finite are reported after it.
 """
 
 from collections.abc import Callable
@@ -34,19 +34,19 @@ from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
 
-_DRAWS = 2  # of every step: values, messages
+_DRAWS = 2  # random draws per step: values, messages
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSampling:
-    """How tokens are drawn from a Bayesian flow network.
+    """Settings of the sampler of Bayesian flow networks.
 
     Args:
-        num_steps: Messages, at any number; there is one more forward pass.
+        num_steps: Number of messages, at least 1; there is one more forward pass.
         guidance: Scale of classifier-free guidance, on logits; 1 = off.
-        temperature: Divides the predicted logits, > 0. Below 1, fewer values are in doubt.
-        final: The tokens are the likeliest values (`mode`, published) of the last prediction, or a
-            draw of it (`sample`: the distribution that the bounds on bits are about).
+        temperature: Divisor of the predicted logits, > 0; below 1 predictions are sharper.
+        final: Tokens from the last prediction: `mode` (published) takes the likeliest values,
+            `sample` draws from it, the distribution that bits per dimension measure.
     """
 
     __pydantic_config__ = STRICT
@@ -69,7 +69,7 @@ def sample_flow(
     *,
     predict: Callable[..., Tensor] | None = None,
 ) -> Tokens:
-    """Draw tokens.
+    """Draw tokens with a Bayesian flow network.
 
     Args:
         generator: Generator in eval mode.
@@ -81,8 +81,8 @@ def sample_flow(
         Tokens of the generator's spec; known positions are unchanged.
 
     Raises:
-        ValueError: If guidance is asked of an unconditional model, or a
-            prediction was not finite.
+        ValueError: If the generator is unconditional and guidance is not 1, or a prediction is not
+            finite.
     """
     check_guidance(generator, settings.guidance)
     flow, predict = generator.flow, predict or generator.predict
@@ -116,7 +116,7 @@ def sample_flow(
 
 
 def _resolve(generator: BayesianFlowNetwork, settings: FlowSampling) -> FlowSampling:
-    return settings  # they leave nothing open
+    return settings  # none of them depends on the generator
 
 
 SAMPLER = Sampler(types=("bfn",), settings=FlowSampling, draw=sample_flow, resolve=_resolve)

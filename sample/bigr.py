@@ -1,13 +1,13 @@
-"""The sampler of BiGR (arXiv:2410.14672): tokens are revealed in the order of their certainty.
+"""Sampler of BiGR (arXiv:2410.14672): tokens are revealed in the order of their certainty.
 
 Every step runs the trunk once over the picture, and the head through a whole chain of Bernoulli
 diffusion over the hidden tokens, from fair coins to bits; the tokens whose bits are most certain
 are revealed and never change. Editing is the same loop with some tokens known beforehand.
 
-Every random number belongs to (seed of the image, draw, slot), so an image is the same in whatever
-batch or process it is made, as far as the networks compute it the same. How many tokens are hidden
-in which step is known before the first one, so the loop never waits for the device; predictions
-that are not finite are reported after it.
+Every random number is a function of (seed of the image, draw, slot), so an image does not depend on
+the batch or the process that draws it, up to the networks' rounding. The number of hidden tokens in
+every step is known before the first one, so the loop never waits for the device; predictions that
+are not finite are reported after it.
 """
 
 import dataclasses
@@ -37,25 +37,28 @@ DEFAULT_HEAD_STEPS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class BigrSampling:
-    """How tokens are drawn from BiGR.
+    """Settings of the sampler of BiGR.
 
     Args:
-        num_steps: Steps, at most the tokens to reveal; None: 20, or fewer where there are fewer.
+        num_steps: Number of steps, at most the tokens to reveal; None: 20, or fewer where there
+            are fewer tokens.
         schedule: Share of tokens still hidden over the steps; published: `cosine`, and `linear`
             for editing.
         guidance: Scale of classifier-free guidance; 1 = off. Published: 2.5.
-        guidance_schedule: `constant`, or `linear` from 1 up to the scale in the last step.
-        temperature: Divides the predicted logits, > 0. Below 1, fewer bits are in doubt.
-        randomness: Gumbel noise on the order, in units of the confidence. Published: 0.17, 0.25
-            and 0.3 for the sizes L, XL and XXL; 0.01 gives safe pictures.
-        randomness_schedule: `constant`, `down` to 0 in the last step, or `up` from 0.
+        guidance_schedule: Ramp of the guidance over the steps: `constant`, or `linear` from 1 to
+            the scale in the last step.
+        temperature: Divisor of the predicted logits, > 0; below 1 predictions are sharper.
+        randomness: Scale of the Gumbel noise on the order, in units of the confidence. Published:
+            0.17, 0.25 and 0.3 for the sizes L, XL and XXL; 0.01 gives safe pictures.
+        randomness_schedule: Ramp of the randomness: `constant`, `down` to 0 in the last step, or
+            `up` from 0.
         confidence: Certainty of a token from the probabilities p of its bits: `linear`, the mean
             of |2p - 1| (published); `entropy`, ln 2 less their mean entropy, in nats.
-        head_steps: Steps of the head's chain, at most those of the training; None: 100, or fewer
-            where there are fewer.
-        final: The last step of the chain: `reference` draws each bit from p (published),
-            `threshold` takes the likelier value, `sample` draws from the reverse kernel as in all
-            other steps. With the balanced loss, p leaves out what the bit's own value says.
+        head_steps: Number of steps of the head's chain, at most those of the training; None: 100,
+            or fewer if the training had fewer.
+        final: Last step of the chain: `reference` draws each bit from p (published), `threshold`
+            takes the likelier value, `sample` draws from the reverse kernel as in all other steps.
+            With the balanced loss, p does not use the bit's own value.
     """
 
     __pydantic_config__ = STRICT
@@ -77,14 +80,14 @@ class BigrSampling:
 
 
 def bigr_table(settings: BigrSampling, num_tokens: int) -> tuple[SamplingStep, ...]:
-    """What each step does to one image.
+    """Table of all steps of one image.
 
     Every step reveals at least one token, where the reference may reveal none in some.
 
     Args:
         settings: Settings of the sampler.
-        num_tokens: Tokens to reveal: when editing, the hidden ones. (The reference counts the known
-            ones there, and then overwrites some.)
+        num_tokens: Number of tokens to reveal: when editing, the hidden ones (the reference counts
+            the known ones as well, and then overwrites some).
 
     Raises:
         ValueError: If there are more steps than tokens.
@@ -108,10 +111,10 @@ def bigr_table(settings: BigrSampling, num_tokens: int) -> tuple[SamplingStep, .
 
 
 def head_chain(generator: BiGR, settings: BigrSampling) -> tuple[tuple[int, int], ...]:
-    """Pairs of times (t, s) of the head's chain.
+    """Pairs of times (t, s) of the steps of the head's chain, from t back to s.
 
     Raises:
-        ValueError: If it has more steps than the training.
+        ValueError: If the chain would have more steps than in training.
     """
     most = generator.diffusion.num_steps
     steps = min(DEFAULT_HEAD_STEPS, most) if settings.head_steps is None else settings.head_steps
@@ -128,7 +131,7 @@ def sample_bigr(
     predict: Callable[..., Tensor] | None = None,
     predict_flips: Callable[..., Tensor] | None = None,
 ) -> Tokens:
-    """Draw tokens.
+    """Draw tokens with BiGR.
 
     Args:
         generator: Generator in eval mode.
@@ -141,9 +144,9 @@ def sample_bigr(
         Tokens of the generator's spec; known positions are unchanged.
 
     Raises:
-        ValueError: If there are more steps than tokens in a whole image, or more steps of
-            the head than in the training, guidance is asked of an
-            unconditional model, or a prediction was not finite.
+        ValueError: If there are more steps than tokens in a whole image, or more steps of the head
+            than in training, if the generator is unconditional and guidance is not 1, or if a
+            prediction is not finite.
 
     Source: arXiv:2410.14672 section 3.2 and its code.
     """
@@ -153,18 +156,18 @@ def sample_bigr(
 
 
 class BigrSampler:
-    """The loop, and what stays the same over its steps.
+    """Sampling loop of BiGR, with everything that is the same in all steps.
 
     Args:
         generator: Generator in eval mode.
-        seeds: One seed per image, (B,) int64.
+        seeds: Seed of each image, (B,) int64.
         settings: Settings of the sampler.
         predict: Replacement of `generator.predict`; None: the method.
         predict_flips: Replacement of `generator.predict_flips`; None: the method.
 
     Raises:
-        ValueError: If guidance is asked of an unconditional model, or the head has more steps than
-            in the training.
+        ValueError: If the generator is unconditional and guidance is not 1, or the head has more
+            steps than in training.
     """
 
     def __init__(
@@ -188,15 +191,15 @@ class BigrSampler:
 
     @torch.no_grad()
     def run(self, start: KnownTokens, labels: Tensor) -> Tokens:
-        """All steps, then one look at whether every prediction was finite.
+        """Run all steps and return the tokens.
 
         Args:
             start: Known bits and hidden positions.
-            labels: (B,) int64 in [0, num_classes].
+            labels: Class of each image, (B,) int64 in [0, num_classes].
 
         Raises:
-            ValueError: If there are more steps than tokens in a whole image, or a prediction
-                was not finite.
+            ValueError: If there are more steps than tokens in a whole image, or a prediction is
+                not finite.
         """
         hidden, bits = start.hidden, start.codes
         labeled = bool((labels < self.generator.num_classes).any())
@@ -216,7 +219,7 @@ class BigrSampler:
             acts = guided and any(row.guidance != 1 for row in rows)
             conditions = self._conditions(bits, hidden, classes, start.valid, acts)
             width = max(row.hidden + row.revealed for row in rows)
-            # The hidden positions of each image first; where others have more, known ones follow.
+            # Hidden positions of each image first; known ones fill up to the largest number.
             order = (~hidden).byte().argsort(dim=1, stable=True)[:, :width]
             conditions = _at(conditions, order.repeat(len(conditions) // len(order), 1))
             drawn, p, bad = self._denoise(conditions, order, guidance[step][..., None], draw)
@@ -233,9 +236,9 @@ class BigrSampler:
         return Tokens(bits, self.binary, start.lengths).regroup(self.generator.spec.codebook_sizes)
 
     def _tables(self, counts: list[int]) -> list[tuple[SamplingStep, ...]]:
-        """The rows of all images, step by step: each image has a table of its own.
+        """Table rows of all images, step by step; an image has one table row per step.
 
-        Where a part of an image is drawn there are at most as many steps as tokens in it.
+        The part of an image that is edited has at most as many steps as tokens.
         """
         tables = {}
         for count in set(counts):
@@ -248,7 +251,7 @@ class BigrSampler:
     def _conditions(
         self, bits: Tensor, hidden: Tensor, classes: Tensor, valid: Tensor | None, guided: bool
     ) -> Tensor:
-        """Conditions of all positions, (B, N, D); guided also those without class, (2B, N, D)."""
+        """Conditions of all positions, (B, N, D); if guided, followed by those without class."""
         if not guided:
             return self.predict(bits, hidden, classes, valid)
         nothing = torch.full_like(self.seeds, self.generator.num_classes)
@@ -262,17 +265,17 @@ class BigrSampler:
     def _denoise(
         self, conditions: Tensor, order: Tensor, guidance: Tensor, draw: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The head's chain, from fair coins to bits.
+        """Run the head's chain, from fair coins to bits.
 
         Args:
-            conditions: (B, M, D), or (2B, M, D) as of `_conditions`.
-            order: Positions, (B, M) int64: the numbers of a slot are those of its position.
-            guidance: Scale, (B, 1, 1).
-            draw: Number of the first draw: one for the start, one for each step.
+            conditions: Conditions (B, M, D), or (2B, M, D) from `_conditions` if guided.
+            order: Positions, (B, M) int64; random numbers belong to the position.
+            guidance: Guidance scale, (B, 1, 1).
+            draw: Number of the first random draw: one for the start, one for each step.
 
         Returns:
-            Bits (B, M, K); p, (B, M, K) float32, the probability that a bit is 1 without what its
-            own value says; and whether a prediction was not finite, a scalar.
+            Bits (B, M, K); p, (B, M, K) float32, the probability that a bit is 1, not using its own
+            value; and whether a prediction is not finite, a scalar bool.
         """
         diffusion, final = self.diffusion, self.settings.final
         x = (_at(uniform(self.seeds, draw, self.shape), order) < 0.5).long()
@@ -297,7 +300,7 @@ class BigrSampler:
         return drawn.long(), p, bad | ~logits.isfinite().all()
 
     def _logits(self, x: Tensor, t: Tensor, conditions: Tensor, guidance: Tensor) -> Tensor:
-        """Guided logits (B, M, K) of the flips, over the temperature; t is a scalar."""
+        """Guided logits (B, M, K) of the flips, divided by the temperature; t is a scalar."""
         if len(conditions) == len(x):
             return self.predict_flips(x, t, conditions) / self.settings.temperature
         cond, uncond = self.predict_flips(torch.cat([x] * 2), t, conditions).chunk(2)
@@ -312,7 +315,7 @@ class BigrSampler:
 
 
 def _at(x: Tensor, order: Tensor) -> Tensor:
-    """The rows (B, M, C) of (B, N, C) at these positions, (B, M)."""
+    """Rows (B, M, C) of x (B, N, C) at the positions `order` (B, M)."""
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
 
 

@@ -1,12 +1,12 @@
-"""The sampler of Bernoulli diffusion over all bits of an image (arXiv:2304.04820).
+"""Sampler of Bernoulli diffusion over all bits of an image (arXiv:2304.04820).
 
 It starts from fair coins, and every step flips each bit with the probability that the reverse
 kernel of the process gives it (`generators/processes/bernoulli.py`). Editing is the same loop with
-the bits of some positions put back, without noise, after every step.
+the bits of known positions restored, without noise, after every step.
 
-Every random number belongs to (seed of the image, step, slot), so an image is the same in whatever
-batch or process it is made, as far as the network computes it the same. The loop never waits for
-the device: predictions that are not finite are reported after it.
+Every random number is a function of (seed of the image, step, slot), so an image does not depend on
+the batch or the process that draws it, up to the network's rounding. The loop never waits for the
+device: predictions that are not finite are reported after it.
 """
 
 import dataclasses
@@ -29,21 +29,21 @@ from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
 
-_START = 0  # draw of the fair coins; step i, from 1, is draw i
+_START = 0  # number of the random draw of the fair coins; step i, from 1, has draw i
 
 
 @dataclass(frozen=True, kw_only=True)
 class BernoulliSampling:
-    """How tokens are drawn from binary latent diffusion.
+    """Settings of the sampler of binary latent diffusion.
 
     Args:
-        num_steps: Steps, at most those of the training; None: as many.
-        guidance: Scale of classifier-free guidance; 1 = off. The reference's omega is this less 1.
-        temperature: Divides the predicted logits, > 0. Below 1, fewer bits are in doubt.
-        final: The last step: `sample` draws it, as all others; `map` takes the likelier value of
-            each bit; `reference` flips where the predicted logit is positive, as the published
-            code. For the balanced loss that is not the likelier value: it leaves out what the bit's
-            own value says, and narrows the distribution.
+        num_steps: Number of steps, at most those of the training; None: as many.
+        guidance: Scale of classifier-free guidance; 1 = off. The reference's omega is this minus 1.
+        temperature: Divisor of the predicted logits, > 0; below 1 predictions are sharper.
+        final: Last step: `sample` draws each bit, as all other steps; `map` takes the likelier
+            value of each bit; `reference` flips where the predicted logit is positive, as the
+            published code does. With the balanced loss that is not the likelier value, since the
+            logit does not use the bit's own value; it narrows the distribution.
     """
 
     __pydantic_config__ = STRICT
@@ -64,7 +64,7 @@ def sample_bernoulli(
     *,
     predict: Callable[..., Tensor] | None = None,
 ) -> Tokens:
-    """Draw tokens.
+    """Draw tokens with binary latent diffusion.
 
     Args:
         generator: Generator in eval mode.
@@ -76,8 +76,8 @@ def sample_bernoulli(
         Tokens of the generator's spec; known positions are unchanged.
 
     Raises:
-        ValueError: If there are more steps than in the training, guidance is asked of an
-            unconditional model, or a prediction was not finite.
+        ValueError: If there are more steps than in training, the generator is unconditional and
+            guidance is not 1, or a prediction is not finite.
 
     Source: arXiv:2304.04820 and its code.
     """
@@ -118,7 +118,7 @@ def _resolve(generator: BinaryLatentDiffusion, settings: BernoulliSampling) -> B
 
 
 def _published(config: BinaryLatentDiffusionConfig) -> BernoulliSampling | None:
-    """Settings of the commands of ZeWang95/BinaryLatentDiffusion, for its size."""
+    """Settings in the commands of ZeWang95/BinaryLatentDiffusion, for models of its size."""
     if (config.transformer.width, config.transformer.num_layers) != (768, 24):
         return None
     return BernoulliSampling(temperature=0.9, final="reference")

@@ -1,9 +1,9 @@
-"""Editing with any generator: some tokens of a picture are kept, the others drawn anew.
+"""Editing with any generator: some tokens of a picture are kept, the others are drawn anew.
 
-Inpainting hides what a mask or a box covers, outpainting what lies outside it, class editing does
-either with another label, variation hides a random share, and enriching hides a quarter at a time
-until every token was drawn anew. All of them are `generate` with some tokens known, whatever the
-generator. So is interpolation, with a generator whose classes are mixtures of two.
+Inpainting redraws what a mask or a box covers, outpainting what lies outside it, class editing does
+either with another label, variation redraws a random share, and enriching redraws a quarter at a
+time until every token is new. All of them are `generate` with some tokens known, whatever the
+generator. Interpolation is `generate` with a generator whose classes are mixtures of two.
 """
 
 import copy
@@ -25,19 +25,19 @@ from ..tokens.tokens import Tokens, TokenSpec
 from .generate import generate
 from .request import whole_numbers
 
-_VARIATION = 2**31 + 1  # the draw that chooses what a variation hides
-_ENRICHMENT = 2**31 + 16  # the draws that order the quarters, one for each repeat
+_VARIATION = 2**31 + 1  # number of the random draw that chooses the positions of a variation
+_ENRICHMENT = 2**31 + 16  # first of the draws that order the quarters, one for each repeat
 _CELL = 2  # side of the cells of `enrich`, in tokens
 
 
 def read_masked_image(
     picture: Path | str | Image.Image, mask_path: Path | str | None, resolution: int
 ) -> tuple[Tensor, Tensor | None]:
-    """A picture and its mask, resized and centre-cropped alike.
+    """Read a picture and its mask, resized and centre-cropped in the same way.
 
     Args:
         picture: Picture file or PIL image.
-        mask_path: Picture of the same size, light (128 to 255) where to draw anew; or None.
+        mask_path: Picture of the same size, light (128 to 255) where to draw anew; None: no mask.
         resolution: Resolution of the tokenizer, in pixels.
 
     Returns:
@@ -67,32 +67,38 @@ def box_mask(box: tuple[int, int, int, int], resolution: int, *, outside: bool =
 
     Args:
         box: Left, top, right, bottom; right and bottom are not included.
-        resolution: Height and width of the picture.
-        outside: Hide what the box leaves out (outpainting) instead of what it covers.
+        resolution: Height and width of the picture, in pixels.
+        outside: Whether to mark what lies outside the box (outpainting), not what it covers.
+
+    Returns:
+        Mask (R, R) bool, True where to draw anew.
 
     Raises:
-        ValueError: If the box is empty or leaves the picture.
+        ValueError: If the box is empty or extends beyond the picture.
     """
     left, top, right, bottom = box
     if not (0 <= left < right <= resolution and 0 <= top < bottom <= resolution):
-        raise ValueError(f"box {box}: expected 0 <= left < right <= {resolution}, likewise top")
+        raise ValueError(
+            f"box {box}: expected 0 <= left < right <= {resolution} and "
+            f"0 <= top < bottom <= {resolution}"
+        )
     mask = torch.zeros(resolution, resolution, dtype=torch.bool)
     mask[top:bottom, left:right] = True
     return ~mask if outside else mask
 
 
 def token_mask(mask: Tensor, spec: TokenSpec) -> Tensor:
-    """Positions with at least one hidden pixel in their cell of the grid, (N,) bool.
+    """Positions with at least one marked pixel in their cell of the grid, (N,) bool.
 
     Args:
-        mask: Hidden pixels, (H, W) bool; H and W are multiples of the grid.
-        spec: Tokens of a two-dimensional grid.
+        mask: True at pixels to draw anew, (H, W) bool; H and W are multiples of the grid's sides.
+        spec: Spec of tokens in a two-dimensional grid.
 
     Raises:
-        ValueError: If the tokens are no grid, the size does not fit, or nothing is hidden.
+        ValueError: If the tokens form no grid, the size does not fit, or no pixel is marked.
     """
     if len(spec.shape) != 2:
-        raise ValueError(f"a mask of pixels needs a grid of tokens; {spec} has none")
+        raise ValueError(f"mask: expected tokens in a grid of two dimensions, found {spec}")
     rows, columns = spec.shape
     height, width = mask.shape
     if height % rows or width % columns:
@@ -104,7 +110,12 @@ def token_mask(mask: Tensor, spec: TokenSpec) -> Tensor:
 
 
 def variation_mask(seeds: Tensor, spec: TokenSpec, share: float) -> Tensor:
-    """A random share of the positions of each image, (B, N) bool: at least one, the rest known.
+    """Random positions of each image to draw anew, (B, N) bool, at least one.
+
+    Args:
+        seeds: Seed of each image, (B,) int64.
+        spec: Spec of the tokens.
+        share: Share of the positions to draw, in (0, 1].
 
     Raises:
         ValueError: If the share is outside (0, 1].
@@ -126,22 +137,22 @@ def enrich(
     repeats: int = 4,
     **options: Any,
 ) -> Tokens:
-    """Draw all tokens of a picture anew, a quarter at a time, for detail that it lacks.
+    """Draw all tokens of a picture anew, a quarter at a time, to add detail.
 
-    The quarters are the four places in cells of 2x2 tokens; each image takes them in a random order
-    of its own, another in every repeat, and every turn draws other numbers.
+    The quarters are the four places in cells of 2x2 tokens. Each image takes them in a random order
+    of its own, which differs between repeats, and every turn has its own random numbers.
 
     Args:
         generator: Generator of any kind, in eval mode.
-        tokens: Tokens of a picture that was enlarged, for example; one image for all or one each.
-        labels: Classes, as in `generate`; published: none.
-        seeds: One per image, at least 0.
-        repeats: How often every token is drawn anew.
-        options: Options of `generate` for each of the `4 * repeats` runs; published, for BiGR: the
-            linear schedule.
+        tokens: Tokens of a picture, e.g. an enlarged one; one image for all or one each.
+        labels: Class of each image, as in `generate`; published: none.
+        seeds: Seed of each image, at least 0.
+        repeats: Number of times that every token is drawn anew, at least 1.
+        options: Arguments of `generate` for each of the `4 * repeats` calls; published for BiGR:
+            `schedule="linear"`.
 
     Raises:
-        ValueError: If the tokens are no grid of at least 2x2, or an option does not fit.
+        ValueError: If the tokens form no grid of at least 2x2, or an argument is out of range.
 
     Source: arXiv:2410.14672 section 3.4 and its code, there with BiGR alone.
     """
@@ -167,14 +178,14 @@ def enrich(
 
 
 def between(generator: Generator, first: int, last: int, num: int) -> Generator:
-    """A generator whose classes are mixtures: the way from one class to another in equal steps.
+    """A generator whose classes are mixtures, leading from one class to another in equal steps.
 
         mixtures = between(generator, 3, 7, 9)
         tokens = generate(mixtures, range(9), seeds=[0] * 9)
 
     Class i has the embedding (1 - a) e_first + a e_last with a = i / (num - 1). Everything else
-    is as before, "no label" included, and all other weights are those of `generator`, not copies.
-    It is another model: it has no fingerprint, and classes with names of their own.
+    is as in `generator`, also without a label; all other weights are shared with it, not copied.
+    The result counts as another model: it has no fingerprint, and its classes have other names.
 
     Args:
         generator: Generator with classes.
@@ -183,18 +194,20 @@ def between(generator: Generator, first: int, last: int, num: int) -> Generator:
         num: Number of classes of the result, at least 2.
 
     Raises:
-        ValueError: If a class does not exist, or there are fewer than two to make.
+        ValueError: If a class does not exist, or `num` is below 2.
 
     Source: arXiv:2410.14672 section 3.4 and its code, there with BiGR alone.
     """
     for label in (first, last):
         if not 0 <= label < generator.num_classes:
             raise ValueError(
-                f"between: class {label} of a generator of type {generator.config.type} with "
-                f"{generator.num_classes} classes, numbered from 0"
+                f"between: found class {label} of a generator of type {generator.config.type} with "
+                f"{generator.num_classes} classes; expected a class numbered from 0"
             )
     if num < 2:
-        raise ValueError(f"between: expected at least 2 pictures, the two ends; found {num}")
+        raise ValueError(
+            f"between: expected at least 2 pictures, one for each of both classes; found {num}"
+        )
     attached = vars(generator).get("_tokenizer", [])
     shared = (*generator.parameters(), *generator.buffers(), *attached)
     mixed = copy.deepcopy(generator, {id(part): part for part in shared})
@@ -204,7 +217,7 @@ def between(generator: Generator, first: int, last: int, num: int) -> Generator:
             rows = table.weight.detach()
             share = torch.linspace(0, 1, num, device=rows.device)[:, None].to(rows.dtype)
             ways = (1 - share) * rows[first] + share * rows[last]
-            nothing = rows[generator.num_classes :]  # no row where "no label" is no token
+            nothing = rows[generator.num_classes :]  # empty where "no label" has no embedding
             table = nn.Embedding(num + len(nothing), rows.shape[1], device="meta")
             table.weight = nn.Parameter(torch.cat([ways, nothing]), requires_grad=False)
             part.class_embedding = table

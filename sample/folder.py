@@ -1,7 +1,7 @@
-"""Samples as files: PNGs, a labelled grid, the tokens, and one JSON line an image.
+"""Samples as files: PNGs, a labelled grid, the tokens, and one JSON line per image.
 
-Several processes share the work when they were launched together; every image depends on its own
-seed, so their number changes nothing.
+Processes that were launched together share the work; every image depends on its own seed alone, so
+their number does not change the images.
 """
 
 import contextlib
@@ -52,27 +52,28 @@ def sample_to_folder(
 
     Args:
         generator: Generator in eval mode, as `load_generator` returns it.
-        out: Folder to make: `000000.png` and so on, `grid.png` (the first 64), `images.jsonl`,
-            `tokens.safetensors`.
+        out: Folder to create, with `000000.png` and so on, `grid.png` (the first 64 images),
+            `images.jsonl` and `tokens.safetensors`.
         labels: Class of each image, -1 for none.
         seeds: Seed of each image.
         sampling: Settings of the sampler; None: the generator's own.
-        batch_size: Images drawn at once, per process.
+        batch_size: Number of images drawn at once, per process.
         precision: Precision of the network, as in `generate`.
-        compile: Run the network through torch.compile, as in `generate`.
-        overwrite: Replace samples of ours that are already there.
+        compile: Whether to run the network through torch.compile, as in `generate`.
+        overwrite: Whether to replace existing samples that tessella wrote.
         inputs: Files and folders that are being read, which are never replaced.
-        progress: Show a progress bar on stderr.
+        progress: Whether to show a progress bar on stderr.
         name: Name of the generator in the files, e.g. its path.
         processes: Processes that share the work, from `join_processes`; None: this one alone.
 
     Returns:
-        On the main process what was written and how fast; empty on the others.
+        On the main process `folder`, `images`, `bits_per_image`, `images_per_second` and
+        `sampling`; empty on the others.
 
     Raises:
         ValueError: If labels, seeds or settings do not fit the generator.
         FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
-        SaveError: If the disk refuses; nothing is left behind.
+        SaveError: If writing fails; nothing is left behind.
     """
     sampling = with_steps(generator, choose_sampling(generator, sampling, {}))
     if not labels or len(labels) != len(seeds):
@@ -80,7 +81,7 @@ def sample_to_folder(
             f"expected a label and a seed per image, found {len(labels)} and {len(seeds)}"
         )
     request = Request.make(generator, labels, seeds=seeds)
-    # Here already, so that every process says so and none waits for another.
+    # Checked here by every process, so that none waits for a main process that has failed.
     check_replaceable(out, "samples", overwrite=overwrite, inputs=inputs)
     rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
     share = -(-len(request) // world)
@@ -142,11 +143,11 @@ def _describe(
     sampling: Sampling,
     name: str,
 ) -> None:
-    """Grid and JSON lines of a folder whose pictures are all there."""
+    """Write the grid and the JSON lines of a folder that has all its pictures."""
     shown = range(min(len(labels), _GRID_IMAGES))
     names = [class_name(generator, label) for label in labels]
     pictures = [read_image(folder / file_of(i)) for i in shown]
-    kinds = min(len(set(labels)), _GRID_COLUMNS)  # labels that take turns stand below each other
+    kinds = min(len(set(labels)), _GRID_COLUMNS)  # labels in turn: equal ones share a column
     columns = min(kinds * max(1, 8 // kinds), len(shown))
     image_grid(pictures, columns, [names[i] for i in shown]).save(folder / "grid.png")
     facts = {
@@ -169,7 +170,7 @@ def _shared_folder(
     overwrite: bool,
     inputs: Sequence[str | os.PathLike[str]],
 ) -> Iterator[Path]:
-    """The unfinished folder of the main process, for all; it gets its name when all are done."""
+    """Yield the main process's temporary folder to all; it is renamed when all have finished."""
     with contextlib.ExitStack() as stack:
         place = [""]
         if processes is None or processes.is_main_process:

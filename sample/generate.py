@@ -1,4 +1,4 @@
-"""Tokens from a generator: labels and seeds in, `Tokens` out, in batches."""
+"""Drawing of tokens from a generator: labels and seeds in, `Tokens` out, in batches."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -47,26 +47,26 @@ def generate(
     Args:
         generator: Generator in eval mode, as `load_generator` returns it.
         labels: Class of each image, 0 to num_classes - 1, or -1 for none; None: no labels.
-        seeds: One seed per image; image i depends on seed i alone. None: 0, 1, 2, ...
-        num: Number of images where neither labels nor seeds say it.
+        seeds: Seed of each image; image i depends on seed i alone. None: 0, 1, 2, ...
+        num: Number of images if neither labels nor seeds are given; None: 1, or that of `known`.
         sampling: Settings of the sampler; None: those in the generator's card, or the defaults.
         known: Tokens to keep where `mask` is False, one image for all or one each.
         mask: True at positions to draw anew, (N,), (1, N) or (B, N) bool; goes with `known`.
-        lengths: Real positions of each image, for ordered tokens; None: all.
-        batch_size: Images drawn at once.
+        lengths: Number of real positions of each image, for ordered tokens; None: all.
+        batch_size: Number of images drawn at once.
         precision: Precision of the network; `auto` is bf16 on CUDA and fp32 on a CPU.
-        compile: Run the network through torch.compile, on CUDA inside CUDA graphs; batches are then
-            filled up to `batch_size` so that shapes never change.
-        progress: Show a progress bar on stderr.
-        knobs: Settings of the generator's sampler that replace those of `sampling`.
+        compile: Whether to run the network through torch.compile, on CUDA inside CUDA graphs;
+            batches are then padded to `batch_size` so that shapes never change.
+        progress: Whether to show a progress bar on stderr.
+        knobs: Settings of the generator's sampler by name that replace those of `sampling`.
 
     Returns:
         Tokens of the generator's spec, on its device.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others, the generator is in
+        ValueError: If an argument is out of range or contradicts another, the generator is in
             training mode, or its predictions are not finite.
-        TypeError: If a knob is unknown.
+        TypeError: If the generator's sampler has no setting of a name in `knobs`.
     """
     sampling = choose_sampling(generator, sampling, knobs)
     request = Request.make(
@@ -92,18 +92,18 @@ def generate_batches(
     precision: Precision = "auto",
     compile: bool = False,
 ) -> Iterator[Tokens]:
-    """Draw the images of a request, batch after batch.
+    """Draw the images of a request, batch by batch.
 
     Args:
         generator: Generator in eval mode.
-        request: Images to draw, as `Request.make` checked them.
+        request: Images to draw, from `Request.make`.
         sampling: Settings of the generator's sampler.
-        batch_size: Images drawn at once.
+        batch_size: Number of images drawn at once.
         precision: Precision of the network; `auto` is bf16 on CUDA and fp32 on a CPU.
-        compile: As in `generate`.
+        compile: Whether to run the network through torch.compile, as in `generate`.
 
     Returns:
-        Iterator over the tokens of `batch_size` images each; the last one may have fewer.
+        Iterator over the tokens of `batch_size` images each; the last batch may have fewer.
 
     Raises:
         ValueError: If the generator is in training mode, or an option is out of range; and, while
@@ -111,13 +111,14 @@ def generate_batches(
     """
     if generator.training:
         raise ValueError(
-            "generate: the generator is in training mode, where dropout would disturb the seeds; "
-            "call generator.eval() first"
+            "generate: the generator is in training mode, where dropout makes images differ from "
+            "those of their seeds; call generator.eval() first"
         )
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
     if precision not in get_args(Precision):
-        raise ValueError(f"precision: expected {', '.join(get_args(Precision))}, found {precision}")
+        choices = ", ".join(get_args(Precision))
+        raise ValueError(f"precision: expected one of {choices}, found {precision}")
     draw = sampler_of(generator).draw
     predict = compiled_predict(generator) if compile else None
     kind = request.seeds.device.type
@@ -137,16 +138,19 @@ def generate_batches(
 
 
 def compiled_predict(generator: Generator) -> Callable[..., Tensor]:
-    """`predict` through torch.compile, for one shape; on CUDA its kernels run as one CUDA graph.
+    """`generator.predict` through torch.compile, for one shape; on CUDA inside a CUDA graph.
 
-    The graph writes its result where the one before stood, so each is copied out.
+    A CUDA graph overwrites its previous result, so every result is copied.
 
     Raises:
-        ValueError: If the generator's sampler runs more than one network.
+        ValueError: If the generator has no single network that could be compiled.
     """
     network = getattr(generator, "predict", None)
     if network is None:
-        raise ValueError(f"compile: not for generators of type {generator.config.type}")
+        raise ValueError(
+            f"compile: not for generators of type {generator.config.type}, which have no single "
+            "network to compile; expected False"
+        )
     if next(generator.parameters()).device.type != "cuda":
         return torch.compile(network, fullgraph=True, dynamic=False)
     graphed: Callable[..., Tensor] = torch.compile(

@@ -21,12 +21,13 @@ def guidance_at(
     """Guidance scale of a step: 1 + (scale - 1) * ramp(step / num_steps).
 
     Args:
-        step: 0 to num_steps - 1.
-        num_steps: Steps of the sampler.
-        scale: Value at the end of the ramp; 1 = off.
-        schedule: ramp(x) = 1 (`constant`), x (`linear`), (1 - cos(pi x**power)) / 2 (`cosine`).
-            The ramps start at 0, so the first step is unguided.
-        power: Exponent p of `cosine`, > 0; large values guide late.
+        step: Number of the step, 0 to num_steps - 1.
+        num_steps: Number of steps.
+        scale: Guidance scale at the end of the ramp; 1 = off.
+        schedule: Ramp over x = step / num_steps: 1 (`constant`), x (`linear`) or
+            (1 - cos(pi x**power)) / 2 (`cosine`). The last two start at 0, so the first step is
+            unguided.
+        power: Exponent of `cosine`, > 0; with a large value guidance sets in late.
 
     Source: arXiv:2409.16211's code, "cosine" annealing with s = scale - 1.
     """
@@ -42,17 +43,39 @@ def guidance_at(
 
 
 def check_guidance(generator: Generator, scale: float) -> None:
-    """Refuse a guidance scale where there is nothing to guide; 1 = off.
+    """Refuse a guidance scale other than 1 for an unconditional generator.
 
     Raises:
-        ValueError: If the generator is unconditional.
+        ValueError: If the generator has no classes and the scale is not 1.
     """
     if generator.num_classes == 0 and scale != 1:
-        raise ValueError("guidance: this generator is unconditional, there is nothing to guide")
+        raise ValueError(
+            "guidance: this generator is unconditional, there is nothing to guide; "
+            f"expected 1, found {scale:g}"
+        )
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
-    """Guided logits; where both agree (also in -inf) they are the result, exactly."""
+    """Guided logits `uncond + scale * (cond - uncond)`.
+
+    Example:
+        >>> import torch
+        >>> from tessella.sample.guidance import guide
+        >>> cond, uncond = torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0])
+        >>> guide(cond, uncond, 3.0)
+        tensor([4., 0.])
+        >>> guide(cond, uncond, 1.0)
+        tensor([2., 0.])
+
+    Args:
+        cond: Logits with the label, of any shape.
+        uncond: Logits without a label, of the same shape.
+        scale: Guidance scale; 1 gives `cond`, 0 gives `uncond`. A tensor must broadcast.
+
+    Returns:
+        Logits of the same shape. Where both inputs are equal, also at -inf, the result equals them
+        exactly.
+    """
     return torch.where(cond == uncond, cond, uncond + scale * (cond - uncond))
 
 
@@ -66,16 +89,16 @@ def guided_prediction(
     no_label: int,
     scale: float,
 ) -> Tensor:
-    """Logits of a network over time: one forward pass, twice the batch where guidance acts.
+    """Guided logits of a network that reads a time; one forward pass, of twice the batch if guided.
 
     Args:
-        predict: (values, t, labels, valid) to logits, (B, ...).
-        values: What the network sees, (B, ...).
-        t: Times, (B,).
-        labels: (B,) int64.
-        valid: Real positions, (B, N) bool; None: all.
-        no_label: The label that means none.
-        scale: 1 = off.
+        predict: Network, (values, t, labels, valid) to logits (B, ...).
+        values: Input of the network, (B, ...).
+        t: Time of each image, (B,).
+        labels: Class of each image, (B,) int64.
+        valid: True at real positions, (B, N) bool; None: all.
+        no_label: Label that means no class.
+        scale: Guidance scale; 1 = off.
     """
     if scale == 1:
         return predict(values, t, labels, valid)

@@ -1,4 +1,4 @@
-"""Which positions a sampler draws and which it knows: the first line of every sampler."""
+"""Known positions of a request and those to draw; every sampler starts from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,12 +28,13 @@ class KnownTokens:
 
 
 def known_tokens(request: Request, spec: TokenSpec, codebook_sizes: Sequence[int]) -> KnownTokens:
-    """The known and hidden positions of a request, on the device of its seeds.
+    """Known and hidden positions of a request, on the device of its seeds.
 
     Args:
         request: Images to draw.
         spec: Token spec of the generator.
-        codebook_sizes: Sizes in which the sampler reads a position, e.g. (2, 2, ...) for bits.
+        codebook_sizes: Codebook sizes in which the sampler reads a position, e.g. (2, 2, ...) for
+            bits.
     """
     batch, device, lengths = len(request), request.seeds.device, request.lengths
     hidden = torch.ones(batch, spec.num_tokens, dtype=torch.bool, device=device)

@@ -1,13 +1,21 @@
 """Samplers of masked generators: confidence, Halton and entropy order over one unmasking loop.
 
-Every step predicts all slots, draws an entry for each hidden one, ranks the hidden slots, and
-reveals as many as the table says (`masked_steps.py`); revealed slots never change. The samplers
-differ in the ranking. Editing is the same loop with some slots known beforehand.
+All slots (positions times groups) start hidden, except known ones when editing. One step:
 
-Every random number belongs to (seed of the image, step, slot), so an image is the same in whatever
-batch or process it is made, as far as the network computes it the same. The loop has static
-shapes and never waits for the device: counts, scales and temperatures are uploaded before it
-starts, and predictions that are not finite are reported after it.
+    logits = guide(predict(indices, hidden, label), predict(indices, hidden, none), guidance)
+    p = softmax(logits / temperature)                # predict an entry for every slot
+    drawn = draw(p)                                  # draw an entry for every slot
+    chosen = the `revealed` highest of rank(p, drawn) among the hidden slots
+    indices[chosen], hidden[chosen] = drawn[chosen], False
+
+Revealed slots never change; after the last step none is hidden, and the tokenizer decodes the
+picture. The samplers differ in `rank` alone: confidence, entropy or Halton order. The table of
+`masked_steps.py` gives `revealed`, `guidance` and `temperature` of each step.
+
+Every random number is a function of (seed of the image, step, slot), so an image does not depend on
+the batch or the process that draws it, up to the network's rounding. The loop has static shapes and
+never waits for the device: counts, scales and temperatures are uploaded before it starts, and
+predictions that are not finite are reported after it.
 """
 
 import dataclasses
@@ -29,8 +37,8 @@ from .sampler import Sampler
 
 Ranking = Callable[[Tensor, Tensor, int], Tensor]
 """(distributions (B, N, G, K), drawn entries (B, N, G), step) to priorities (B, N, G)."""
-_DRAWS = 2  # of every step: entries, order
-_SETUP = 2**31  # draws before the first step, apart from those of the steps
+_DRAWS = 2  # random draws per step: entries, order
+_SETUP = 2**31  # number of the draw before the first step, apart from those of the steps
 
 
 def sample_masked(
@@ -40,7 +48,7 @@ def sample_masked(
     *,
     predict: Callable[..., Tensor] | None = None,
 ) -> Tokens:
-    """Draw tokens in the order that the settings name.
+    """Draw tokens with a masked generator, in the order that `settings.sampler` names.
 
     Args:
         generator: Generator in eval mode.
@@ -52,8 +60,8 @@ def sample_masked(
         Tokens of the generator's spec; known positions are unchanged.
 
     Raises:
-        ValueError: If there are more steps than slots of a whole image, guidance is asked of an
-            unconditional model, or a prediction was not finite.
+        ValueError: If there are more steps than slots in a whole image, the generator is
+            unconditional and guidance is not 1, or a prediction is not finite.
     """
     state = SamplingState(generator, request, settings, predict or generator.predict)
     match settings.sampler:
@@ -68,10 +76,10 @@ def sample_masked(
 
 
 def confidence_ranking(state: "SamplingState") -> Ranking:
-    """Log p of the drawn entry plus Gumbel noise.
+    """Rank slots by log p of the drawn entry plus Gumbel noise, the highest first.
 
     Source: arXiv:2202.04200 section 3.2, in the form of arXiv:2409.16211's code: noise times 1 - t,
-    in nats. Ties go to the first slot; the reference then reveals too few, or all.
+    in nats. Of equal slots the first is revealed; the reference then reveals too few, or all.
     """
 
     def rank(p: Tensor, drawn: Tensor, step: int) -> Tensor:
@@ -83,10 +91,10 @@ def confidence_ranking(state: "SamplingState") -> Ranking:
 
 
 def entropy_ranking(state: "SamplingState") -> Ranking:
-    """Least entropy of the predicted distribution first, whatever entry was drawn.
+    """Rank slots by the entropy of the predicted distribution, the lowest first.
 
-    Source: arXiv:2410.14672 (BiGR) orders bits so; here it is the entropy of a group, in nats, less
-    Gumbel noise times 1 - t.
+    Source: arXiv:2410.14672 (BiGR) orders bits in this way; here the order is by the entropy of a
+    group, in nats, less Gumbel noise times 1 - t.
     """
 
     def rank(p: Tensor, drawn: Tensor, step: int) -> Tensor:
@@ -98,10 +106,10 @@ def entropy_ranking(state: "SamplingState") -> Ranking:
 
 
 def halton_ranking(state: "SamplingState") -> Ranking:
-    """Halton order: neither confidence nor noise, every step spread over the picture.
+    """Rank slots in Halton order, which spreads every step over the picture, without noise.
 
-    Source: arXiv:2503.17076. Its temperature is an inverse one; ours divides the logits. With
-    several groups the order runs over the slots, see `MaskedSampling.halton_groups`.
+    Source: arXiv:2503.17076, whose temperature multiplies the logits; ours divides them. With
+    several groups the order runs over the slots; see `MaskedSampling.halton_groups`.
     """
     settings, seeds = state.settings, state.seeds
     num_tokens, num_groups = state.generator.spec.num_tokens, state.generator.num_groups
@@ -118,7 +126,14 @@ def halton_ranking(state: "SamplingState") -> Ranking:
 
 
 class SamplingState:
-    """What the loop carries: slots, hidden slots, and the table on the device."""
+    """State of the loop: indices, hidden slots, and the table on the device.
+
+    Args:
+        generator: Generator in eval mode.
+        request: Images to draw: labels, seeds, known tokens, lengths.
+        settings: Settings of the sampler.
+        predict: `generator.predict`, or a replacement of it.
+    """
 
     def __init__(
         self,
@@ -135,7 +150,7 @@ class SamplingState:
         self._tabulate(settings, start.hidden.sum(1).tolist())
 
     def _tabulate(self, settings: MaskedSampling, positions: list[int]) -> None:
-        """Upload the table of every image: each has its own, from its own number of slots."""
+        """Upload the table of every image, which depends on its number of hidden positions."""
         groups = self.generator.num_groups
         unit = settings.unit(groups)
         check_guidance(self.generator, settings.guidance)
@@ -163,7 +178,14 @@ class SamplingState:
 
     @torch.no_grad()
     def run(self, rank: Ranking) -> Tokens:
-        """All steps, then one look at whether every prediction was finite."""
+        """Run all steps and return the tokens.
+
+        Args:
+            rank: Ranking of the hidden slots.
+
+        Raises:
+            ValueError: If a prediction is not finite.
+        """
         sizes = torch.tensor(self.generator.codebook_sizes, device=self.seeds.device)
         failed = torch.zeros((), dtype=torch.int64, device=self.seeds.device)
         for step, guided in enumerate(self.guided):
@@ -171,10 +193,10 @@ class SamplingState:
             if self.greedy:
                 p, drawn = logits.softmax(-1), logits.argmax(-1)
             else:
-                # At temperature 0, where some annealing ends, the likeliest entry has p = 1.
+                # Annealing may end at temperature 0, where the likeliest entry has p = 1.
                 p = (logits / self.temperature[step].clamp(min=1e-6)).softmax(-1)
                 drawn = draw(p, uniform(self.seeds, _DRAWS * step, p.shape[1:3]))
-                drawn = torch.minimum(drawn, sizes - 1)  # whatever a parallel cumsum rounds to
+                drawn = torch.minimum(drawn, sizes - 1)  # a parallel cumsum may round beyond it
             bad = p.isnan().any() & (failed == 0)
             failed = torch.where(bad, step + 1, failed)
             priority = rank(p, drawn, step).masked_fill(~self.hidden, -torch.inf)
@@ -188,7 +210,7 @@ class SamplingState:
         return tokens.regroup(self.generator.spec.codebook_sizes)
 
     def _logits(self, step: int, guided: bool) -> Tensor:
-        """Guided logits (B, N, G, K): one forward pass, twice the batch where guidance acts."""
+        """Guided logits (B, N, G, K) from one forward pass, of twice the batch if guided."""
         if not guided:
             return self.predict(self.indices, self.hidden, self.labels, self.valid)
         nothing = torch.full_like(self.labels, self.generator.num_classes)
@@ -203,11 +225,11 @@ class SamplingState:
 
 
 def draw(p: Tensor, u: Tensor) -> Tensor:
-    """Entries drawn by inverting the cumulative distribution.
+    """Draw entries by inverting the cumulative distribution.
 
     Args:
         p: Distributions over the last dimension, (..., K); they need not sum to 1.
-        u: One number in (0, 1) each, (...).
+        u: Uniform random number in (0, 1) for each distribution, (...).
 
     Returns:
         The first entry whose cumulative share reaches u, (...) int64; never one with p = 0.
@@ -218,14 +240,19 @@ def draw(p: Tensor, u: Tensor) -> Tensor:
 
 
 def first(priority: Tensor, count: Tensor) -> Tensor:
-    """True at the `count` (B, 1) highest priorities of each row (B, M); ties: the first ones."""
+    """Mask of the highest priorities in each row, (B, M) bool.
+
+    Args:
+        priority: Priorities (B, M); of equal ones, those of lower index come first.
+        count: Number of entries to mark in each row, (B, 1) int64.
+    """
     order = priority.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(priority.shape[1], device=priority.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places) < count
 
 
 def masked_table(generator: MaskedGenerator, settings: MaskedSampling) -> tuple[SamplingStep, ...]:
-    """What each step does when a whole image is drawn.
+    """Table of the steps that draw a whole image.
 
     Raises:
         ValueError: If there are more steps than slots.
@@ -238,7 +265,7 @@ def _resolve(generator: MaskedGenerator, settings: MaskedSampling) -> MaskedSamp
     return dataclasses.replace(settings, num_steps=len(masked_table(generator, settings)))
 
 
-_PUBLISHED = {  # bits: guidance s, noise on the order, power of the guidance ramp
+_PUBLISHED = {  # number of bits: guidance s, noise on the order, power of the guidance ramp
     10: (6.4, 10.5, 2.5),
     12: (7.1, 8.2, 3.0),
     14: (7.1, 7.8, 3.0),
@@ -248,7 +275,7 @@ _PUBLISHED = {  # bits: guidance s, noise on the order, power of the guidance ra
 
 
 def _published(config: MaskBitConfig | MaskGITConfig) -> MaskedSampling | None:
-    """Settings of markweberdev/maskbit's table of results: 64 steps; our guidance is theirs + 1."""
+    """Settings of markweberdev/maskbit's table of results: 64 steps, guidance s + 1."""
     sizes, trunk = config.codebook_sizes or (), config.transformer
     num_bits = sum(size.bit_length() - 1 for size in sizes)
     published_size = (trunk.width, trunk.num_layers, len(sizes)) == (1024, 24, 2)

@@ -1,9 +1,9 @@
-"""Settings of the masked samplers, and the table of what each step does, computed beforehand.
+"""Settings of the masked samplers, and the table of all steps, computed before the first one.
 
 The published arccos schedule hides floor(gamma(t) M) of M slots after a share t of the steps. Near
 t = 1, arccos falls like a square root: with 64 steps and 512 slots the last step alone must reveal
-57 of them independently of each other. `schedule: linear` reveals equally many in every step
-(counts differ by at most 1), `cosine` ends most gently.
+57 of them independently of each other. `schedule=linear` reveals equally many slots in every step
+(counts differ by at most 1); with `cosine` the last steps reveal the fewest.
 """
 
 import math
@@ -30,26 +30,26 @@ _CHOICES: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedSampling:
-    """How tokens are drawn from a masked generator.
+    """Settings of the sampler of masked generators.
 
     Args:
         sampler: Order of revealing: `confidence` takes the slots predicted with most confidence
-            (MaskGIT, MaskBit), `halton` follows a fixed spread-out order, `entropy` takes the most
-            certain distributions first.
+            (MaskGIT, MaskBit), `halton` follows a fixed spread-out order, `entropy` takes the
+            distributions of least entropy first.
         num_steps: Number of steps, at most the slots to reveal; None: 16, or fewer where there
             are fewer slots.
         schedule: Share of slots still hidden over the steps: `arccos`, `cosine`, `linear`, ...
-        guidance: Guidance scale that its ramp approaches; 1 = off. A ramp starts at 1, so a single
-            step is guided by a `constant` schedule only.
+        guidance: Guidance scale at the end of its ramp; 1 = off. A ramp starts at 1, so a single
+            step is guided with `guidance_schedule=constant` only.
         guidance_schedule: Ramp of the guidance over the steps: `constant`, `linear` or `cosine`.
-        guidance_power: Exponent of the cosine ramp.
+        guidance_power: Exponent of the cosine ramp, > 0.
         temperature: Temperature of the distributions; 0 takes the likeliest entry.
         temperature_end: Temperature after the last step, reached linearly; None: constant.
-        randomness: Gumbel noise on the order, in nats, falling linearly to 0 (`confidence` and
-            `entropy`): small values give safe and similar pictures.
-        halton_groups: Order of the groups: `passes`: one pass over the positions per group, so that
-            later groups see the earlier ones of their position; `together`: all groups of a
-            position at once.
+        randomness: Scale of the Gumbel noise on the order, in nats, falling linearly to 0
+            (`confidence` and `entropy`); small values give safe and similar pictures.
+        halton_groups: Order of the groups: `passes` makes one pass over the positions per group, so
+            that later groups see the earlier ones of their position; `together` reveals all groups
+            of a position at once.
         halton_roll: Whether to roll the order by a random offset per image and group.
     """
 
@@ -83,24 +83,24 @@ class MaskedSampling:
             raise ValueError(f"guidance_power: must be > 0, found {self.guidance_power}")
 
     def steps_for(self, num_slots: int) -> int:
-        """Steps for an image with that many slots to reveal."""
+        """Number of steps for an image with `num_slots` slots to reveal."""
         return min(DEFAULT_STEPS, num_slots) if self.num_steps is None else self.num_steps
 
     def unit(self, num_groups: int) -> int:
-        """Slots that the table counts as one: a whole position where groups go together, else 1."""
+        """Slots that the table counts as one: all of a position if groups go together, else 1."""
         return num_groups if self.sampler == "halton" and self.halton_groups == "together" else 1
 
 
 @dataclass(frozen=True)
 class SamplingStep:
-    """One line of the table.
+    """One row of the table.
 
     Args:
-        step: Number, from 1.
-        revealed: Slots that it reveals.
-        hidden: Slots still hidden afterwards.
+        step: Number of the step, from 1.
+        revealed: Number of slots that the step reveals.
+        hidden: Number of slots still hidden afterwards.
         guidance: Guidance scale; at 1 the step costs one forward pass, not two.
-        temperature: Of the distributions.
+        temperature: Temperature of the distributions.
         randomness: Factor of the Gumbel noise on the order.
     """
 
@@ -113,15 +113,25 @@ class SamplingStep:
 
 
 DONE = SamplingStep(step=0, revealed=0, hidden=0, guidance=1.0, temperature=1.0, randomness=0.0)
-"""What an image does while others in its batch still have steps to go."""
+"""Row of a finished image while other images of its batch still have steps to go."""
 
 
 def sampling_table(config: MaskedSampling, num_slots: int) -> tuple[SamplingStep, ...]:
-    """The whole schedule of one image.
+    """Table of all steps of one image.
+
+    Example:
+        >>> from tessella.sample.masked_steps import MaskedSampling, sampling_table
+        >>> table = sampling_table(MaskedSampling(num_steps=4), num_slots=64)
+        >>> [row.revealed for row in table]
+        [11, 11, 13, 29]
+        >>> table = sampling_table(MaskedSampling(num_steps=4, schedule="linear"), num_slots=64)
+        >>> [row.hidden for row in table]
+        [48, 32, 16, 0]
 
     Args:
-        config: The sampler's settings.
-        num_slots: Slots to reveal: positions times groups, or just the hidden ones when editing.
+        config: Settings of the sampler.
+        num_slots: Number of slots to reveal: positions times groups, or the hidden ones when
+            editing.
 
     Raises:
         ValueError: If there are more steps than slots.
@@ -129,7 +139,8 @@ def sampling_table(config: MaskedSampling, num_slots: int) -> tuple[SamplingStep
     steps = config.steps_for(num_slots)
     if steps > num_slots:
         raise ValueError(
-            f"num_steps: {steps} steps for {num_slots} slots to reveal; expected at most one each"
+            f"num_steps: {steps} steps for {num_slots} slots to reveal; expected at most one step "
+            "per slot"
         )
     end = config.temperature if config.temperature_end is None else config.temperature_end
     table, hidden = [], num_slots
@@ -153,38 +164,39 @@ def sampling_table(config: MaskedSampling, num_slots: int) -> tuple[SamplingStep
 
 
 def steps_of_part(num_steps: int | None, num_slots: int, whole: int) -> int | None:
-    """Steps where a part of an image is drawn: at most one for each of its slots.
+    """Number of steps that draw a part of an image: at most one per hidden slot.
 
     Args:
-        num_steps: Of the settings; None: left to the table.
-        num_slots: Slots to reveal.
-        whole: Slots of a whole image.
+        num_steps: Steps of the settings; None: the table decides.
+        num_slots: Number of slots to reveal.
+        whole: Number of slots in a whole image.
 
     Raises:
-        ValueError: If there are more steps than slots of a whole image.
+        ValueError: If there are more steps than slots in a whole image.
     """
     if num_steps is None:
         return None
     if num_steps > whole:
         raise ValueError(
-            f"num_steps: {num_steps} steps for {whole} slots to reveal; expected at most one each"
+            f"num_steps: {num_steps} steps for {whole} slots to reveal; expected at most one step "
+            "per slot"
         )
     return min(num_steps, num_slots)
 
 
 def _hidden_after(config: MaskedSampling, t: float, num_slots: int) -> int:
-    """floor(gamma(t) M) slots, or M less floor((1 - gamma) M) in the Halton reference; 0 at 1."""
+    """Hidden slots at t: floor(gamma M), with Halton M - floor((1 - gamma) M); 0 at t = 1."""
     if t >= 1:
         return 0
     gamma = float(masked_share(torch.tensor(t, dtype=torch.float64), config.schedule))
-    exact = 1e-9  # acos(0.5) / (pi / 2) is two thirds, whatever its last bit says
+    exact = 1e-9  # so that rounding in acos(0.5) / (pi / 2) = 2/3 does not change a count
     if config.sampler == "halton":
         return num_slots - math.floor((1 - gamma) * num_slots + exact)
     return math.floor(gamma * num_slots + exact)
 
 
 def format_table(table: tuple[SamplingStep, ...]) -> str:
-    """The table as text."""
+    """Text of a table, one line per step below a line of headings."""
     lines = ["step  revealed  hidden  guidance  temperature  randomness"]
     for row in table:
         lines.append(

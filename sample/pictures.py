@@ -1,6 +1,6 @@
-"""Pictures in one call: drawn by classes, or edited.
+"""Pictures in one call, drawn or edited: `generate` and the tokenizer's decoder together.
 
-`generate` gives tokens; here they are decoded as well. Everything random depends on the seeds.
+Everything random depends on the seeds alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,26 +48,26 @@ def generate_images(
 
     Args:
         generator: Generator in eval mode with its tokenizer, as `load_generator` returns it.
-        labels: Class of each picture by number, or -1 for none; None: by `classes`, or none.
-        classes: Class of each picture by name; one name counts for all `seeds`, or for `num`.
-        seeds: One seed per picture; picture i depends on seed i alone. None: 0, 1, 2, ...
-        num: Number of pictures where labels, classes and seeds do not say it.
+        labels: Class of each picture by number, or -1 for none; None: those of `classes`, or none.
+        classes: Class of each picture by name; a single string is the class of all pictures.
+        seeds: Seed of each picture; picture i depends on seed i alone. None: 0, 1, 2, ...
+        num: Number of pictures if neither labels, a list of classes nor seeds are given.
         sampling: Settings of the sampler; None: the generator's own.
-        lengths: Real positions of each picture, for ordered tokens; None: all.
-        batch_size: Pictures drawn and decoded at once.
+        lengths: Number of real positions of each picture, for ordered tokens; None: all.
+        batch_size: Number of pictures drawn and decoded at once.
         precision: Precision of the network; `auto` is bf16 on CUDA and fp32 on a CPU.
-        compile: Run the network through torch.compile, as in `generate`.
+        compile: Whether to run the network through torch.compile, as in `generate`.
         knobs: Settings of the generator's sampler by name, such as `num_steps` and `guidance`.
 
     Returns:
         Images (B, 3, R, R) in [-1, 1], on the CPU.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others.
-        TypeError: If a knob is unknown.
+        ValueError: If an argument is out of range or contradicts another.
+        TypeError: If the generator's sampler has no setting of a name in `knobs`.
     """
     if labels is not None and classes is not None:
-        raise ValueError("give labels or classes, not both")
+        raise ValueError("labels and classes are both given; give labels or classes, not both")
     if isinstance(classes, str):
         count = num if seeds is None else len(seeds)
         classes = [classes] * (1 if count is None else count)
@@ -83,13 +83,14 @@ def generate_images(
 
 @dataclass(frozen=True, eq=False)
 class Edited:
-    """Pictures that were edited.
+    """Result of an edit.
 
     Args:
         images: Images (B, 3, R, R) in [-1, 1], on the CPU.
-        tokens: Tokens that they were decoded from.
-        facts: For records: `drawn_anew`, the mean number of positions; `known_unchanged`, whether
-            all others are as before; the label, or both and the shares of the way between them.
+        tokens: Tokens that the images were decoded from.
+        facts: Facts about the edit: `drawn_anew`, the mean number of positions that were drawn;
+            `known_unchanged`, whether all others have the same tokens as before; `label`, or
+            `labels` and `shares` of an interpolation.
     """
 
     images: Tensor
@@ -98,7 +99,7 @@ class Edited:
 
 
 def edit(generator: Generator, image: Path | str | Image.Image | None = None, **how: Any) -> Tensor:
-    """Draw parts of a picture anew; `draw_edit` documents the arguments.
+    """Draw parts of a picture anew; the arguments are those of `draw_edit`.
 
     Example:
         >>> import tessella
@@ -134,30 +135,33 @@ def draw_edit(
     precision: Precision = "auto",
     **knobs: Any,
 ) -> Edited:
-    """Draw parts of a picture anew, or the way from one class to another.
+    """Draw parts of a picture anew, or interpolate between two classes.
+
+    Exactly one of `mask`, `box`, `variation` and `enrich` is given with a picture.
 
     Args:
         generator: Generator in eval mode with its tokenizer.
-        image: Picture of any size; its centre is cropped to the tokenizer's resolution. None: only
-            with `to`, where whole pictures are drawn.
-        mask: What to draw anew: a picture of the same size, light where new, or (R, R) bool, True
-            where new.
-        box: The same as left, top, right, bottom in pixels of the tokenizer's resolution.
-        outside: Draw anew what the box leaves out, instead of what it covers.
-        variation: Draw this share of the positions anew, chosen at random.
-        enrich: Draw everything anew, a quarter at a time, so many times over.
+        image: Picture of any size, resized and centre-cropped to the tokenizer's resolution. None:
+            whole pictures are drawn, only with `to`.
+        mask: Region to draw anew: a picture of the same size as `image`, light in the region, or
+            (R, R) bool, True in the region.
+        box: Region to draw anew as (left, top, right, bottom), in pixels of the tokenizer's
+            resolution.
+        outside: Whether to draw anew what lies outside the box, not what it covers.
+        variation: Share of randomly chosen positions to draw anew, in (0, 1].
+        enrich: Number of times that everything is drawn anew, a quarter at a time.
         label: Class of the result, by number or name; None: no label.
-        to: Draw `num` mixtures that lead from the class `label` to this class, all with one seed.
+        to: Class, by number or name, to which `num` mixtures lead from `label`, all with one seed.
         num: Number of pictures.
-        seed: Seed of the first picture; the others have the next ones.
-        paste: Put the picture's own pixels back outside the mask or box.
+        seed: Seed of the first picture; the next pictures have the next seeds.
+        paste: Whether to restore the picture's own pixels outside the mask or box.
         sampling: Settings of the sampler; None: the generator's own.
-        batch_size: Pictures drawn at once.
+        batch_size: Number of pictures drawn at once.
         precision: Precision of the network, as in `generate`.
         knobs: Settings of the sampler by name.
 
     Raises:
-        ValueError: If the arguments do not fit each other, the picture or the generator.
+        ValueError: If an argument contradicts another, the picture or the generator.
     """
     check_edit(
         image=image,
@@ -231,45 +235,48 @@ def check_edit(
     paste: bool = False,
     names: Mapping[str, str] = _NAMES,
 ) -> None:
-    """Refuse arguments of `draw_edit` that do not fit each other, before a model is loaded.
+    """Refuse arguments of `draw_edit` that contradict each other, before a model is loaded.
 
     Args:
         image: Picture, or None; this and the others as in `draw_edit`.
-        mask: Picture or tensor of what to draw anew, or None.
-        box: Box of what to draw anew, or None.
-        outside: Whether what the box leaves out is drawn anew.
+        mask: Mask of the region to draw anew, or None.
+        box: Box of the region to draw anew, or None.
+        outside: Whether what lies outside the box is drawn anew.
         variation: Share of positions to draw anew, or None.
-        enrich: How often everything is drawn anew, or None.
+        enrich: Number of times that everything is drawn anew, or None.
         label: Class of the result, or None.
-        to: Class at the end of a way between classes, or None.
+        to: Class to which an interpolation leads, or None.
         num: Number of pictures.
-        paste: Whether the picture's own pixels are put back.
-        names: What the arguments are called in messages, e.g. options of a command line.
+        paste: Whether the picture's own pixels are restored outside the region.
+        names: Names of the arguments in messages, e.g. the options of a command line.
 
     Raises:
-        ValueError: If they do not fit.
+        ValueError: If two arguments contradict each other, or one is missing.
     """
     ways = sum(given is not None for given in (mask, box, variation, enrich))
     if ways > 1 or (image is not None and not ways):
         four = f"{names['mask']}, {names['box']}, {names['variation']} and {names['enrich']}"
         raise ValueError(f"give one of {four}: the part of the picture to draw anew")
     if image is None and (ways or to is None):
-        raise ValueError(f"{names['image']}: no picture given; only {names['to']} do without")
+        raise ValueError(
+            f"{names['image']}: no picture given; only {names['to']} do without a picture"
+        )
     if to is not None and label is None:
         raise ValueError(f"{names['to']} go with {names['label']}: the class to start from")
     if to is not None and num < 2:
         raise ValueError(
-            f"{names['num']} {num}: from one class to another it takes at least 2 pictures"
+            f"{names['num']} {num}: from one class to another it takes at least 2 pictures, one "
+            "for each class"
         )
     if outside and box is None:
-        raise ValueError(f"{names['outside']} goes with {names['box']}")
+        raise ValueError(f"{names['outside']} goes with {names['box']}; no box given")
     if paste and mask is None and box is None:
         raise ValueError(
-            f"{names['paste']} goes with {names['mask']} or {names['box']}: they say where the "
-            "outside is"
+            f"{names['paste']} goes with {names['mask']} or {names['box']}, outside which the "
+            "picture's own pixels are kept; neither is given"
         )
 
 
 def _label(generator: Generator, label: int | str | None) -> int | None:
-    """A class given by number or by name; None: none."""
+    """Number of a class given by number or by name; None means no label."""
     return class_labels(generator, [label])[0] if isinstance(label, str) else label

@@ -1,4 +1,4 @@
-"""What to draw: labels, seeds, known tokens and lengths, checked once before anything is drawn."""
+"""Request to a sampler: labels, seeds, known tokens and lengths, checked before drawing."""
 
 import difflib
 import reprlib
@@ -14,14 +14,14 @@ from ..tokens.tokens import Tokens, TokenSpec
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """The images that a sampler is asked for, one entry each; a slice is a request as well.
+    """Images that a sampler is to draw, one entry each; a slice is a request as well.
 
-    `Request.make` checks what a user gave; this constructor takes tensors that were checked.
+    `Request.make` checks the arguments of a user; this constructor takes checked tensors.
 
     Args:
-        labels: Classes, (B,) int64 in [0, num_classes]; `num_classes` means no label.
-        seeds: One seed per image, (B,) int64: image i depends on seed i alone.
-        known: B images of tokens to keep where `mask` is False; None: everything is new.
+        labels: Class of each image, (B,) int64 in [0, num_classes]; `num_classes` means no label.
+        seeds: Seed of each image, (B,) int64; image i depends on seed i alone.
+        known: Tokens of B images to keep where `mask` is False; None: all positions are drawn.
         mask: True at positions to draw anew, (B, N) bool; given together with `known`.
         lengths: Real positions of each image, (B,) int64, for ordered tokens; None: those of
             `known`, or all.
@@ -35,7 +35,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if (self.known is None) != (self.mask is None):
-            raise ValueError("known tokens and the mask of positions to redraw go together")
+            raise ValueError(
+                "known tokens and the mask of positions to redraw go together; found only one"
+            )
         if self.known is not None and len(self.known) != len(self):
             raise ValueError(f"known: expected {len(self)} images, found {len(self.known)}")
 
@@ -51,18 +53,18 @@ class Request:
         mask: Tensor | None = None,
         lengths: Sequence[int] | Tensor | None = None,
     ) -> "Request":
-        """A checked request, on the generator's device.
+        """Check the arguments and put them on the generator's device.
 
         Args:
             generator: Generator that will draw.
             labels: Class of each image, 0 to num_classes - 1, or -1 for none; None: no labels.
-            seeds: One whole number per image; None: 0, 1, 2, ...
-            num: Number of images where neither labels nor seeds say it; None: that of `known`,
+            seeds: Seed of each image, a whole number; None: 0, 1, 2, ...
+            num: Number of images if neither labels nor seeds are given; None: that of `known`,
                 or 1.
             known: Tokens to keep where `mask` is False, one image for all or one each.
             mask: True at positions to draw anew, (N,), (1, N) or (B, N) bool; goes with `known`.
-            lengths: Real positions of each image, for ordered tokens; None: those of `known`, or
-                all. Positions that this adds to `known` are drawn.
+            lengths: Number of real positions of each image, for ordered tokens; None: that of
+                `known`, or all. Positions that this adds to `known` are drawn.
 
         Raises:
             ValueError: If an argument is out of range, does not fit the others or the generator,
@@ -75,9 +77,11 @@ class Request:
         if count is None:
             count = 1 if known is None else len(known)
         if any(other != count for other in [*counts, count if num is None else num]):
-            raise ValueError(f"labels, seeds and num must agree, found {[*counts, num]}")
+            raise ValueError(
+                f"labels, seeds and num: expected the same number of images, found {[*counts, num]}"
+            )
         if count < 1:
-            raise ValueError(f"expected at least one image, found {count}")
+            raise ValueError(f"labels, seeds and num: expected at least one image, found {count}")
         device = next(generator.parameters()).device
         if known is not None:
             known = _one_each(known.require(generator.spec, reader="the generator"), count)
@@ -97,7 +101,7 @@ class Request:
         return len(self.seeds)
 
     def __getitem__(self, rows: slice | Tensor) -> "Request":
-        """The request of some of the images: a slice, or row numbers (M,) int64."""
+        """The request of some of the images, given by a slice or by row numbers (M,) int64."""
         return Request(
             labels=self.labels[rows],
             seeds=self.seeds[rows],
@@ -120,11 +124,14 @@ class Request:
         if lengths is not None:
             hidden = hidden & (torch.arange(num_tokens, device=hidden.device) < lengths[:, None])
         if not bool(hidden.any(1).all()):
-            raise ValueError("mask: nothing to draw anew in at least one image")
+            raise ValueError(
+                "mask: nothing to draw anew in at least one image; expected True at one position "
+                "or more in each"
+            )
 
 
 def check_mask(mask: Tensor, count: int, spec: TokenSpec) -> Tensor:
-    """The mask itself, if it is (count, N) bool.
+    """Return the mask, after checking that it is (count, N) bool.
 
     Raises:
         ValueError: If it has another shape or type.
@@ -136,14 +143,14 @@ def check_mask(mask: Tensor, count: int, spec: TokenSpec) -> Tensor:
 
 
 def whole_numbers(given: Sequence[int] | Tensor, name: str) -> Tensor:
-    """Whole numbers as (B,) int64 on the CPU.
+    """Whole numbers as a tensor (B,) int64 on the CPU.
 
     Args:
         given: One number per image.
-        name: What the numbers are, for the message.
+        name: Name of the numbers in the error message.
 
     Raises:
-        ValueError: If they are anything else.
+        ValueError: If they are not whole numbers in one dimension.
     """
     try:
         numbers = torch.as_tensor(given, device="cpu")
@@ -158,14 +165,15 @@ def whole_numbers(given: Sequence[int] | Tensor, name: str) -> Tensor:
 
 
 def class_labels(generator: Generator, names: Sequence[str]) -> list[int]:
-    """Labels of class names, in their order; upper and lower case are the same.
+    """Labels of class names, in the order of the names; upper and lower case are the same.
 
     Args:
         generator: Generator with class names.
-        names: Names of its classes.
+        names: Names of classes of the generator.
 
     Raises:
-        ValueError: If the generator has no class names, or a name is unknown; suggests near ones.
+        ValueError: If the generator has no class names, or a name is unknown; the message suggests
+            similar names.
     """
     classes = {name.casefold(): label for label, name in enumerate(generator.classes)}
     if not classes:
@@ -184,13 +192,15 @@ def class_labels(generator: Generator, names: Sequence[str]) -> list[int]:
 
 
 def _class_rows(generator: Generator, labels: Tensor | None, count: int) -> Tensor:
-    """Labels as (count,) int64 in [0, num_classes], `num_classes` for none."""
+    """Labels as (count,) int64 in [0, num_classes], where `num_classes` means no label."""
     if labels is None:
         return torch.full((count,), generator.num_classes, dtype=torch.int64)
     wrong = sorted({*labels[(labels < -1) | (labels >= generator.num_classes)].tolist()})
     if wrong:
         if not generator.num_classes:
-            raise ValueError(f"labels: this generator is unconditional, found {wrong}")
+            raise ValueError(
+                f"labels: this generator is unconditional, found {wrong}; expected -1 or no labels"
+            )
         names = ", ".join(f"{i} {name}" for i, name in enumerate(generator.classes[:20]))
         raise ValueError(
             f"labels: expected 0 to {generator.num_classes - 1}, or -1 for none, found {wrong}"
@@ -202,7 +212,9 @@ def _class_rows(generator: Generator, labels: Tensor | None, count: int) -> Tens
 def _lengths(generator: Generator, lengths: Sequence[int] | Tensor, count: int) -> Tensor:
     """Lengths as (count,) int64 in [1, N]."""
     if not generator.spec.ordered:
-        raise ValueError(f"lengths: {generator.spec} is not ordered, a prefix does not decode")
+        raise ValueError(
+            f"lengths: {generator.spec} is not ordered, so a prefix does not decode; expected none"
+        )
     given, most = torch.as_tensor(lengths).cpu(), generator.spec.num_tokens
     whole = given.shape == (count,) and not given.is_floating_point()
     if not whole or ((given < 1) | (given > most)).any():
@@ -211,7 +223,7 @@ def _lengths(generator: Generator, lengths: Sequence[int] | Tensor, count: int) 
 
 
 def _one_each(known: Tokens, count: int) -> Tokens:
-    """Known tokens, one image for all repeated."""
+    """Known tokens of `count` images; a single image is repeated."""
     if len(known) == count:
         return known
     if len(known) != 1:

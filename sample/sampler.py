@@ -1,4 +1,4 @@
-"""What a sampler is: the settings of a way to draw, the function that draws, and what it publishes.
+"""Interface of a sampler: its settings, the function that draws, and published settings.
 
 Every sampler module of this folder ends with one `SAMPLER`; `samplers.py` lists them.
 """
@@ -34,17 +34,17 @@ class Sampling(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """How tokens come out of a kind of generator.
+    """Sampler of one kind of generator.
 
     Args:
-        types: Types of generator configs that it draws from, e.g. ("maskbit", "maskgit").
-        settings: Frozen dataclass of its settings; it has `num_steps`, `guidance` and
-            `temperature`.
-        draw: (generator, request, settings, *, predict=None) to Tokens.
-        resolve: (generator, settings) to the settings with every number that None left open;
-            raises a ValueError if they cannot be followed.
-        table: (generator, settings) to the rows of what each step does; None: there is no table.
-        published: Config of a generator to the settings of its authors, or None.
+        types: Types of the generator configs that it draws from, e.g. ("maskbit", "maskgit").
+        settings: Frozen dataclass of its settings, with the fields `num_steps`, `guidance` and
+            `temperature` among others.
+        draw: Function (generator, request, settings, *, predict=None) to Tokens.
+        resolve: Function (generator, settings) to settings in which no number is None that the
+            generator decides; raises a ValueError if the generator cannot follow them.
+        table: Function (generator, settings) to one row per step; None: there is no table.
+        published: Function from a generator's config to the settings of its authors, or None.
     """
 
     types: tuple[str, ...]
@@ -60,10 +60,10 @@ def check_settings(settings: Any, *, counts: tuple[str, ...] = ("num_steps",)) -
 
     Args:
         settings: Settings of a sampler.
-        counts: Names of the fields that are whole numbers of at least 1, or None.
+        counts: Names of the fields that must be at least 1, or None.
 
     Raises:
-        ValueError: Naming the field, what was expected and what was found.
+        ValueError: If a value is out of range; the message names the field.
     """
     for name in counts:
         value = getattr(settings, name)

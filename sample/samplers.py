@@ -1,4 +1,4 @@
-"""Which sampler draws from which generator, and the choice of its settings."""
+"""Samplers of all generators, and the choice of their settings."""
 
 import dataclasses
 import difflib
@@ -22,7 +22,7 @@ def sampler_of(generator: Generator) -> Sampler:
     """The sampler of a generator.
 
     Raises:
-        TypeError: If there is none.
+        TypeError: If no sampler draws from generators of its type.
     """
     kind = getattr(getattr(generator, "config", None), "type", None)
     if kind not in SAMPLERS:
@@ -33,11 +33,16 @@ def sampler_of(generator: Generator) -> Sampler:
 def choose_sampling(
     generator: Generator, sampling: Sampling | None, knobs: dict[str, Any]
 ) -> Sampling:
-    """The settings given, or the generator's own, with some fields replaced.
+    """Settings for a generator, with some fields replaced.
+
+    Args:
+        generator: Generator that will draw.
+        sampling: Settings of its sampler; None: those in the generator's card, or the defaults.
+        knobs: Values by field name that replace those of `sampling`.
 
     Raises:
-        TypeError: If a field does not exist for this generator, with what there is, or the settings
-            are those of another sampler.
+        TypeError: If the generator's sampler has no such field (the message suggests or lists
+            fields), or `sampling` belongs to another sampler.
         ConfigError: If a value is of another type or out of range.
     """
     settings = sampler_of(generator).settings
@@ -50,7 +55,7 @@ def choose_sampling(
             raise TypeError(f"generate: unknown argument {name!r}; {hint}")
     if sampling is None:
         stored = (generator.card or {}).get("sampling", {})
-        if isinstance(stored, dict):  # of a later version, perhaps: unknown settings do not matter
+        if isinstance(stored, dict):  # a later version may have stored settings unknown here
             stored = {name: stored[name] for name in names if name in stored}
         sampling = build_config(settings, stored, name="sampling in the generator's card")
     if not isinstance(sampling, settings):
@@ -64,10 +69,10 @@ def choose_sampling(
 
 
 def with_steps(generator: Generator, sampling: Sampling) -> Sampling:
-    """The settings with every number that they leave open, such as the steps, for records.
+    """Settings in which defaults that depend on the generator, such as the steps, are numbers.
 
     Raises:
-        ValueError: If the generator cannot follow them, with the reason.
+        ValueError: If the generator cannot follow the settings; the message says why.
     """
     if sampling.guidance != 1 and not generator.num_classes:
         raise ValueError(
@@ -79,12 +84,12 @@ def with_steps(generator: Generator, sampling: Sampling) -> Sampling:
 
 
 def build_sampling(config: GeneratorConfig, values: dict[str, Any], *, name: str) -> Sampling:
-    """Settings of the sampler of such a generator from plain values.
+    """Sampler settings for a generator's config, from plain values.
 
     Args:
         config: Config of the generator.
-        values: Values by the names of the settings.
-        name: What to call the settings in messages.
+        values: Values by field name.
+        name: Name of the settings in error messages.
 
     Raises:
         ConfigError: If a setting does not exist or has a wrong value.
@@ -94,9 +99,9 @@ def build_sampling(config: GeneratorConfig, values: dict[str, Any], *, name: str
 
 
 def published_sampling(config: GeneratorConfig) -> dict[str, Any]:
-    """The card's `sampling` of a generator of published size: the settings of its authors.
+    """Entry `sampling` of the card of a generator of published size: the settings of its authors.
 
-    Empty for other sizes and for generators without published settings.
+    The result is empty for other sizes and for generators without published settings.
     """
     settings = SAMPLERS[config.type].published(config)
     return {} if settings is None else {"sampling": dataclasses.asdict(settings)}

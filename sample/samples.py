@@ -1,4 +1,4 @@
-"""Samples that were written before, as a source of images."""
+"""Image source that reads samples written earlier."""
 
 import json
 from collections.abc import Iterable
@@ -11,13 +11,13 @@ from .folder import RECORDS
 
 
 class SampleFolder(ImageSource):
-    """The pictures that `sample_to_folder` or `decode_store` wrote, with their labels.
+    """Source of the pictures that `sample_to_folder` or `decode_store` wrote, with their labels.
 
     Args:
-        folder: Holds `images.jsonl`.
+        folder: Folder with an `images.jsonl`.
 
     Raises:
-        DataError: If that cannot be read, is empty, or names files that are not there.
+        DataError: If `images.jsonl` cannot be read, is empty, or names files that do not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,19 +36,20 @@ class SampleFolder(ImageSource):
         missing = [file for file in self._files if not file.is_file()]
         if missing or not self._files:
             raise DataError(
-                f"{folder / RECORDS}: {len(missing)} of {len(self._files)} pictures are missing"
+                f"{folder / RECORDS}: {len(missing)} of {len(self._files)} pictures are missing; "
+                "expected at least one picture and none missing"
             )
 
     def __len__(self) -> int:
         return len(self._files)
 
     def id_of(self, index: int) -> str:
-        """File name of a picture."""
+        """File name of one picture."""
         return str(self._files[index].name)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names by label as far as labels occur; those between are empty."""
+        """Class names by label; empty for a label that no picture has."""
         pairs = zip(self._labels, self._names, strict=True)
         known = {label: str(name) for label, name in pairs if label is not None}
         return tuple(known.get(label, "") for label in range(max(known, default=-1) + 1))
@@ -61,7 +62,7 @@ class SampleFolder(ImageSource):
         return (file.stat().st_size for file in self._files)
 
     def read(self, index: int) -> Sample:
-        """Picture and label of a number."""
+        """Decode one picture; see `ImageSource.read`."""
         self._check(index)
         file = self._files[index]
         image = read_image(file, name=file.name)
@@ -69,10 +70,10 @@ class SampleFolder(ImageSource):
 
 
 def open_samples(path: str) -> ImageSource:
-    """Samples that are there: a folder of `tessella sample`, or any source of images.
+    """Open existing samples: a folder from `tessella sample`, or any source of images.
 
     Raises:
-        DataError: If there are none.
+        DataError: If the folder or source cannot be read or has no images.
     """
     folder = Path(path)
     return SampleFolder(folder) if (folder / RECORDS).is_file() else open_source(path, "train")

@@ -1,8 +1,8 @@
-"""A few originals in a tokenizer's folder, with the PSNR that it reached: does it still?
+"""Probe images in a tokenizer's folder: originals with the PSNR of their reconstructions.
 
-Weights that load without complaint can still be of another version, device or precision than those
-that were measured. Before anybody trains on a tokenizer, `verify_probe` lets it reconstruct the
-images of `probe.safetensors` and compares.
+Weights that load without an error can still compute something else than what was measured, in
+another version, precision or on another device. `verify_probe` reconstructs the images of
+`probe.safetensors` again and compares the PSNR; training on a tokenizer begins with it.
 """
 
 import os
@@ -23,12 +23,15 @@ from ..tokens.store_format import StoreError
 from .base import Tokenizer
 
 PROBE = "probe.safetensors"
+"""Name of the file of probe images in a tokenizer's folder."""
 NUM_PROBES = 8
+"""Number of images that `choose_probe` takes."""
 TOLERANCE_DB = 0.1
+"""Largest accepted difference in PSNR of an image, in dB."""
 
 
 class ProbeError(ValueError):
-    """A tokenizer that does not reconstruct as it did, or cannot be asked."""
+    """A tokenizer whose reconstructions differ from those measured, or cannot be checked."""
 
 
 class NoProbe(ProbeError):
@@ -37,12 +40,12 @@ class NoProbe(ProbeError):
 
 @dataclass(frozen=True, eq=False)
 class ProbeResult:
-    """What became of the probe images.
+    """PSNR of the probe images, as stored and as measured again.
 
     Attributes:
-        source: Where they come from, in words.
-        stored: PSNR when they were stored, dB, one each.
-        found: PSNR now.
+        source: Description of the source of the images.
+        stored: PSNR of each image when it was stored, in dB.
+        found: PSNR of each image now, in dB.
     """
 
     source: str
@@ -51,7 +54,7 @@ class ProbeResult:
 
     @property
     def largest_difference(self) -> float:
-        """Of any image, in dB."""
+        """Largest absolute difference of an image, in dB."""
         pairs = zip(self.stored, self.found, strict=True)
         return max(abs(stored - found) for stored, found in pairs)
 
@@ -74,17 +77,17 @@ def measure_probe(tokenizer: Tokenizer, images: Tensor) -> Tensor:
 def store_probe(
     tokenizer: Tokenizer, folder: str | os.PathLike[str], images: Tensor, *, source: str
 ) -> None:
-    """Measure images and put them into a tokenizer's folder; an older probe is replaced.
+    """Store images with their PSNR in a tokenizer's folder, replacing an older probe.
 
     Args:
-        tokenizer: As loaded from that folder.
-        folder: Which.
-        images: 8-bit, (B, 3, R, R).
-        source: Where they come from, in words.
+        tokenizer: Tokenizer as loaded from `folder`.
+        folder: Folder of the tokenizer.
+        images: Images (B, 3, R, R) uint8, R being the tokenizer's resolution.
+        source: Description of the source of the images.
 
     Raises:
-        ValueError: If the images are not 8-bit of the tokenizer's resolution.
-        SaveError: If the disk refuses.
+        ValueError: If the images have another shape or type, or there are none.
+        SaveError: If writing fails.
     """
     side = tokenizer.resolution
     if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side) or not len(images):
@@ -100,16 +103,26 @@ def store_probe(
 def verify_probe(
     tokenizer: Tokenizer, folder: str | os.PathLike[str], *, tolerance_db: float = TOLERANCE_DB
 ) -> ProbeResult:
-    """Reconstruct the probe images and compare with the PSNR stored beside them.
+    """Reconstruct the probe images of a folder and compare the PSNR with the stored values.
+
+    Example:
+        >>> import tessella
+        >>> from tessella.checkpoints import find_folder
+        >>> from tessella.tokenizers.probe import verify_probe
+        >>> tokenizer = tessella.load_tokenizer("bundled:bits-emoji-64")
+        >>> result = verify_probe(tokenizer, find_folder("bundled:bits-emoji-64"))
+        >>> len(result.stored), result.largest_difference < 0.1
+        (8, True)
 
     Args:
-        tokenizer: As loaded from that folder, on any device.
-        folder: Which.
-        tolerance_db: Largest accepted difference of an image, in dB.
+        tokenizer: Tokenizer as loaded from `folder`, on any device.
+        folder: Folder of the tokenizer.
+        tolerance_db: Largest accepted difference in PSNR of an image, in dB.
 
     Raises:
         NoProbe: If the folder has no probe images.
-        ProbeError: If they are damaged, of another tokenizer, or a PSNR differs by more.
+        ProbeError: If they are damaged or belong to another tokenizer, or if a PSNR differs by
+            more than the tolerance.
     """
     path = Path(folder) / PROBE
     if not path.is_file():
@@ -130,13 +143,16 @@ def verify_probe(
             f"found {tuple(images.shape)} {images.dtype}"
         )
     if psnr.shape != images.shape[:1]:
-        raise ProbeError(f"{path}: {len(images)} images, {tuple(psnr.shape)} values of PSNR")
+        raise ProbeError(
+            f"{path}: expected one value of PSNR per image, "
+            f"found {len(images)} images, {tuple(psnr.shape)} values"
+        )
     if not bool(psnr.isfinite().all()):
         raise ProbeError(f"{path}: the stored values of PSNR are not finite: {psnr.tolist()}")
     if about.get("fingerprint") != tokenizer.fingerprint:
         raise ProbeError(
             f"{path}: measured with the tokenizer {about.get('fingerprint') or 'of no folder'}, "
-            f"this one is {tokenizer.fingerprint or 'of no folder'}"
+            f"but this tokenizer is {tokenizer.fingerprint or 'of no folder'}"
         )
     result = ProbeResult(
         about.get("source", "unknown"),
@@ -147,20 +163,21 @@ def verify_probe(
         if not abs(stored - found) <= tolerance_db:
             raise ProbeError(
                 f"{folder}: probe image {number} comes back at {found:.2f} dB, it was "
-                f"{stored:.2f} dB (tolerance {tolerance_db} dB): do not train on this tokenizer; "
-                f"its weights, precision or device do not compute what was measured"
+                f"{stored:.2f} dB (tolerance {tolerance_db} dB); do not train on this tokenizer: "
+                "with these weights, precision and device it does not compute what was measured"
             )
     return result
 
 
 DEFAULT_DATA = "bundled:emoji"
+"""Data source of probe images where none is given."""
 
 
 def choose_probe(source: ImageSource, resolution: int) -> tuple[Tensor, str]:
-    """Evenly spaced images of a source as 8-bit (B, 3, R, R), and where they come from.
+    """Evenly spaced images of a source, (B, 3, R, R) uint8, and a description of the source.
 
     Raises:
-        DataError: If none can be read.
+        DataError: If no image can be read.
     """
     indices = evenly_spaced(len(source), NUM_PROBES)
     batches = eval_batches(source, resolution, NUM_PROBES, indices=indices)
@@ -175,8 +192,8 @@ def check_store(store: TokenStore, tokenizer: Tokenizer) -> None:
         tokenizer: Tokenizer that is going to read it.
 
     Raises:
-        SpecMismatch: If the tokenizer emits another spec.
-        StoreError: If its fingerprint is another, or it has none.
+        SpecMismatch: If the tokenizer's spec is not that of the store.
+        StoreError: If the tokenizer has another fingerprint, or none.
     """
     store[:0].require(tokenizer.spec, reader="the tokenizer")
     if tokenizer.fingerprint != store.fingerprint:
@@ -191,22 +208,24 @@ def check_store(store: TokenStore, tokenizer: Tokenizer) -> None:
 def verify_store_probe(
     store: TokenStore, tokenizer: Tokenizer, *, tolerance_db: float = TOLERANCE_DB
 ) -> list[tuple[float, float]]:
-    """Decode the probe rows of a token store and compare with the originals, on 8-bit pixels.
+    """Decode the probe rows of a token store and compare the PSNR with the stored values.
 
     Args:
         store: Token store with probe images.
         tokenizer: Tokenizer that is going to read it.
-        tolerance_db: Largest accepted difference of an image, in dB.
+        tolerance_db: Largest accepted difference in PSNR of an image, in dB.
 
     Returns:
-        PSNR stored and PSNR now of each probe image, in dB.
+        Pairs of the stored PSNR and the PSNR now, one per probe image, in dB on 8-bit pixels.
 
     Raises:
-        SpecMismatch: If the tokenizer reads another spec.
+        SpecMismatch: If the tokenizer's spec is not that of the store.
         StoreError: If there is no probe, or a PSNR differs by more than the tolerance.
     """
     if store.header.probe is None:
-        raise StoreError(f"{store.path}: no probe images were stored, nothing to verify with")
+        raise StoreError(
+            f"{store.path}: no probe images are stored, so there is nothing to verify with"
+        )
     probe = load_file(store.path / store.header.probe.file)
     images = tokenizer.decode(store.rows(probe["rows"]).to(tokenizer.device))
     now = psnr_of_pixels(probe["images"], to_uint8(images).cpu()).tolist()
@@ -215,6 +234,6 @@ def verify_store_probe(
         if stored != found and not abs(stored - found) <= tolerance_db:
             raise StoreError(
                 f"{store.path}: row {row} decodes at {found:.2f} dB, {stored:.2f} dB when it was "
-                f"written (tolerance {tolerance_db} dB); another tokenizer, or it changed"
+                f"written (tolerance {tolerance_db} dB); the tokenizer is another one or changed"
             )
     return pairs

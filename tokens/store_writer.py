@@ -1,4 +1,4 @@
-"""Writing a token store, batch by batch; the layout is described in `store.py`."""
+"""Writer of token stores, batch by batch; the layout is described in `store.py`."""
 
 import contextlib
 import json
@@ -19,14 +19,14 @@ from .store_format import HEADER, PROBE, StoredFile, StoreHeader
 from .tokens import Tokens, TokenSpec
 
 MAX_PROBES = 4
-"""Originals kept: enough to catch a wrong tokenizer, few enough to cost nothing."""
+"""Largest number of original images in a store: enough to detect a wrong tokenizer."""
 MAX_METADATA_BYTES = 90_000_000
-"""safetensors refuses to read headers of more than 100 MB."""
+"""Largest size of ids and captions of a shard: safetensors reads headers of up to 100 MB."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Columns of a run of images, as a shard holds them (psnr: NaN where unknown)."""
+    """Columns of consecutive images, as a shard holds them (psnr: NaN where unknown)."""
 
     tensors: dict[str, Tensor]
     ids: list[str]
@@ -41,18 +41,18 @@ class _Rows:
 
 
 class TokenStoreWriter:
-    """Writes a token store; a context manager whose folder appears when the block ends well.
+    """Context manager that writes a token store; the folder appears when its block ends normally.
 
     Args:
-        path: The folder to make.
-        spec: What the tokens are.
-        fingerprint: Of the tokenizer, as `load_tokenizer` sets it.
-        tokenizer: Its path or name, for the reader's information.
-        source: The data source, for the reader's information.
+        path: Folder to create.
+        spec: Spec of the tokens.
+        fingerprint: Fingerprint of the tokenizer, as `load_tokenizer` sets it.
+        tokenizer: Path or name of the tokenizer, for information.
+        source: Name of the data source, for information.
         resolution: Height and width of the images, in pixels.
         classes: Class names by label.
-        rows_per_shard: Images of a full shard.
-        overwrite: Replace a token store of ours that is already there.
+        rows_per_shard: Number of images in a full shard.
+        overwrite: Whether to replace an existing token store that tessella wrote.
         inputs: Files and folders that are being read, which are never replaced.
 
     Raises:
@@ -60,7 +60,7 @@ class TokenStoreWriter:
             image was added.
         FileExistsError: On entering or leaving, if the folder exists and must stay; see
             `files.check_replaceable`.
-        SaveError: If the disk refuses. Whatever the error, nothing is left behind.
+        SaveError: If writing fails. After any error, nothing is left behind.
     """
 
     def __init__(
@@ -130,16 +130,16 @@ class TokenStoreWriter:
         """Append a batch of B images.
 
         Args:
-            tokens: B images of the store's spec.
-            ids: What each image is called in its source, B strings.
-            labels: Class of each, (B,); -1 is none. None: -1 for all.
-            captions: Text of each, or None.
-            augmentation: Which augmented view each is, (B,); 0 is the plain image. None: 0.
-            psnr: Of each reconstruction, (B,), in dB; NaN is unknown. None: NaN.
+            tokens: Tokens of B images, of the store's spec.
+            ids: Name of each image in its source, B strings.
+            labels: Class of each image, (B,) int64; -1 means none. None: -1 for all.
+            captions: Caption of each image, B entries of str or None; None: no captions.
+            augmentation: Number of the augmented view, (B,) int64; 0 is the image itself. None: 0.
+            psnr: PSNR of each reconstruction, (B,), in dB; NaN means unknown. None: NaN.
 
         Raises:
             SpecMismatch: If the tokens are of another spec.
-            ValueError: If an argument has another number of entries than there are images, or an
+            ValueError: If the number of entries of an argument is not the number of images, or an
                 index or a label is out of range.
         """
         tokens.require(self.spec, reader=f"the token store {self.path}").validate()
@@ -155,7 +155,7 @@ class TokenStoreWriter:
         captions = [None] * count if captions is None else list(captions)
         for name, texts in (("ids", ids), ("captions", captions)):
             if len(texts) != count:
-                raise ValueError(f"{name}: expected {count}, one an image, found {len(texts)}")
+                raise ValueError(f"{name}: expected {count}, one per image, found {len(texts)}")
         self._check_labels(columns["labels"])
         rows = _Rows(columns, [str(i) for i in ids], captions)
         while len(rows):
@@ -171,15 +171,15 @@ class TokenStoreWriter:
         rows: Tensor | Sequence[int],
         psnr: Tensor | Sequence[float],
     ) -> None:
-        """Keep originals, at most four in all, for `verify_store_probe`.
+        """Store original images, at most four in all, for `verify_store_probe`.
 
         Args:
-            images: What was encoded, (P, 3, H, W) uint8.
-            rows: Their row numbers in the store, (P,); they may be added later than the probe.
-            psnr: PSNR of their reconstructions, (P,), in dB on 8-bit pixels.
+            images: Images as they were encoded, (P, 3, H, W) uint8.
+            rows: Row number of each image in the store, (P,); the rows may be added later.
+            psnr: PSNR of each reconstruction, (P,), in dB on 8-bit pixels.
 
         Raises:
-            ValueError: If an argument has another shape, type or number of entries.
+            ValueError: If an argument has a wrong shape, type or number of entries.
         """
         side = self._about["resolution"]
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, side, side):
@@ -193,7 +193,8 @@ class TokenStoreWriter:
             raise ValueError(f"probe psnr: expected numbers in dB, found {values.tolist()}")
         if len(self._probe) + len(images) > MAX_PROBES:
             raise ValueError(
-                f"probe: at most {MAX_PROBES} images, found {len(self._probe) + len(images)}"
+                f"probe: expected at most {MAX_PROBES} images, "
+                f"found {len(self._probe) + len(images)}"
             )
         self._probe += zip(images.cpu(), numbers.tolist(), values.tolist(), strict=True)
 
@@ -208,7 +209,7 @@ class TokenStoreWriter:
             raise ValueError(f"labels: expected {expected}, found {labels[wrong][0].item()}")
 
     def _write_shard(self) -> None:
-        """Everything pending as one file."""
+        """Write all pending rows to one file."""
         columns = {
             name: torch.cat([rows.tensors[name] for rows in self._pending])
             for name in self._pending[0].tensors
@@ -240,7 +241,7 @@ class TokenStoreWriter:
         )
 
     def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
-        """The last shard, the probe and the header, unless the block failed."""
+        """Write the last shard, the probe and the header, unless the block failed."""
         if kind is not None:
             return
         if not len(self):
@@ -266,7 +267,7 @@ class TokenStoreWriter:
 
 
 def _column(name: str, values: Any, count: int, dtype: torch.dtype, default: float) -> Tensor:
-    """Values as a (count,) tensor on the CPU, or the default everywhere."""
+    """Values as a (count,) tensor on the CPU; None gives the default everywhere."""
     if values is None:
         return torch.full((count,), default, dtype=dtype)
     column = torch.as_tensor(values).detach().cpu()

@@ -1,15 +1,15 @@
-"""What marks a safetensors file as one of tokens, so that no other file is replaced by one."""
+"""Recognition of token files, so that `Tokens.save` never replaces any other file."""
 
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 TOKENS_KEY = "tessella.tokens"
-"""Entry of the file's metadata that holds the spec."""
+"""Key of the spec in the metadata of a token file."""
 
 
 def is_token_file(path: Path) -> bool:
-    """Whether a file is one of `Tokens.save`."""
+    """Whether `Tokens.save` wrote a file."""
     try:
         with safe_open(path, "pt") as file:
             return TOKENS_KEY in (file.metadata() or {})

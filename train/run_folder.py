@@ -1,14 +1,15 @@
-"""A run's folder: config, log, pictures, checkpoints. Everything in it is whole or absent.
+"""Folder of a training run: config, log, pictures, checkpoints, each written atomically.
 
 config.yaml            the resolved config
-log.jsonl              one JSON object a line: steps, measurements, alarms
-curves.png             pictures, and with them the folders previews/ or samples/
-store/                 the training set as tokens, where a generator's run wrote it
+log.jsonl              one JSON object per line: steps, measurements, alarms
+curves.png             curves of the log
+previews/ samples/     pictures of a tokenizer's or a generator's run
+store/                 the training set as tokens, if the run of a generator wrote it
 checkpoints/step_N/    weights, optimizers and counters; the newest few
 tokenizer/ generator/  the finished model
-.tessella.json         the run's id, which its checkpoints and its model carry as well
+.tessella.json         the run's id, which its checkpoints and its model have as well
 
-What carries another id, or none, is somebody else's: it is never loaded, replaced or removed.
+Checkpoints and models with another id, or none, are never loaded, replaced or removed.
 """
 
 import contextlib
@@ -52,8 +53,7 @@ _FREE_TO_CHANGE = (
     "run.trackers",
     "samples",
 )
-"""Config keys, or sections, that a resumed run may change; others would make it another run."""
-
+"""Config keys, or sections, that a resumed run may change; any other makes another run."""
 
 _NAMES = (
     "config.yaml",
@@ -67,7 +67,7 @@ _NAMES = (
     "generator",
     MARKER,
 )
-"""What a run writes into its folder."""
+"""Names that a run writes in its folder."""
 
 
 class RunError(ValueError):
@@ -75,19 +75,20 @@ class RunError(ValueError):
 
 
 class RunFolder:
-    """Opens or resumes a run.
+    """Folder of a new or resumed run.
 
     Args:
-        path: The folder.
-        config: The resolved config dataclass of the run.
-        resume: Continue from the newest checkpoint; otherwise a folder with a run is refused.
-        writes: Whether this process writes (the main process does).
+        path: Path of the folder.
+        config: Resolved config dataclass of the run.
+        resume: Whether to continue from the newest checkpoint; if not, a folder with a run is
+            refused.
+        writes: Whether this process writes (only the main process does).
         model: Name of the folder for the finished model, `tokenizer` or `generator`; "": none.
 
     Raises:
-        RunError: If the folder holds a run, or anything else of a name that a run writes, and
-            `resume` is False; if it holds no run and it is True, or one of another config (the
-            differing keys are listed); if there are checkpoints or a model of another run.
+        RunError: Without `resume`, if the folder holds a run or a file of a name that a run writes.
+            With `resume`, if it holds no run, a run of another config (the message lists the keys),
+            or checkpoints or a model of another run.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class RunFolder:
         started = (path / "config.yaml").exists()
         if resume and not started:
             raise RunError(
-                f"{path}: nothing to resume, no config.yaml here; start without --resume"
+                f"{path}: nothing to resume, since it has no config.yaml; start without --resume"
             )
         if started and not resume:
             raise RunError(
@@ -111,11 +112,11 @@ class RunFolder:
         if there and not resume:
             raise RunError(
                 f"{path}: holds what a run would write, but no run: {', '.join(there)}; choose "
-                "another --out, or move them away"
+                "another --out, or move these away"
                 + " (a store can be read with data.store)"
                 * ("store" in there)
             )
-        # Version 0.5 marked nothing; what its run left is loaded, and never removed.
+        # Version 0.5 wrote no markers; checkpoints of its runs are loaded, but never removed.
         adopted = marker.get("adopted") if marker else self._unmarked()
         self._adopted = set(adopted if isinstance(adopted, list) else [])
         if resume:
@@ -124,7 +125,7 @@ class RunFolder:
         self._config = config
 
     def _unmarked(self) -> list[str]:
-        """Checkpoints without a marker, as version 0.5 wrote them."""
+        """Names of checkpoints without a marker, as version 0.5 wrote them."""
         return [
             folder.name
             for folder in _steps(self.path)
@@ -133,10 +134,10 @@ class RunFolder:
         ]
 
     def _check_owner(self, model: str) -> None:
-        """Refuse what this run would have to replace and must not, before it trains.
+        """Refuse, before training, checkpoints or a model that this run may not replace.
 
         Raises:
-            RunError: If a checkpoint or the model is not this run's.
+            RunError: If a checkpoint or the model belongs to another run.
         """
         ours = self.checkpoints()
         if others := [f"checkpoints/{p.name}" for p in _steps(self.path) if p not in ours]:
@@ -151,11 +152,11 @@ class RunFolder:
             raise RunError(str(error)) from None
 
     def begin(self) -> None:
-        """Take the folder and write the config; after every process has opened it, not before.
+        """Lock the folder and write the config; call it after every process has opened the folder.
 
         Raises:
-            RunError: If another run is writing there, e.g. one that is still saving after Ctrl-C.
-            SaveError: If the disk refuses.
+            RunError: If another process writes to the run, e.g. one still saving after Ctrl-C.
+            SaveError: If writing fails.
         """
         if not self.writes:
             return
@@ -177,14 +178,14 @@ class RunFolder:
 
     @property
     def log_path(self) -> Path:
-        """One JSON object a line."""
+        """Path of the log, with one JSON object per line."""
         return self.path / "log.jsonl"
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line.
+        """Append a record to the log.
 
         Raises:
-            SaveError: If the disk refuses.
+            SaveError: If writing fails.
         """
         if not self.writes:
             return
@@ -195,11 +196,11 @@ class RunFolder:
             raise SaveError(f"cannot write {self.log_path}: {error.strerror}") from error
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Every line so far; a last line cut short by a crash is left out."""
+        """All records of the log; a last line that a crash cut short is left out."""
         return read_log(self.log_path)
 
     def forget_after(self, step: int) -> None:
-        """Drop log lines of steps after `step`, which a resumed run will write again."""
+        """Remove log records of steps after `step`, which a resumed run will write again."""
         if not self.writes or not self.log_path.exists():
             return
         kept = [record for record in self.read_log() if record["step"] <= step]
@@ -222,17 +223,17 @@ class RunFolder:
     def save_checkpoint(
         self, step: int, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int
     ) -> None:
-        """Write `checkpoints/step_N` and drop all but the newest `keep` that this run wrote.
+        """Write `checkpoints/step_N`, and remove all but the newest `keep` that this run wrote.
 
         Args:
-            step: Steps done.
-            weights: Module states by name, one safetensors file each.
+            step: Number of steps done.
+            weights: Module states by name, each written to a safetensors file.
             state: Optimizer states and counters: tensors, numbers, strings, lists, dicts.
-            keep: Checkpoints left in the end.
+            keep: Number of checkpoints to keep.
 
         Raises:
-            FileExistsError: If something else has that name.
-            SaveError: If the disk refuses; earlier checkpoints stay.
+            FileExistsError: If the name is taken by something that this run did not write.
+            SaveError: If writing fails; earlier checkpoints stay.
         """
         if not self.writes:
             return
@@ -241,7 +242,7 @@ class RunFolder:
             for name, tensors in weights.items():
                 whole = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
                 save_file(whole, folder / f"{name}.safetensors")
-            # Not straight to the file: on a full disk torch.save raises a bare RuntimeError.
+            # Via a buffer: on a full disk torch.save raises a RuntimeError without the reason.
             buffer = io.BytesIO()
             torch.save({"step": step, **state}, buffer)
             (folder / "state.pt").write_bytes(buffer.getbuffer())
@@ -249,15 +250,15 @@ class RunFolder:
             (folder / "checksums.json").write_text(json.dumps(sums, indent=2), encoding="utf-8")
         for old in self.checkpoints()[:-keep]:
             if old.name not in self._adopted:
-                with contextlib.suppress(FileExistsError):  # somebody keeps something in it
+                with contextlib.suppress(FileExistsError):  # keep it if it has other files as well
                     remove_folder(old, "checkpoint", facts)
 
     def load_checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """Weights and state of the newest checkpoint, or None if there is none yet.
+        """Weights and state of the newest checkpoint; None if there is none yet.
 
         Raises:
-            RunError: If a file of it is missing, truncated or changed; says which, and to delete
-                the folder in order to continue from the one before.
+            RunError: If one of its files is missing, truncated or changed; the message names the
+                file and the folder to delete in order to continue from the checkpoint before.
         """
         found = self.checkpoints()
         if not found:
@@ -282,7 +283,7 @@ class RunFolder:
 
 
 def _steps(run: Path) -> list[Path]:
-    """Everything that has the name of a checkpoint, oldest first."""
+    """Paths in a run that have the name of a checkpoint, oldest first."""
     found = (run / "checkpoints").glob("step_*")
     steps = [path for path in found if re.fullmatch(r"step_[0-9]+", path.name)]
     return sorted(steps, key=lambda path: int(path.name[5:]))
@@ -291,18 +292,22 @@ def _steps(run: Path) -> list[Path]:
 def check_processes(saved: int, running: int) -> None:
     """Refuse a checkpoint of another number of processes, which would change the batch.
 
+    Args:
+        saved: Number of processes that wrote the checkpoint.
+        running: Number of processes of this run.
+
     Raises:
-        RunError: With both numbers.
+        RunError: If the numbers differ.
     """
     if saved != running:
         raise RunError(
             f"the checkpoint is of {saved} processes, this run has {running}; "
-            f"launch {saved} to resume"
+            f"launch {saved} processes to resume"
         )
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl`; a last line cut short by a crash is left out."""
+    """Records of a `log.jsonl`; a last line that a crash cut short is left out."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
