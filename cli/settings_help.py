@@ -21,7 +21,7 @@ class Setting:
     Args:
         name: Name of the field.
         default: Default value, as typed on the command line.
-        about: Description of the field in the docstring.
+        about: Description of the field in the docstring, with `null` for None as in YAML.
     """
 
     name: str
@@ -61,7 +61,11 @@ def _fields(tree: ast.Module, name: str) -> list[Setting]:
         if isinstance(node, ast.ClassDef) and node.name == name:
             about = _argument_lines(ast.get_docstring(node) or "")
             return [
-                Setting(field.target.id, _yaml(field.value), about.get(field.target.id, ""))
+                Setting(
+                    field.target.id,
+                    _yaml(field.value),
+                    about.get(field.target.id, "").replace("None:", "null:"),
+                )
                 for field in node.body
                 if isinstance(field, ast.AnnAssign)
                 and isinstance(field.target, ast.Name)

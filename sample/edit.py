@@ -98,7 +98,9 @@ def token_mask(mask: Tensor, spec: TokenSpec) -> Tensor:
         ValueError: If the tokens form no grid, the size does not fit, or no pixel is marked.
     """
     if len(spec.shape) != 2:
-        raise ValueError(f"mask: expected tokens in a grid of two dimensions, found {spec}")
+        raise ValueError(
+            f"a mask of pixels needs a grid of tokens; {spec} have no grid of two dimensions"
+        )
     rows, columns = spec.shape
     height, width = mask.shape
     if height % rows or width % columns:

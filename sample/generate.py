@@ -118,7 +118,7 @@ def generate_batches(
         raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
     if precision not in get_args(Precision):
         choices = ", ".join(get_args(Precision))
-        raise ValueError(f"precision: expected one of {choices}, found {precision}")
+        raise ValueError(f"precision: expected {choices}, found {precision}")
     draw = sampler_of(generator).draw
     predict = compiled_predict(generator) if compile else None
     kind = request.seeds.device.type

@@ -78,7 +78,8 @@ class Request:
             count = 1 if known is None else len(known)
         if any(other != count for other in [*counts, count if num is None else num]):
             raise ValueError(
-                f"labels, seeds and num: expected the same number of images, found {[*counts, num]}"
+                f"labels, seeds and num must agree, found {[*counts, num]}; expected the same "
+                "number of images from each that is given"
             )
         if count < 1:
             raise ValueError(f"labels, seeds and num: expected at least one image, found {count}")

@@ -204,7 +204,7 @@ def test_refusals(folders: Folders, data: Path, tmp_path: Path) -> None:
             "--curve-steps: only of use with --generator",
         ),
         ([*fast, "--data", data, "--guidance", "2"], "--guidance: only of use with --generator"),
-        ([*fast, "--data", data, "--nearest", "4"], "not for a tokenizer"),
+        ([*fast, "--data", data, "--nearest", "4"], "nearest: not for a tokenizer, whose"),
         (["--protocol", "adm-256", "--data", data], "256 pixels, found 32"),
         ([*fast, "--data", data, "--samples", data], "give one of"),
     ):

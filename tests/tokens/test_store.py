@@ -217,7 +217,7 @@ def test_refuses_other_specs_and_wrong_arguments(tmp_path: Path) -> None:
             lambda w: w.add(random_tokens(ORDERED, 1), ["a"]),
         ),
         (ValueError, "expected 0 to 1", lambda w: w.add(bad, names(2))),
-        (ValueError, "ids: expected 2, one an image, found 3", lambda w: w.add(tokens, names(3))),
+        (ValueError, "ids: expected 2, one per image, found 3", lambda w: w.add(tokens, names(3))),
         (ValueError, "captions: expected 2", lambda w: w.add(tokens, names(2), captions=["a"])),
         (ValueError, r"labels: expected \(2,\)", lambda w: w.add(tokens, names(2), labels=[0])),
         (ValueError, "expected -1 to 1, found 2", lambda w: w.add(tokens, names(2), labels=[0, 2])),
