@@ -77,7 +77,7 @@ def save_tokenizer(
 
     Raises:
         FileExistsError: If the folder exists and must stay; see `files.check_replaceable`.
-        SaveError: If the disk refuses.
+        SaveError: If writing fails.
     """
     facts = {
         "kind": "tokenizer",
@@ -125,7 +125,7 @@ def save_generator(
 
     Raises:
         FileExistsError: If the folder exists and must stay; see `files.check_replaceable`.
-        SaveError: If the disk refuses.
+        SaveError: If writing fails.
     """
     spec, where = generator.spec, os.fspath(tokenizer_path)
     config = GeneratorFileConfig(

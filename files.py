@@ -104,7 +104,7 @@ def atomic_folder(
                     if flush:
                         _flush(file)
             temporary.chmod(0o777 & ~_umask())
-            check()  # somebody may have put something there meanwhile
+            check()  # again: something may have been put there in the meantime
             if path.exists():
                 _swap(temporary, path, kind)
             else:
@@ -270,7 +270,7 @@ def _marker_text(kind: str, files: Iterable[str], facts: Mapping[str, Any]) -> s
 
 
 def add_to_marker(folder: StrPath, name: str) -> None:
-    """List a file that we add to a finished folder of ours; does nothing without a marker."""
+    """Add a file to the list in the marker of a finished folder; without a marker, do nothing."""
     marker = read_marker(folder)
     if marker is not None and name not in marker["files"]:
         facts = {key: value for key, value in marker.items() if key not in ("kind", "files")}

@@ -119,7 +119,7 @@ def edit(
         batch_size=options["batch_size"],
         precision=options["precision"],
     )
-    _files_to_write(out, num, overwrite, inputs)  # somebody may have put one there meanwhile
+    _files_to_write(out, num, overwrite, inputs)  # again: one may have appeared meanwhile
     for file, picture in zip(files, edited.images, strict=True):
         save_png(picture, file)
     result = {"files": [str(file) for file in files], "positions": edited.tokens.spec.num_tokens}
