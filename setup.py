@@ -1,22 +1,34 @@
 """The packages of the distribution; everything else is in pyproject.toml.
 
 The repository root is the package `tessella` (docs/architecture.md says why), which setuptools
-cannot find by itself.
+cannot find by itself. Its sub-packages are the folders that hold Python files, without those that
+are no part of it.
 """
 
-from setuptools import find_namespace_packages, setup
+import os
 
-NOT_PACKAGES = ["tests", "benchmarks", "docs", "runs", "build", "dist", "datasets"]
-DATA = ["configs", "assets", "data.bundled"]  # shipped as package data, whatever their folders hold
+from setuptools import setup
 
-rooms = find_namespace_packages(
-    exclude=[
-        *(pattern for name in NOT_PACKAGES for pattern in (name, f"{name}.*")),
-        *(f"{name}.*" for name in DATA),
-        "data.bundled",
-    ]
-)
+NOT_PACKAGES = {
+    *("tests", "benchmarks", "docs", "assets", "configs"),
+    *("build", "dist", "runs", "datasets"),
+    "bundled",  # data/bundled: data, with the script that made it
+}
+"""Folders that are not searched; assets, configs and data/bundled are shipped as data."""
+
+
+def find_rooms() -> list[str]:
+    """Dotted names of the folders below this one that hold Python files, sorted."""
+    found = []
+    for folder, inner, files in os.walk("."):
+        inner[:] = [name for name in inner if name.isidentifier() and name not in NOT_PACKAGES]
+        if folder != "." and any(name.endswith(".py") for name in files):
+            found.append(os.path.relpath(folder, ".").replace(os.sep, "."))
+    return sorted(found)
+
+
 setup(
+    script_name="setup.py",  # so that this file is known, and not taken for a module of the root
     package_dir={"tessella": "."},
-    packages=["tessella", *(f"tessella.{room}" for room in sorted(rooms))],
+    packages=["tessella", *(f"tessella.{room}" for room in find_rooms())],
 )
