@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LINKS ?= $(VENV)/links
 
-.PHONY: setup demo test test-kernels check clean
+.PHONY: setup demo test test-kernels check style types clean
 
 setup: $(VENV)/.done
 
@@ -36,12 +37,18 @@ test: $(VENV)/.triton
 test-kernels: $(VENV)/.triton
 	TESSELLA_TEST_KERNELS=1 $(PYTEST) tests/kernels
 
-check: setup
+check: style types
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@# The repository is the package, so the type checker must find it under that name.
-	ln -sfn "$(CURDIR)" $(VENV)/tessella
-	cd $(VENV) && bin/mypy --config-file "$(CURDIR)/pyproject.toml" -p tessella
+
+# The repository is the package: the type checker must find it under that name, and must not be
+# started in it, where it would find the rooms under their own.
+types: setup
+	mkdir -p "$(LINKS)" && ln -sfn "$(CURDIR)" "$(LINKS)/tessella"
+	mypy="$$(cd $(BIN) && pwd)/mypy" && cd "$(LINKS)" && "$$mypy" -p tessella \
+		--config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
