@@ -7,13 +7,24 @@ from typing import Any
 from ..config import build_config
 from ..generators.base import Generator
 from ..generators.build import GeneratorConfig
-from . import autoregressive, bayesian_flow, bigr, binary_latent_diffusion, masked
+from . import (
+    autoregressive,
+    bayesian_flow,
+    bigr,
+    binary_latent_diffusion,
+    masked,
+)
 from .sampler import Sampler, Sampling
 
+_MODULES = (
+    autoregressive,
+    bayesian_flow,
+    bigr,
+    binary_latent_diffusion,
+    masked,
+)
 SAMPLERS: dict[str, Sampler] = {
-    kind: module.SAMPLER
-    for module in (masked, binary_latent_diffusion, bigr, bayesian_flow, autoregressive)
-    for kind in module.SAMPLER.types
+    kind: module.SAMPLER for module in _MODULES for kind in module.SAMPLER.types
 }
 """Samplers by the type of a generator's config."""
 
