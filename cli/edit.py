@@ -17,7 +17,7 @@ from .options import (
 _OPTIONS = {
     name: f"--{name}"
     for name in ("image", "mask", "box", "outside", "variation", "enrich", "num", "paste")
-} | {"label": "--class or --label", "to": "--to-class and --to-label"}
+} | {"label": "--class or --label", "to": "--to-class or --to-label"}
 
 
 @click.command(cls=DrawingCommand)

@@ -11,13 +11,12 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
+from ..collectives import broadcast_from_main
 from ..data.images import image_grid, read_image, to_pil
 from ..files import atomic_folder, check_replaceable
 from ..generators.base import Generator
@@ -26,6 +25,9 @@ from .generate import Precision, generate_batches
 from .request import Request
 from .sampler import Sampling
 from .samplers import choose_sampling, with_steps
+
+if TYPE_CHECKING:
+    from accelerate import PartialState  # slow to import, and one process does without
 
 RECORDS = "images.jsonl"
 MAX_LABELS = 100_000
@@ -46,7 +48,7 @@ def sample_to_folder(
     inputs: Sequence[str | os.PathLike[str]] = (),
     progress: bool = True,
     name: str = "",
-    processes: PartialState | None = None,
+    processes: "PartialState | None" = None,
 ) -> dict[str, Any]:
     """Draw, decode and write one picture per label and seed.
 
@@ -107,7 +109,11 @@ def sample_to_folder(
             packed.append(tokens.pack().cpu())
             bar.update(len(tokens))
         seconds = time.perf_counter() - started
-        parts = [packed] if processes is None else gather_object([packed])
+        parts = [packed]
+        if processes is not None:
+            from accelerate.utils import gather_object
+
+            parts = gather_object([packed])
         if rank == 0:
             everything = torch.cat([rows for part in parts for rows in part])
             Tokens.unpack(everything, generator.spec).save(folder / "tokens.safetensors")
@@ -166,7 +172,7 @@ def _describe(
 @contextlib.contextmanager
 def _shared_folder(
     out: Path,
-    processes: PartialState | None,
+    processes: "PartialState | None",
     overwrite: bool,
     inputs: Sequence[str | os.PathLike[str]],
 ) -> Iterator[Path]:
@@ -178,9 +184,7 @@ def _shared_folder(
                 out, kind="samples", overwrite=overwrite, inputs=inputs, flush=False
             )
             place[0] = str(stack.enter_context(writing))
-        if processes is not None:
-            broadcast_object_list(place)
-        yield Path(place[0])
+        yield Path(broadcast_from_main(place[0], processes))
         if processes is not None:
             processes.wait_for_everyone()
     if processes is not None:

@@ -262,7 +262,7 @@ def check_edit(
             f"{names['image']}: no picture given; only {names['to']} do without a picture"
         )
     if to is not None and label is None:
-        raise ValueError(f"{names['to']} go with {names['label']}: the class to start from")
+        raise ValueError(f"{names['to']} needs {names['label']}: the class to start from")
     if to is not None and num < 2:
         raise ValueError(
             f"{names['num']} {num}: from one class to another it takes at least 2 pictures, one "

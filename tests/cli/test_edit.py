@@ -141,7 +141,10 @@ def test_several_edits_have_their_own_seeds(
         (["--enrich", "1", "--paste"], "--paste goes with --mask or --box"),
         (["--enrich", "1", "--outside"], "--outside goes with --box"),
         (["--enrich", "1", "--num-steps", "129"], "129 steps for 128 slots to reveal"),
-        (["--enrich", "1", "--to-class", "cat", "--num", "3"], "go with --class or --label"),
+        (
+            ["--enrich", "1", "--to-class", "cat", "--num", "3"],
+            "needs --class or --label: the class to start",
+        ),
         (["--enrich", "1", "--to-class", "cat", "--label", "0"], "--num 1: from one class"),
         (["--enrich", "1", "--to-class", "cat", "--to-label", "0"], "give --to-label or --to-c"),
     ],
@@ -161,7 +164,7 @@ def test_mistakes_of_an_edit_get_one_clear_line(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "--image: no picture given; only --to-class and --to-label do without"),
+        ([], "--image: no picture given; it can be left out only with --to-class or"),
         (["--enrich", "2"], "--image: no picture given"),
         (["--box", "0,0,8,8", "--to-class", "cat"], "--image: no picture given"),
         (
