@@ -28,7 +28,7 @@ $(VENV)/.triton: $(VENV)/.done
 	@touch $@
 
 # One process for each core; tests/conftest.py says which tests stay together and which come first.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 test: $(VENV)/.triton
 	$(PYTEST)

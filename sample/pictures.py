@@ -259,7 +259,7 @@ def check_edit(
         raise ValueError(f"give one of {four}: the part of the picture to draw anew")
     if image is None and (ways or to is None):
         raise ValueError(
-            f"{names['image']}: no picture given; only {names['to']} do without a picture"
+            f"{names['image']}: no picture given; it can be left out only with {names['to']}"
         )
     if to is not None and label is None:
         raise ValueError(f"{names['to']} needs {names['label']}: the class to start from")

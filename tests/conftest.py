@@ -50,21 +50,38 @@ TRUNK = TransformerConfig(width=32, num_layers=2, num_heads=2, dropout=0.0)
 CLASSES = ("grinning face", "cat", "ship")
 
 
-@pytest.hookimpl(tryfirst=True)
+def first_match(nodeid: str, starts: tuple[str, ...]) -> int:
+    """Number of the first of `starts` with which the test's path begins; their count if none."""
+    path = nodeid.split("::")[0].removeprefix("tests/")
+    return next((i for i, text in enumerate(starts) if path.startswith(text)), len(starts))
+
+
+def group_of(nodeid: str) -> str:
+    """What one process runs as a whole: files of a group, a file, or a test that is apart."""
+    if first_match(nodeid, SPREAD) < len(SPREAD):
+        return nodeid
+    return (*TOGETHER, nodeid.split("::")[0])[first_match(nodeid, TOGETHER)]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under `--dist loadgroup`: a file is the work of one process, and long work comes first."""
-    if not getattr(config.option, "loadgroup", False):
-        return
+    """Long work comes first where processes share the suite."""
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist
+        items.sort(key=lambda item: first_match(item.nodeid, LONG))
 
-    def start(item: pytest.Item, starts: tuple[str, ...]) -> int:
-        path = item.path.relative_to(Path(__file__).parent).as_posix()
-        return next((i for i, text in enumerate(starts) if path.startswith(text)), len(starts))
 
-    for item in items:
-        together = (*TOGETHER, item.nodeid.split("::")[0])[start(item, TOGETHER)]
-        if start(item, SPREAD) == len(SPREAD):
-            item.add_marker(pytest.mark.xdist_group(together))
-    items.sort(key=lambda item: start(item, LONG))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadgroup` by `group_of`; the marks of pytest-xdist 3.8 do nothing in pytest 9.2."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False  # in the order of LONG
+    return Scheduling(config, log)
 
 
 @dataclass

@@ -143,7 +143,7 @@ def test_several_edits_have_their_own_seeds(
         (["--enrich", "1", "--num-steps", "129"], "129 steps for 128 slots to reveal"),
         (
             ["--enrich", "1", "--to-class", "cat", "--num", "3"],
-            "needs --class or --label: the class to start",
+            "needs --class or --label",
         ),
         (["--enrich", "1", "--to-class", "cat", "--label", "0"], "--num 1: from one class"),
         (["--enrich", "1", "--to-class", "cat", "--to-label", "0"], "give --to-label or --to-c"),

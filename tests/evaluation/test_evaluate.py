@@ -41,7 +41,9 @@ def test_a_report_is_written_where_a_folder_is_given(
     assert (out / "report.html").is_file() and (out / "report.json").is_file()
     with pytest.raises(FileExistsError, match="exists already"):
         tessella.evaluate(tokenizer=folders[1], data=str(data), out=out, **FAST)
-    with pytest.raises(FileExistsError, match="val"):
+    with pytest.raises(
+        FileExistsError, match="is an input of this command, which is never replaced"
+    ):
         tessella.evaluate(tokenizer=folders[1], data=str(data), out=data, overwrite=True, **FAST)
     assert len(list((data / "val").iterdir())) == 8
 
