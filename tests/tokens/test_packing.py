@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessella.tests.cases import over
-from tessella.tokens.packing import join_bits, join_entries, split_bits
+from tessella.tokens.packing import group_sizes, join_bits, join_entries, split_bits
 from tessella.tokens.tokens import Tokens, TokenSpec
 
 # shape, codebook sizes, bytes of the two images of `fixed_tokens`
@@ -91,3 +91,16 @@ def test_bits_are_those_of_the_joint_index(entries: list[tuple[int, int]]) -> No
     joint = join_entries(indices, [2**width for width in widths]).item()
     assert bits.tolist() == [[joint >> i & 1 for i in range(sum(widths))]]
     assert torch.equal(join_bits(bits, widths), indices)
+
+
+def test_groups_are_few_even_and_the_larger_ones_first() -> None:
+    """Files say how many bits a group has, so their order is fixed."""
+    for bits, most, expected in (
+        (14, 10, [7, 7]),
+        (18, 10, [9, 9]),
+        (25, 8, [7, 6, 6, 6]),
+        (10, 10, [10]),
+        (11, 10, [6, 5]),
+        (3, 1, [1, 1, 1]),
+    ):
+        assert group_sizes(bits, most) == expected, (bits, most)
