@@ -10,7 +10,7 @@ from .options import chosen_device, one_clear_error, show
     "--generator",
     "generator_path",
     required=True,
-    help="Generator of type ar, bld or bfn: a model folder, bundled:NAME or hub:owner/name.",
+    help="Generator with a likelihood or a bound: model folder, bundled:NAME or hub:owner/name.",
 )
 @click.option(
     "--tokenizer", "tokenizer_path", help="Its tokenizer [the one that the generator names]."

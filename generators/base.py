@@ -172,7 +172,8 @@ class Generator(nn.Module):
     def _no_likelihood(self) -> str:
         return (
             f"bits: generators of type {self.config.type} have no likelihood, nor a bound on it: "
-            "they learn to fill in hidden tokens in any order; expected one of type ar, bld or bfn"
+            "they learn to fill in hidden tokens in any order; expected a type with an exact "
+            "likelihood or a bound, such as ar or bld"
         )
 
     def fill_missing_labels(

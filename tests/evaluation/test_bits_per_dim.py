@@ -292,7 +292,7 @@ def test_errors_of_a_summary() -> None:
         (
             "maskbit",
             {},
-            "generators of type maskbit have no likelihood, nor a bound on it: .* ar, bld or",
+            "generators of type maskbit have no likelihood, nor a bound on it: .* such as ar or",
         ),
         ("bigr", {}, "generators of type bigr have no likelihood, nor a bound on it"),
         ("bld", {"num_steps": 65}, "num_steps: expected 1 to the 64 of training, found 65"),

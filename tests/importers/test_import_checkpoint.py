@@ -28,7 +28,7 @@ from tessella.generators.networks.bert import TransformerConfig
 from tessella.importers.import_checkpoint import import_checkpoint, published_sampling
 from tessella.sample.generate import generate
 from tessella.tests.importers import test_bigr as bigr
-from tessella.tests.importers import test_maskbit as bld
+from tessella.tests.importers import test_binary_latent_diffusion as bld
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
