@@ -1,8 +1,7 @@
 """Model folders: `config.yaml`, `model.safetensors` and `card.json`, without pickles.
 
-The config rebuilds the module. The card describes it (parameters, data, licence, command, metrics
-with their protocol) and holds the fingerprint: a hash of config and weights that token stores
-repeat, and that detects damage when the folder is read. A tokenizer's folder may also hold
+The config rebuilds the module. The card describes it and holds the fingerprint: a hash of config
+and weights that token stores repeat, and that detects damage. A tokenizer's folder may also hold
 `probe.safetensors`, a few images with the PSNR it reached (`tokenizers/probe.py`).
 """
 
@@ -116,7 +115,7 @@ def save_generator(
         path: Folder to create.
         tokenizer_path: Its tokenizer: a folder, `bundled:NAME` or `hub:owner/name`. A folder is
             stored both as given and relative to `path`.
-        tokenizer_fingerprint: Fingerprint of the tokenizer.
+        tokenizer_fingerprint: Fingerprint of the tokenizer; None: of the attached one.
         card: Further facts; facts computed here override them.
         overwrite: Whether to replace an existing generator that tessella wrote.
         inputs: Files and folders that the model was read from, which are never replaced.
@@ -128,6 +127,8 @@ def save_generator(
         SaveError: If writing fails.
     """
     spec, where = generator.spec, os.fspath(tokenizer_path)
+    if tokenizer_fingerprint is None and (attached := vars(generator).get("_tokenizer")):
+        tokenizer_fingerprint = attached[0].fingerprint
     config = GeneratorFileConfig(
         generator=generator.config,
         tokens=TokensConfig(
@@ -249,10 +250,7 @@ def describe_model(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     folder = find_folder(path)
     card = read_card(folder)
-    if card.get("kind") == "generator":
-        _load_generator(folder)
-    else:
-        load_tokenizer(folder)
+    _load_generator(folder) if card.get("kind") == "generator" else load_tokenizer(folder)
     return card
 
 

@@ -93,7 +93,8 @@ def parse_yaml(text: str, *, name: str = "config") -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not valid YAML: {error}") from None
+        words = " ".join(str(error).split())
+        raise ConfigError(f"{name}: not valid YAML: {words}") from None
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:

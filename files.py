@@ -1,9 +1,8 @@
 """Atomic writing of files and folders, which never replaces what tessella did not write.
 
 Content is written under a temporary name beside the target, flushed and renamed, so the final name
-never holds half of it. A folder carries a marker, `.tessella.json`, with its kind and the list of
-its files. A folder is replaced or removed only if its marker is of the same kind and lists all of
-its content.
+never holds half of it. A folder carries a marker, `.tessella.json`: its kind, its files and their
+sizes. It is replaced or removed only if its marker is of the same kind and lists its content.
 """
 
 import contextlib
@@ -26,7 +25,6 @@ MARKER = ".tessella.json"
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_SHOWN = 3
 StrPath = str | os.PathLike[str]
 
 
@@ -197,7 +195,7 @@ def _check_ours(folder: Path, shown: Path, kind: str, facts: Mapping[str, Any]) 
         )
     listed = marker["files"]
     kept = {f"{parent}/" for name in listed for parent in Path(name).parents}
-    foreign = [entry for entry in entries if entry not in listed and entry not in kept]
+    foreign = [e for e, size in entries.items() if e not in kept and listed.get(e) != size]
     if foreign:
         raise FileExistsError(
             f"{shown} holds what tessella did not write there: {some_of(foreign)}; move it away or "
@@ -246,35 +244,33 @@ def check_file(
 
 
 def read_marker(folder: StrPath) -> dict[str, Any] | None:
-    """Content of a folder's marker, with `files` as a set; None if missing or unreadable."""
+    """Content of a folder's marker; None if missing or unreadable."""
     try:
         marker = json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(marker, dict) or not isinstance(marker.get("kind"), str):
         return None
-    files = marker.get("files")
-    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        return None
-    return marker | {"files": set(files)}
+    return marker if isinstance(marker.get("files"), dict) else None
 
 
-def write_marker(folder: StrPath, kind: str, files: Iterable[str], **facts: Any) -> None:
+def write_marker(folder: StrPath, kind: str, files: Mapping[str, int], **facts: Any) -> None:
     """Write the marker of a folder that is filled in place; `atomic_folder` writes its own."""
     with atomic_file(Path(folder) / MARKER) as temporary:
         temporary.write_text(_marker_text(kind, files, facts), encoding="utf-8")
 
 
-def _marker_text(kind: str, files: Iterable[str], facts: Mapping[str, Any]) -> str:
-    return json.dumps({"kind": kind, "files": sorted(files), **facts}, indent=1) + "\n"
+def _marker_text(kind: str, files: Mapping[str, int], facts: Mapping[str, Any]) -> str:
+    return json.dumps({"kind": kind, "files": files, **facts}, indent=1) + "\n"
 
 
 def add_to_marker(folder: StrPath, name: str) -> None:
-    """Add a file to the list in the marker of a finished folder; without a marker, do nothing."""
+    """Note a new or changed file in the marker of a finished folder; without one, do nothing."""
     marker = read_marker(folder)
-    if marker is not None and name not in marker["files"]:
+    if marker is not None:
         facts = {key: value for key, value in marker.items() if key not in ("kind", "files")}
-        write_marker(folder, marker["kind"], marker["files"] | {name}, **facts)
+        size = (Path(folder) / name).stat().st_size
+        write_marker(folder, marker["kind"], marker["files"] | {name: size}, **facts)
 
 
 def remove_folder(path: StrPath, kind: str, facts: Mapping[str, Any] | None = None) -> None:
@@ -295,28 +291,29 @@ def remove_folder(path: StrPath, kind: str, facts: Mapping[str, Any] | None = No
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _entries(folder: Path) -> list[str]:
-    """Relative paths of all files and links in a folder; empty subfolders end in a slash."""
-    found: list[str] = []
+def _entries(folder: Path) -> dict[str, int]:
+    """Relative paths of all files and links to their sizes; empty subfolders end in a slash."""
+    found: dict[str, int] = {}
     waiting = [(folder, "")]
     while waiting:
         place, prefix = waiting.pop()
         with os.scandir(place) as scan:
             inside = sorted(scan, key=lambda entry: entry.name)
         if not inside and prefix:
-            found.append(prefix)
+            found[prefix] = 0
         for entry in inside:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
             elif f"{prefix}{entry.name}" != MARKER:
-                found.append(f"{prefix}{entry.name}")
-    return sorted(found)
+                found[f"{prefix}{entry.name}"] = entry.stat(follow_symlinks=False).st_size
+    return dict(sorted(found.items()))
 
 
-def some_of(names: list[str]) -> str:
+def some_of(found: Iterable[str]) -> str:
     """The first three names and the number of the others, for messages."""
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return (", ".join(names[:_SHOWN]) or "nothing else") + more
+    names = list(found)
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return (", ".join(names[:3]) or "nothing else") + more
 
 
 def _swap(temporary: Path, path: Path, kind: str) -> None:
@@ -329,7 +326,11 @@ def _swap(temporary: Path, path: Path, kind: str) -> None:
         try:
             _check_ours(temporary, path, kind, {})
         except BaseException:
-            _exchange(temporary, path)
+            back = False
+            with contextlib.suppress(OSError):
+                back = _exchange(temporary, path)
+            if not back:  # else it would be removed with the temporary name
+                os.replace(temporary, f"{path}.kept-{os.getpid()}")
             raise
         return  # the old folder now has the temporary name and is removed with it
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -351,10 +352,9 @@ def _exchange(one: Path, two: Path) -> bool:
     names = (os.fsencode(one), os.fsencode(two))
     if not rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
         return True
-    number = ctypes.get_errno()
-    if number in _NO_EXCHANGE:
-        return False
-    raise OSError(number, os.strerror(number), str(two))
+    if (number := ctypes.get_errno()) not in _NO_EXCHANGE:
+        raise OSError(number, os.strerror(number), str(two))
+    return False
 
 
 @contextlib.contextmanager

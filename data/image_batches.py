@@ -2,20 +2,24 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from .image_source import DataError
-from .images import read_image, save_png, to_pil, to_tensor
+from .images import read_image, save_png, to_pil, to_tensor, upright_rgb
 from .path_source import open_paths
 from .tar_source import IMAGE_SUFFIXES
 from .transforms import resize_center_crop
 
 Picture = str | os.PathLike[str] | Image.Image
+_SCHEME = re.compile(r"[a-z0-9+]{2,}:")
+"""Beginning of a data source such as `bundled:emoji`, in which brackets are no pattern."""
 
 
 def read_images(
@@ -53,14 +57,14 @@ def read_images(
     for name, value in (("resolution", resolution), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, found {value}")
-    given = [pictures] if isinstance(pictures, str | os.PathLike | Image.Image) else list(pictures)
+    several = isinstance(pictures, Iterable) and not isinstance(pictures, str | Image.Image)
+    given: list[Any] = [*pictures] if several else [pictures]  # type: ignore[misc] # asked above
     found: list[Tensor] = []
     for image in _decoded(given):
         if limit is not None and len(found) == limit:
             break
-        upright = image if image.mode == "RGB" else _rgb(image)
         found.append(
-            to_tensor(upright if resolution is None else resize_center_crop(upright, resolution))
+            to_tensor(image if resolution is None else resize_center_crop(image, resolution))
         )
     if not found:
         raise DataError("no pictures given: expected files, a folder, a pattern or PIL images")
@@ -103,14 +107,15 @@ def save_images(
     if len(names) != len(images) or len(set(names)) != len(names):
         raise ValueError(f"names: expected {len(images)} different ones, found {len(names)}")
     for name in names:
-        if Path(name).name != name or name in ("", ".", ".."):
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
             raise ValueError(f"names: {name!r} is no plain file name")
     paths = [Path(folder) / f"{name}.png" for name in names]
-    there = [path for path in paths if path.exists()]
+    there = [path for path in paths if os.path.lexists(path)]
     if there:
         raise FileExistsError(f"{there[0]} exists already ({len(there)} of {len(paths)} files do)")
-    for image, path in zip(images, paths, strict=True):
-        save_png(image, path)
+    pictures = [to_pil(image) for image in images]  # all of them, before the first is written
+    for picture, path in zip(pictures, paths, strict=True):
+        save_png(picture, path)
     return paths
 
 
@@ -118,11 +123,15 @@ def _decoded(pictures: Sequence[Picture]) -> Iterable[Image.Image]:
     """Every picture of what was given, in order; patterns only where no such path exists."""
     for picture in pictures:
         if isinstance(picture, Image.Image):
-            yield picture
+            yield upright_rgb(picture)
             continue
+        if not isinstance(picture, str | os.PathLike):
+            raise TypeError(
+                f"pictures: expected paths or PIL images, found {type(picture).__name__}"
+            )
         name = os.fspath(picture)
         files = [name]
-        if not Path(name).exists() and glob.has_magic(name) and ":" not in name:
+        if not Path(name).exists() and glob.has_magic(name) and not _SCHEME.match(name):
             files = sorted(glob.glob(name))
             if not files:
                 raise DataError(f"{name}: no file fits this pattern")
@@ -132,8 +141,3 @@ def _decoded(pictures: Sequence[Picture]) -> Iterable[Image.Image]:
             else:
                 source = open_paths([file])
                 yield from (source.read(i).image for i in range(len(source)))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """A PIL image of any mode, upright, as RGB."""
-    return to_pil(ImageOps.exif_transpose(image))

@@ -67,13 +67,22 @@ def read_image(source: str | Path | bytes, *, name: str | None = None) -> Image.
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"{opened.width}x{opened.height} pixels, limit {MAX_PIXELS}")
             opened.load()
-            return _to_rgb(ImageOps.exif_transpose(opened))
+            return upright_rgb(opened)
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error
         reason = str(error).replace(repr(name), "").strip() or "unreadable"
         if isinstance(error, UnidentifiedImageError):
             size = f"{len(blob)} bytes" if blob else "empty file"
             reason = f"not an image file that Pillow knows ({size})"
         raise BrokenImage(name, f"{reason} ({type(error).__name__})") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode as `read_image` gives a file: EXIF orientation applied, mode RGB.
+
+    Raises:
+        ValueError: If the pixels have no defined range.
+    """
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -147,8 +147,9 @@ def open_paths(paths: Sequence[str], split: str = "train") -> ImageSource:
     Raises:
         DataError: If a file or source cannot be opened.
     """
-    files = [Path(path) for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES]
-    others = [path for path in paths if Path(path).suffix.lower() not in IMAGE_SUFFIXES]
+    named = [Path(p).suffix.lower() in IMAGE_SUFFIXES and not Path(p).is_dir() for p in paths]
+    files = [Path(path) for path, image in zip(paths, named, strict=True) if image]
+    others = [path for path, image in zip(paths, named, strict=True) if not image]
     sources: list[ImageSource] = [FileSource(files)] if files else []
     sources += [open_source(path, split) for path in others]
     if not sources:

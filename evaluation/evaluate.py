@@ -108,8 +108,20 @@ def evaluate(
             command that gets them.
     """
     check_subject(generator=generator, tokenizer=tokenizer, samples=samples)
-    if generator is None and (curves is not None or sampling is not None or knobs):
+    if generator is None and knobs:
+        raise TypeError(f"evaluate: {', '.join(knobs)} unknown, or only of use with a generator")
+    if generator is None and (curves is not None or sampling is not None):
         raise ValueError("curves and settings of a sampler are only of use with a generator")
+    for name_of, subject, kind in (
+        ("generator", generator, Generator),
+        ("tokenizer", tokenizer, Tokenizer),
+    ):
+        if not isinstance(subject, kind | str | os.PathLike | None):
+            raise TypeError(
+                f"{name_of}: expected a {name_of} or its path, found {type(subject).__name__}"
+            )
+    if isinstance(generator, Generator) and tokenizer is not None:
+        raise ValueError("tokenizer: a loaded generator has its tokenizer; give one of the two")
     check_repetitions(generator=generator, samples=samples, repeats=repeats, nearest=nearest)
     given = (generator, tokenizer, samples)
     subjects = [named for named in given if isinstance(named, str | os.PathLike)]
@@ -129,7 +141,7 @@ def evaluate(
         preset=preset,
         data=chosen_data,
         num=num,
-        repeats=repeats or 3,
+        repeats=3 if repeats is None else repeats,
         seed=seed,
         batch_size=batch_size,
         features=features,
@@ -211,6 +223,8 @@ def check_repetitions(
     Raises:
         ValueError: If an option does not apply to the subject.
     """
+    if nearest is not None and nearest < 0:
+        raise ValueError(f"nearest: expected at least 0 samples, found {nearest}")
     if samples is not None and (repeats or 1) > 1:
         raise ValueError(
             f"repeats: existing images can be measured only once, found {repeats} repetitions"

@@ -7,12 +7,14 @@ import torch
 
 from ..checkpoints import find_folder, load_tokenizer, read_card
 from ..data.sources import open_source
+from ..files import check_file
 from ..tokenizers.probe import (
     DEFAULT_DATA,
     PROBE,
     TOLERANCE_DB,
     ProbeError,
     choose_probe,
+    is_probe_file,
     store_probe,
     verify_probe,
 )
@@ -84,8 +86,11 @@ def store_images(
     if os.fspath(path).startswith(("bundled:", "hub:")):
         raise ProbeError(f"{path}: images are stored in folders of your own only")
     folder = find_folder(path)
-    if (folder / PROBE).exists() and not overwrite:
-        raise ProbeError(f"{folder / PROBE}: images are stored there; --overwrite replaces them")
+    try:
+        kind = "file of probe images"
+        check_file(folder / PROBE, kind, overwrite=overwrite, ours=is_probe_file)
+    except FileExistsError as error:
+        raise ProbeError(str(error)) from None
     tokenizer = load_tokenizer(folder, device=device)
     images, source = choose_probe(open_source(data, split), tokenizer.resolution)
     store_probe(tokenizer, folder, images, source=source)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.images import read_image, to_pil, to_tensor
+from ..data.images import read_image, to_tensor, upright_rgb
 from ..data.transforms import resize_center_crop
 from ..generators.base import Generator
 from ..generators.noise import derive_seeds, uniform
@@ -31,13 +31,15 @@ _CELL = 2  # side of the cells of `enrich`, in tokens
 
 
 def read_masked_image(
-    picture: Path | str | Image.Image, mask_path: Path | str | None, resolution: int
+    picture: Path | str | Image.Image,
+    mask: Path | str | Image.Image | None,
+    resolution: int,
 ) -> tuple[Tensor, Tensor | None]:
     """Read a picture and its mask, resized and centre-cropped in the same way.
 
     Args:
         picture: Picture file or PIL image.
-        mask_path: Picture of the same size, light (128 to 255) where to draw anew; None: no mask.
+        mask: Picture of the same size, light (128 to 255) where to draw anew; None: no mask.
         resolution: Resolution of the tokenizer, in pixels.
 
     Returns:
@@ -46,20 +48,26 @@ def read_masked_image(
     Raises:
         ValueError: If a file cannot be read or the sizes differ.
     """
-    image = to_pil(picture) if isinstance(picture, Image.Image) else read_image(picture)
+    image = _read(picture)
     pixels = to_tensor(resize_center_crop(image, resolution))
-    if mask_path is None:
+    if mask is None:
         return pixels, None
-    mask = read_image(mask_path)
-    if mask.size != image.size:
+    shown = _read(mask)
+    if shown.size != image.size:
+        name = "mask" if isinstance(mask, Image.Image) else mask
         raise ValueError(
-            f"{mask_path}: the mask is {mask.width}x{mask.height}, the image "
+            f"{name}: the mask is {shown.width}x{shown.height}, the image "
             f"{image.width}x{image.height}; expected the same size"
         )
-    light = (np.asarray(mask.convert("L")) >= 128).astype(np.uint8) * 255
+    light = (np.asarray(shown.convert("L")) >= 128).astype(np.uint8) * 255
     whole = Image.fromarray(light).convert("RGB")  # a smooth filter would leak over token borders
     resized = resize_center_crop(whole, resolution, resample=Image.Resampling.BOX)
     return pixels, torch.from_numpy(np.asarray(resized)[..., 0] > 0)
+
+
+def _read(picture: Path | str | Image.Image) -> Image.Image:
+    """A picture file or PIL image, upright and RGB."""
+    return upright_rgb(picture) if isinstance(picture, Image.Image) else read_image(picture)
 
 
 def box_mask(box: tuple[int, int, int, int], resolution: int, *, outside: bool = False) -> Tensor:

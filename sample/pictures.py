@@ -3,6 +3,7 @@
 Everything random depends on the seeds alone.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..tokens.tokens import Tokens
 from .edit import between, box_mask, read_masked_image, token_mask, variation_mask
 from .edit import enrich as enrich_tokens
 from .generate import Precision, generate, generate_batches
-from .request import Request, class_labels
+from .request import Request, class_labels, whole_numbers
 from .sampler import Sampling
 from .samplers import choose_sampling
 
@@ -68,6 +69,7 @@ def generate_images(
     """
     if labels is not None and classes is not None:
         raise ValueError("labels and classes are both given; give labels or classes, not both")
+    seeds = None if seeds is None else whole_numbers(seeds, "seeds")
     if isinstance(classes, str):
         count = num if seeds is None else len(seeds)
         classes = [classes] * (1 if count is None else count)
@@ -120,7 +122,7 @@ def draw_edit(
     generator: Generator,
     image: Path | str | Image.Image | None = None,
     *,
-    mask: Path | str | Tensor | None = None,
+    mask: Path | str | Image.Image | Tensor | None = None,
     box: tuple[int, int, int, int] | None = None,
     outside: bool = False,
     variation: float | None = None,
@@ -177,6 +179,13 @@ def draw_edit(
     )
     sampling = choose_sampling(generator, sampling, knobs)
     tokenizer, spec = generator.tokenizer, generator.spec
+    if isinstance(mask, Tensor):
+        side = tokenizer.resolution
+        if mask.shape != (side, side) or mask.dtype != torch.bool:
+            raise ValueError(
+                f"mask: expected a picture or ({side}, {side}) bool, found {tuple(mask.shape)} "
+                f"{mask.dtype}"
+            )
     first, last = (_label(generator, chosen) for chosen in (label, to))
     labels = None if first is None else [first] * num
     facts: dict[str, Any] = {"label": first}
@@ -194,7 +203,7 @@ def draw_edit(
         mask_file = None if isinstance(mask, Tensor) else mask
         pixels, hidden_pixels = read_masked_image(image, mask_file, tokenizer.resolution)
         if isinstance(mask, Tensor):
-            hidden_pixels = mask
+            hidden_pixels = mask.cpu()
         if box is not None:
             hidden_pixels = box_mask(box, tokenizer.resolution, outside=outside)
         known = tokenizer.encode(pixels[None].to(tokenizer.device))
@@ -253,6 +262,18 @@ def check_edit(
     Raises:
         ValueError: If two arguments contradict each other, or one is missing.
     """
+    if not isinstance(num, int) or num < 1:
+        raise ValueError(f"{names['num']}: expected a whole number of at least 1, found {num!r}")
+    if box is not None and (len(box) != 4 or not all(isinstance(side, int) for side in box)):
+        raise ValueError(f"{names['box']}: expected four whole numbers of pixels, found {box!r}")
+    for name, picture, kinds in (
+        ("image", image, str | os.PathLike | Image.Image),
+        ("mask", mask, str | os.PathLike | Image.Image | Tensor),
+    ):
+        if picture is not None and not isinstance(picture, kinds):
+            raise TypeError(
+                f"{names[name]}: expected a path or a PIL image, found {type(picture).__name__}"
+            )
     ways = sum(given is not None for given in (mask, box, variation, enrich))
     if ways > 1 or (image is not None and not ways):
         four = f"{names['mask']}, {names['box']}, {names['variation']} and {names['enrich']}"

@@ -181,6 +181,8 @@ def class_labels(generator: Generator, names: Sequence[str]) -> list[int]:
         raise ValueError("this generator has no class names; give labels instead")
     labels = []
     for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"classes: expected names, found {name!r}; give numbers as labels")
         wanted = name.strip().casefold()
         if wanted not in classes:
             near = difflib.get_close_matches(wanted, list(classes), n=3, cutoff=0.5)

@@ -66,6 +66,12 @@ def test_pictures_of_any_size_mode_and_place_become_one_batch(tmp_path: Path) ->
     assert tessella.read_images(tmp_path / "b.jpg").shape == (1, 3, 40, 80), "upright"
     assert len(tessella.read_images(tmp_path, resolution=16, limit=2)) == 2
     assert torch.equal(tessella.read_images(grey, resolution=32), by_folder[:1])
+    for i, name in enumerate(["a[1].png", "b.jpg", "c.webp"]):
+        with Image.open(tmp_path / name) as opened:
+            assert torch.equal(tessella.read_images(opened, resolution=32)[0], by_folder[i]), name
+    (tmp_path / "album.png").mkdir()
+    grey.save(tmp_path / "album.png" / "x.png")
+    assert torch.equal(tessella.read_images(tmp_path / "album.png", resolution=32), by_folder[:1])
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -82,6 +88,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         tessella.read_images([tmp_path / "small.png", tmp_path / "wide.png"])
     with pytest.raises(DataError, match="no pictures given"):
         tessella.read_images([])
+    for nothing in (None, [3], torch.zeros(2)):
+        with pytest.raises(TypeError, match="pictures: expected paths or PIL images, found"):
+            tessella.read_images(nothing, resolution=8)
     with pytest.raises(ValueError, match="resolution: expected at least 1, found 0"):
         tessella.read_images(tmp_path / "small.png", resolution=0)
 
@@ -102,5 +111,12 @@ def test_images_are_written_as_they_are_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             tessella.save_images(images, tmp_path / "other", names=names)
+    (tmp_path / "out" / "link.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match=r"link\.png exists already"):
+        tessella.save_images(images, tmp_path / "out", names=["new", "link"])
+    spoilt = torch.cat([images[:1], torch.full_like(images[:1], torch.nan)])
+    with pytest.raises(ValueError, match="not finite"):
+        tessella.save_images(spoilt, tmp_path / "spoilt")
+    assert not (tmp_path / "spoilt").exists()
     with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\), found \(3, 4, 4\)"):
         tessella.save_images(images[0], tmp_path / "other")

@@ -248,12 +248,13 @@ def test_the_marker_says_kind_files_and_facts(tmp_path: Path) -> None:
     path = thing(tmp_path / "out", "b", "sub/a", facts={"run": "7", "none": None})
     assert json.loads((path / MARKER).read_text()) == {
         "kind": "thing",
-        "files": ["b", "sub/a"],
+        "files": {"b": len("ours b"), "sub/a": len("ours sub/a")},
         "run": "7",
     }
     (path / "probe").write_text("later")
     add_to_marker(path, "probe")
-    assert read_marker(path) == {"kind": "thing", "files": {"b", "sub/a", "probe"}, "run": "7"}
+    sizes = {"b": 6, "sub/a": 10, "probe": len("later")}
+    assert read_marker(path) == {"kind": "thing", "files": sizes, "run": "7"}
     thing(path, "c", overwrite=True, facts={"run": "7"})
     assert names(path) == [MARKER, "c"] and names(tmp_path) == ["out"]
     (tmp_path / "plain").mkdir()
@@ -414,16 +415,52 @@ def test_inputs_and_what_holds_them_stay(tmp_path: Path) -> None:
     assert names(out) == [MARKER, "new"]
 
 
-def test_a_link_among_our_files_goes_and_its_target_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_link", [False, True])
+def test_what_a_user_put_in_the_place_of_a_file_of_ours_stays(
+    tmp_path: Path, as_link: bool
+) -> None:
+    out = thing(tmp_path / "out", "a.png", "b")
+    (tmp_path / "photo").write_bytes(b"a photograph")
+    (out / "a.png").unlink()
+    if as_link:
+        (out / "a.png").symlink_to(tmp_path / "photo")
+    else:
+        (tmp_path / "photo").rename(out / "a.png")
+    with pytest.raises(FileExistsError, match=r"did not write there: a\.png;"):
+        thing(out, overwrite=True)
+    assert (out / "a.png").read_bytes() == b"a photograph" and (
+        out / "a.png"
+    ).is_symlink() == as_link
+    assert names(out) == [MARKER, "a.png", "b"]
+
+
+def test_a_file_of_ours_that_is_gone_is_no_hindrance(tmp_path: Path) -> None:
     out = thing(tmp_path / "out", "big/a", "b")
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / "photo").write_bytes(b"mine")
     shutil.rmtree(out / "big")
-    (out / "b").unlink()
-    (out / "b").symlink_to(tmp_path / "disk")
     thing(out, overwrite=True)
     assert names(out) == [MARKER, "a.txt"]
-    assert (tmp_path / "disk" / "photo").read_bytes() == b"mine"
+
+
+def test_nothing_is_lost_if_the_exchange_cannot_be_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A photograph appears at the last moment, and then the names cannot be exchanged again."""
+    out = thing(tmp_path / "out", "a")
+    real, calls = files._exchange, []
+
+    def exchange(one: Path, two: Path) -> bool:
+        calls.append(one)
+        if len(calls) > 1:
+            raise OSError(errno.EIO, "Input/output error")
+        (two / "photo").write_bytes(b"mine")
+        return real(one, two)
+
+    monkeypatch.setattr(files, "_exchange", exchange)
+    with pytest.raises(FileExistsError, match="did not write there: photo"):
+        thing(out, overwrite=True)
+    if len(calls) > 1:  # a file system that exchanges names
+        kept = [path for path in tmp_path.iterdir() if ".kept-" in path.name]
+        assert len(kept) == 1 and (kept[0] / "photo").read_bytes() == b"mine"
 
 
 def test_readers_never_miss_the_folder(tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ def settled(kind: type[C], config: C | None, settings: dict[str, Any]) -> C:
     """
     if config is None:
         return build_config(kind, settings, name=kind.__name__)
+    if not isinstance(config, kind):
+        raise TypeError(f"expected a {kind.__name__} or settings by name, found {config!r}")
     if settings:
         raise TypeError(f"give a {kind.__name__} or settings, not both; found {sorted(settings)}")
     return config

@@ -100,6 +100,17 @@ def store_probe(
     add_to_marker(folder, PROBE)
 
 
+def is_probe_file(path: Path) -> bool:
+    """Whether a file is one of `store_probe`."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {"images", "psnr"} <= set(file.keys()) and "fingerprint" in (
+                file.metadata() or {}
+            )
+    except (SafetensorError, OSError):
+        return False
+
+
 def verify_probe(
     tokenizer: Tokenizer, folder: str | os.PathLike[str], *, tolerance_db: float = TOLERANCE_DB
 ) -> ProbeResult:

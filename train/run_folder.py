@@ -139,6 +139,11 @@ class RunFolder:
         Raises:
             RunError: If a checkpoint or the model belongs to another run.
         """
+        if links := [name for name in _NAMES if (self.path / name).is_symlink()]:
+            raise RunError(
+                f"{self.path}: {some_of(links)}: a run writes no symbolic links; put the files "
+                "themselves there, or move the links away"
+            )
         ours = self.checkpoints()
         if others := [f"checkpoints/{p.name}" for p in _steps(self.path) if p not in ours]:
             raise RunError(
@@ -174,7 +179,7 @@ class RunFolder:
         with atomic_file(self.path / "config.yaml") as temporary:
             temporary.write_text(to_yaml(self._config), encoding="utf-8")
         if read_marker(self.path) is None:
-            write_marker(self.path, "run", [], run=self.id, adopted=sorted(self._adopted))
+            write_marker(self.path, "run", {}, run=self.id, adopted=sorted(self._adopted))
 
     @property
     def log_path(self) -> Path:
@@ -203,7 +208,7 @@ class RunFolder:
         """Remove log records of steps after `step`, which a resumed run will write again."""
         if not self.writes or not self.log_path.exists():
             return
-        kept = [record for record in self.read_log() if record["step"] <= step]
+        kept = [record for record in self.read_log() if record.get("step", 0) <= step]
         with atomic_file(self.log_path) as temporary:
             lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
             temporary.write_text("".join(lines), encoding="utf-8")
@@ -307,13 +312,13 @@ def check_processes(saved: int, running: int) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of a `log.jsonl`; a last line that a crash cut short is left out."""
+    """Records of a `log.jsonl`; lines that are none, such as one cut by a crash, are left out."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                records.append(record)
     return records
 
 

@@ -2,7 +2,7 @@
 
 Each token is denoised on its own, given the trunk's output at its position; the bits of a token are
 coupled through the MLP alone. It knows nothing of the process, which is in
-`processes/bernoulli.py`.
+`generators/processes/bernoulli.py`.
 """
 
 import math

@@ -53,5 +53,12 @@ def test_what_cannot_be_measured_is_refused(folders: Folders, data: Path) -> Non
         tessella.evaluate(data=str(data))
     with pytest.raises(ValueError, match="give one of generator, tokenizer and samples"):
         tessella.evaluate(samples=data, tokenizer=folders[1])
-    with pytest.raises(ValueError, match="only of use with a generator"):
+    with pytest.raises(TypeError, match="evaluate: num_steps unknown, or only of use with a gen"):
         tessella.evaluate(tokenizer=folders[1], num_steps=3)
+    generator = tessella.load_generator(folders[0])
+    with pytest.raises(ValueError, match="tokenizer: a loaded generator has its tokenizer"):
+        tessella.evaluate(generator=generator, tokenizer=folders[1], data=str(data))
+    with pytest.raises(TypeError, match="tokenizer: expected a tokenizer or its path, found Mask"):
+        tessella.evaluate(tokenizer=generator, data=str(data))
+    with pytest.raises(ValueError, match="repeats"):
+        tessella.evaluate(tokenizer=folders[1], data=str(data), repeats=0)

@@ -36,6 +36,8 @@ def test_classes_are_named(generator: Generator) -> None:
     assert len(tessella.generate_images(generator, classes="cat", num=3, **FAST)) == 3
     with pytest.raises(ValueError, match="give labels or classes, not both"):
         tessella.generate_images(generator, [1], classes=["cat"])
+    with pytest.raises(ValueError, match="classes: expected names, found 1"):
+        tessella.generate_images(generator, classes=[1])
     with pytest.raises(ValueError, match="class 'kat': unknown; did you mean cat"):
         tessella.generate_images(generator, classes="kat")
 
@@ -55,6 +57,11 @@ def test_an_edit_keeps_the_tokens_outside(generator: Generator, tmp_path: Path) 
     mask[:16] = True
     by_mask = tessella.edit(generator, picture, **how | {"box": None, "mask": mask})
     assert torch.equal(by_mask, edited.images)
+    shown = Image.fromarray(((~mask).numpy() == 0).astype("uint8") * 255).resize((48, 64))
+    assert tessella.edit(generator, picture, **how | {"box": None, "mask": shown}).shape[0] == 2
+    for wrong in (mask[:16], mask.float(), mask[None]):
+        with pytest.raises(ValueError, match=r"mask: expected a picture or \(32, 32\) bool"):
+            tessella.edit(generator, picture, mask=wrong)
     pasted = tessella.edit(generator, picture, **how, paste=True)
     assert torch.equal(pasted[:, :, 16:], pixels[:, :, 16:].expand(2, -1, -1, -1))
 
@@ -74,6 +81,9 @@ def test_the_way_from_one_class_to_another(generator: Generator) -> None:
         ({"image": 1, "box": (0, 0, 8, 8), "enrich": 1}, "give one of mask, box"),
         ({"to": 1}, "to needs label: the class to start from"),
         ({"label": 0, "to": 1, "num": 1}, "num 1: from one class to another"),
+        ({"image": 1, "variation": 0.5, "num": 0}, "num: expected a whole number of at least 1"),
+        ({"image": 1, "box": (0, 0, 8)}, "box: expected four whole numbers of pixels"),
+        ({"image": 1, "box": (0, 0, 8.5, 8)}, "box: expected four whole numbers of pixels"),
         ({"image": 1, "variation": 0.5, "outside": True}, "outside goes with box"),
         ({"image": 1, "variation": 0.5, "paste": True}, "paste goes with mask or box"),
     ],

@@ -93,7 +93,7 @@ def test_unrelated_names_may_stand_beside_a_run(debug_config: Path, tmp_path: Pa
     folder = begun(tmp_path, debug_config)
     assert read_marker(tmp_path) == {
         "kind": "run",
-        "files": set(),
+        "files": {},
         "run": folder.id,
         "adopted": [],
     }
@@ -194,13 +194,13 @@ def test_a_model_that_is_not_this_runs_stops_it_before_the_first_step(
     (model / "model.safetensors").write_bytes(b"mine")
     kind = "generator" if marked == "as another kind" else "tokenizer"
     if marked != "by nobody":
-        write_marker(model, kind, ["model.safetensors"], run="other")
+        write_marker(model, kind, {"model.safetensors": 4}, run="other")
     before = contents(run)
     message = "holds no tokenizer" if marked != "by another run" else "a tokenizer of another run"
     with pytest.raises(RunError, match=f"{message}.*model.safetensors"):
         begun(run, debug_config, resume=True)
     assert contents(run) == before
-    write_marker(model, "tokenizer", ["model.safetensors"], run=folder.id)
+    write_marker(model, "tokenizer", {"model.safetensors": 4}, run=folder.id)
     begun(run, debug_config, resume=True)
 
 
