@@ -1,4 +1,4 @@
-"""The program of docs/metrics.md runs as printed and gives the number that `evaluate` gives."""
+"""The programs of docs/metrics.md run; that of the FID gives the number that `evaluate` gives."""
 
 import json
 import os
@@ -19,6 +19,21 @@ from tessella.metrics.networks.build import available_features
 METRICS = Path(tessella.__file__).parent / "docs" / "metrics.md"
 FEW = 8
 FOUND = available_features()
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FOUND["efflite0"], reason="no weights of efflite0")
+def test_the_examples_run_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them but the FID of all bundled images, which the test below limits to a few."""
+    monkeypatch.chdir(tmp_path)
+    examples = [p for p in BLOCK.findall(METRICS.read_text("utf-8")) if "LIMIT = None" not in p]
+    for program in examples:
+        exec(compile(program, METRICS.name, "exec"), {})
+    assert "not comparable: gFID under bundled-" in capsys.readouterr().out
+    assert (tmp_path / "nearest.png").is_file()
 
 
 @pytest.mark.slow
@@ -42,7 +57,7 @@ def test_fid_in_20_lines_is_the_fid_of_evaluate(
     assert report["protocol"]["reference_images"] == report["protocol"]["num_samples"] == FEW
 
     section = METRICS.read_text(encoding="utf-8").partition("## FID in 20 lines")[2]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    found = BLOCK.search(section)
     assert found is not None
     program = found.group(1)
     assert len(program.splitlines()) <= 20 and program.count("LIMIT = None") == 1

@@ -1,6 +1,5 @@
 """Nearest real images, on small sets with known answers."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,7 @@ from tessella.data.image_source import ImageSource
 from tessella.data.images import save_png, to_float
 from tessella.data.sources import open_source
 from tessella.evaluation.nearest import Neighbors, nearest_training_images
-from tessella.metrics.networks.build import available_features, build_features
-from tessella.metrics.networks.weights import PROVIDERS
+from tessella.metrics.networks.build import build_features
 
 SIDE = 24
 
@@ -188,18 +186,3 @@ def test_only_the_first_validation_images_are_compared(
         noise(1, seed=8), train, SIDE, features="random", validation=val, max_validation=4
     )
     assert found.to_dict()["validation"]["num_images"] == 4
-
-
-@pytest.mark.slow
-def test_the_examples_in_the_documentation_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if not available_features()["efflite0"]:
-        pytest.skip(f"no weights; {PROVIDERS['efflite0'].advice}")
-    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    for program in programs:
-        exec(compile(program, "metrics.md", "exec"), {})
-    assert "not comparable: gFID under bundled-" in capsys.readouterr().out
-    assert (tmp_path / "nearest.png").is_file()
