@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessella.kernels.bit_embedding.op import bit_embedding
 from tessella.kernels.bit_packing.op import (
@@ -27,6 +26,7 @@ from tessella.kernels.bit_packing.reference import (
     unpack_codes_reference,
 )
 from tessella.tests.cases import over
+from tessella.tests.probes import LargestTensor
 
 MIXED = [(1, 2), (4, 10, 3), (62, 1), (31, 32, 33), (7, 7), (1,) * 18, (5, 62, 8, 24, 13)]
 
@@ -211,26 +211,14 @@ def test_unchecked_nan_is_negative() -> None:
     assert pack_signs(torch.tensor([float("nan"), 1.0]), validate=False).tolist() == [2]
 
 
-class LargestResult(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation inside gives."""
-
-    num_bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.num_bytes = max(self.num_bytes, result.numel() * result.element_size())
-        return result
-
-
 @pytest.mark.parametrize("widths", [(1,), (14,), (24,), (4, 10, 3)], ids=str)
 def test_nothing_is_larger_than_the_codes(widths: tuple[int, ...]) -> None:
     codes = draw(widths, 10, 64)
     size = codes.numel() * codes.element_size()
-    with LargestResult() as largest:
+    with LargestTensor() as largest:
         packed = pack_codes_reference(codes, widths)
     assert 0 < largest.num_bytes <= size
-    with LargestResult() as largest:
+    with LargestTensor() as largest:
         unpack_codes_reference(packed, 64, widths, torch.int64)
     assert 0 < largest.num_bytes <= size
 

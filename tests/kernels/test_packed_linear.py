@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tessella.kernels.packed_linear import reference
 from tessella.kernels.packed_linear.encode import empty_weight, from_float, pack
@@ -28,6 +26,7 @@ from tessella.kernels.packed_linear.prepack import (
 )
 from tessella.kernels.packed_linear.reference import quantize_tokens
 from tessella.tests.cases import over
+from tessella.tests.probes import LargestTensor
 
 KINDS = {
     f"{tag}{'' if group is None else ' g32'}{' zero' if asymmetric else ''}": (
@@ -191,21 +190,6 @@ def test_flipping_a_bit_changes_one_channel(activations: Any) -> None:
             )
             others = torch.arange(6) != n
             assert torch.equal(after[:, others], before[:, others])
-
-
-class LargestTensor(TorchDispatchMode):
-    """Bytes of the largest tensor that an operation returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **kwargs or {})
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.num_bytes = max(self.num_bytes, leaf.numel() * leaf.element_size())
-        return out
 
 
 @pytest.mark.parametrize("activations", ["float", "int8"])

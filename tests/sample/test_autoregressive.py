@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessella.config import ConfigError
 from tessella.generators.autoregressive import AutoregressiveConfig, AutoregressiveGenerator
@@ -22,6 +21,7 @@ from tessella.sample.generate import generate
 from tessella.sample.guidance import guide
 from tessella.sample.request import Request
 from tessella.sample.samplers import choose_sampling, with_steps
+from tessella.tests.probes import NoWaiting
 from tessella.tokens.tokens import Tokens, TokenSpec
 
 GRID = TokenSpec((3, 3), (6, 6))
@@ -258,38 +258,12 @@ def test_groups_become_the_tokenizers_codes_again() -> None:
     assert found.regroup((8, 4, 2)).equal(draw(read, LABELS, SEEDS, GUIDED))
 
 
-class NoWaiting(TorchDispatchMode):
-    """Fails, between the first step of the trunk and the last, on what makes host and device
-    wait."""
-
-    forbidden = ("local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh", "unique")
-
-    def __init__(self, generator: AutoregressiveGenerator, num_calls: int) -> None:
-        super().__init__()
-        self.kept, self.num_calls, self.calls = generator.trunk.step, num_calls, 0
-        generator.trunk.step = self.step  # type: ignore[method-assign]
-
-    def step(self, *given: Any) -> Tensor:
-        """The trunk, which counts its calls."""
-        self.calls += 1
-        return self.kept(*given)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if 0 < self.calls < self.num_calls:
-            name = func._schema.name.split("::")[1].strip("_")
-            assert name not in self.forbidden, f"{func} waits"
-            if name in ("index", "index_put"):
-                assert all(i is None or i.dtype != torch.bool for i in args[1]), f"{func} waits"
-        return func(*args, **(kwargs or {}))
-
-
 def test_the_loop_never_waits_for_the_device() -> None:
     generator = build(MIXED)
     config = AutoregressiveSampling(guidance=2.0, top_k=4, top_p=0.9)
     expected = draw(generator, LABELS, SEEDS, config)
-    watch = NoWaiting(generator, 9)
+    watch = NoWaiting(9)
+    generator.trunk.step = watch.counting(generator.trunk.step)  # type: ignore[method-assign]
     with watch:
         found = draw(generator, LABELS, SEEDS, config)
     assert watch.calls == 9 and found.equal(expected)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessella.config import build_config, to_dict
 from tessella.generators.bigr import BiGR, BigrConfig
@@ -19,6 +18,7 @@ from tessella.generators.processes.bernoulli import BernoulliDiffusion
 from tessella.sample.bigr import BigrSampling, bigr_table, sample_bigr
 from tessella.sample.request import Request
 from tessella.sample.samplers import with_steps
+from tessella.tests.probes import NoWaiting
 from tessella.tokens.tokens import Tokens, TokenSpec
 
 GRID = TokenSpec((4, 4), (2,) * 6)
@@ -389,38 +389,14 @@ def test_other_functions_stand_in_for_the_networks() -> None:
     assert found.equal(expected) and calls == (["trunk"] + ["head"] * 4) * 5
 
 
-class NoWaiting(TorchDispatchMode):
-    """Fails, between the first forward pass and the last, on what makes host and device wait."""
-
-    forbidden = ("local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh", "unique")
-
-    def __init__(self, generator: BiGR, num_calls: int) -> None:
-        super().__init__()
-        self.kept, self.num_calls, self.calls = generator.predict_flips, num_calls, 0
-
-    def flips(self, *given: Tensor) -> Tensor:
-        """The head, which counts its calls."""
-        self.calls += 1
-        return self.kept(*given)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if 0 < self.calls < self.num_calls:
-            name = func._schema.name.split("::")[1].strip("_")
-            assert name not in self.forbidden, f"{func} waits"
-            if name in ("index", "index_put"):
-                assert all(i is None or i.dtype != torch.bool for i in args[1]), f"{func} waits"
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("final", ["reference", "threshold", "sample"])
 def test_the_loop_never_waits_for_the_device(final: Any) -> None:
     generator = build()
     config = dataclasses.replace(QUICK, final=final)
-    watch = NoWaiting(generator, 5 * 4)
+    watch = NoWaiting(5 * 4)
+    flips = watch.counting(generator.predict_flips)
     with watch:
-        found = draw(generator, LABELS, SEEDS, config, predict_flips=watch.flips)
+        found = draw(generator, LABELS, SEEDS, config, predict_flips=flips)
     assert watch.calls == 5 * 4
     assert found.equal(draw(generator, LABELS, SEEDS, config))
 

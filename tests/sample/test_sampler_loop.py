@@ -5,39 +5,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessella.sample.generate import generate
 from tessella.sample.masked import draw, sample_masked
 from tessella.sample.masked_steps import MaskedSampling
 from tessella.sample.request import Request
-from tessella.tokens.tokens import Tokens, TokenSpec
-
-SAMPLERS = ("confidence", "entropy", "halton")
-GRID = TokenSpec((4, 4), (2,) * 6)
-PAIRED = (8, 8)
-"""Groups in which the grid is read: 32 slots of 8 entries."""
-
-
-def sample(generator: Any, batch: int, *, labels: Tensor | None = None, **fields: Any) -> Tokens:
-    """`sample_masked` with seeds 0, 1, 2, ... and settings in place of a config."""
-    state = {name: fields.pop(name) for name in ("known", "mask", "lengths") if name in fields}
-    labels = torch.zeros(batch, dtype=torch.int64) if labels is None else labels
-    request = Request(labels, torch.arange(batch), **state)
-    return sample_masked(generator, request, MaskedSampling(**fields))
-
-
-def constant(logits: Tensor) -> Any:
-    """The same logits (N, G, K) for every image and state."""
-    return lambda call: logits.expand(len(call.indices), *logits.shape).clone()
-
-
-def random_tokens(spec: TokenSpec, batch: int, seed: int = 5) -> Tokens:
-    rng = torch.Generator().manual_seed(seed)
-    columns = [
-        torch.randint(size, (batch, spec.num_tokens), generator=rng) for size in spec.codebook_sizes
-    ]
-    return Tokens(torch.stack(columns, -1), spec)
+from tessella.tests.probes import NoWaiting
+from tessella.tests.sample.masked_cases import (
+    GRID,
+    PAIRED,
+    SAMPLERS,
+    constant,
+    random_tokens,
+    sample,
+)
+from tessella.tokens.tokens import TokenSpec
 
 
 @pytest.mark.parametrize("fault", [float("nan"), float("inf")], ids=["nan", "inf"])
@@ -173,39 +155,6 @@ def test_known_tokens_can_be_shortened_and_lengthened(network: Any) -> None:
     assert longer.indices[:, 6:9].any()  # drawn, for nobody knew them
 
 
-class NoSync(TorchDispatchMode):
-    """Fails on whatever would make a GPU wait for the host, or the other way round."""
-
-    forbidden = (
-        "_local_scalar_dense",
-        "item",
-        "nonzero",
-        "is_nonzero",
-        "masked_select",
-        "equal",
-        "unique",
-        "lift_fresh",
-        "repeat_interleave",
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.watching, self.operations = False, 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if self.watching:
-            self.operations += 1
-            name = func._schema.name.split("::")[1].strip("_")
-            assert name not in [word.strip("_") for word in self.forbidden], f"{func} waits"
-            if name in ("index", "index_put"):
-                picked = [i for i in args[1] if i is not None]
-                assert all(i.dtype != torch.bool for i in picked), f"{func} with a mask waits"
-            assert "device" not in (kwargs or {}) or name != "to_copy", f"{func} copies"
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("lengths", [None, [3, 12]])
 def test_the_loop_never_waits_for_the_device(
@@ -214,11 +163,10 @@ def test_the_loop_never_waits_for_the_device(
     """From the first forward pass to the last, with guidance, annealing and lengths."""
     spec = TokenSpec((12,), (16,), ordered=True)
     generator = network("maskbit", spec)
-    watch, passes = NoSync(), []
+    watch, passes = NoWaiting(6), []
 
     def predict(*state: Any) -> Tensor:
         passes.append(len(state[0]))
-        watch.watching = len(passes) < 6
         return generator.predict(*state)
 
     config = MaskedSampling(sampler=sampler, num_steps=6, guidance=3.0, temperature_end=0.5)
@@ -231,7 +179,7 @@ def test_the_loop_never_waits_for_the_device(
                 lengths=None if lengths is None else torch.tensor(lengths) + 3,
             ),
             config,
-            predict=predict,
+            predict=watch.counting(predict),
         )
     assert passes == [2, 4, 4, 4, 4, 4]
     assert watch.operations > 200
@@ -251,10 +199,10 @@ def test_the_loop_never_waits_for_the_device(
 )
 def test_the_watch_sees_waiting(oracle: Any, wait: Any) -> None:
     """The test above can fail."""
-    watch = NoSync()
+    watch = NoWaiting(2)
 
     def answer(call: Any) -> Tensor:
-        watch.watching = True
+        watch.calls = 1
         wait(call.indices.float())
         return torch.zeros(len(call.indices), 16, 2, 8)
 
