@@ -2,7 +2,7 @@
 
 import click
 
-from .options import chosen_device, one_clear_error, show
+from .options import chosen_device, device_option, json_option, one_clear_error, show
 
 
 @click.command()
@@ -49,8 +49,8 @@ from .options import chosen_device, one_clear_error, show
     show_default=True,
     help="Number of images measured at once.",
 )
-@click.option("--device", help="Torch device [cuda if there is one, else cpu].")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@device_option
+@json_option
 @one_clear_error
 def bits(
     generator_path: str,

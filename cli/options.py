@@ -21,6 +21,12 @@ PRECISIONS = ("auto", "fp32", "bf16")
 """Choices of options; a test compares them with the types in modules that import torch."""
 
 
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."
+)
+device_option = click.option("--device", help="Torch device [cuda if there is one, else cpu].")
+
+
 def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
     """Turn errors of the user and the system into one line on stderr and exit code 1."""
 
@@ -85,7 +91,7 @@ def _show_section(section: dict[str, Any], indent: str) -> None:
 def tokenizer_option(command: Callable[..., None]) -> Callable[..., None]:
     """Add --tokenizer, --device, --batch-size and --json."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+        json_option,
         click.option(
             "--batch-size",
             type=click.IntRange(min=1),
@@ -93,7 +99,7 @@ def tokenizer_option(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Number of images processed at once.",
         ),
-        click.option("--device", help="Torch device [cuda if there is one, else cpu]."),
+        device_option,
         click.option(
             "--tokenizer",
             "tokenizer_path",
@@ -167,7 +173,7 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of a command that draws; settings not given are the generator's own."""
     for option in (
         click.argument("settings", nargs=-1, metavar="[KEY=VALUE]..."),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+        json_option,
         click.option(
             "--temperature", type=float, help="Temperature of the predictions [the generator's]."
         ),
@@ -203,7 +209,7 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Number of pictures drawn at once.",
         ),
-        click.option("--device", help="Torch device [cuda if there is one, else cpu]."),
+        device_option,
     ):
         command = option(command)
     return command

@@ -2,14 +2,14 @@
 
 import click
 
-from .options import chosen_device, one_clear_error, show
+from .options import chosen_device, device_option, json_option, one_clear_error, show
 
 TOLERANCE_DB, DEFAULT_DATA = 0.1, "bundled:emoji"
 
 
 @click.command()
 @click.argument("path")
-@click.option("--device", help="Torch device [cuda if there is one, else cpu].")
+@device_option
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
@@ -21,7 +21,7 @@ TOLERANCE_DB, DEFAULT_DATA = 0.1, "bundled:emoji"
 @click.option("--overwrite", is_flag=True, help="Let --store replace probe images in the folder.")
 @click.option("--data", default=DEFAULT_DATA, show_default=True, help="Data source for --store.")
 @click.option("--split", default="val", show_default=True, help="Split of --data.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@json_option
 @one_clear_error
 def verify(
     path: str,
