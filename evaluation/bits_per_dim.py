@@ -78,12 +78,12 @@ def measure_bits(
     tokenizer, device = generator.tokenizer, next(generator.parameters()).device
     chosen = evenly_spaced(len(source), len(source) if limit is None else limit)
     broken: dict[str, str] = {}
-    bits, capacity, told = [], [], 0
+    bits, capacity, num_labeled = [], [], 0
     batches = eval_batches(source, tokenizer.resolution, batch_size, broken=broken, indices=chosen)
     with torch.no_grad(), tqdm(total=len(chosen) * draws, unit="draw", disable=not progress) as bar:
         for batch in batches:
             labels = batch["labels"].to(device) if labelled else None
-            told += 0 if labels is None else int((labels >= 0).sum())
+            num_labeled += 0 if labels is None else int((labels >= 0).sum())
             tokens = tokenizer.encode(batch["images"].to(device))
             room = tokens.valid.sum(1).double() * generator.spec.bits_per_token
             estimates = []
@@ -102,7 +102,7 @@ def measure_bits(
         **summarize(torch.cat(bits, 1), torch.cat(capacity), exact=exact),
         "value": value,
         "images": sum(map(len, capacity)),
-        "labels": told,
+        "labels": num_labeled,
         "draws": draws,
         "seed": seed,
         "data": f"{source.name} {source.split}",

@@ -197,10 +197,10 @@ def extract_features(
             if (batch["labels"] < 0).any():
                 raise ValueError(f"{source.name}: an image has no label, so there is no class")
             tokens = tokenizer.encode(batch["images"].to(device))
-            told = None
+            condition = None
             if label is not None:
-                told = torch.full((len(tokens),), label, dtype=torch.int64, device=device)
-            values.append(generator.features(tokens, told, layers=layers).cpu())
+                condition = torch.full((len(tokens),), label, dtype=torch.int64, device=device)
+            values.append(generator.features(tokens, condition, layers=layers).cpu())
             labels.append(batch["labels"])
             bar.update(len(tokens))
     return Features(torch.cat(values), torch.cat(labels), broken)
