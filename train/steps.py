@@ -144,7 +144,7 @@ class TrainingStep(Generic[B]):
 
         Args:
             report: Function that returns the means since the last line by name, `loss` among them;
-            called after the clock has been read.
+                called after the clock has been read.
             optimizer: Optimizer whose learning rate is logged.
             ids: Names of the last batch's images, for the error message.
             folder: Run folder.
