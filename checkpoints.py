@@ -23,6 +23,7 @@ from .documents import read_json
 from .files import atomic_folder
 from .generators.base import Generator
 from .generators.build import GeneratorFileConfig, TokensConfig, build_generator
+from .manifest import MARKER, check_files
 from .tokenizers.base import Tokenizer
 from .tokenizers.build import build_tokenizer, tokenizer_config
 from .tokenizers.probe import PROBE, store_probe
@@ -309,6 +310,7 @@ def _card_of(folder: Path, kind: str) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: holds a {found}, not a {kind}")
     if "fingerprint" not in card:
         raise CheckpointError(f"{folder / CARD}: has no fingerprint, so damage is not detectable")
+    check_files(folder, (CARD,), error=CheckpointError)
     return card
 
 
@@ -353,7 +355,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     if name.startswith("hub:"):
         from huggingface_hub import snapshot_download
 
-        files = [CONFIG, WEIGHTS, CARD, PROBE]
+        files = [CONFIG, WEIGHTS, CARD, PROBE, MARKER]
         try:
             return Path(snapshot_download(name.removeprefix("hub:"), allow_patterns=files))
         except Exception as error:  # network, permission, name: the hub has many ways to fail

@@ -31,6 +31,7 @@ def describe(path: str) -> dict[str, Any]:
         ValueError: If it is none of these, or damaged.
     """
     from ..checkpoints import (
+        CARD,
         CONFIG,
         WEIGHTS,
         CheckpointError,
@@ -38,7 +39,10 @@ def describe(path: str) -> dict[str, Any]:
         find_folder,
         read_card,
     )
-    from ..tokens.store import TokenStore, load_tokens
+    from ..manifest import check_files, told
+    from ..tokens.store import StoreError, TokenStore, load_tokens
+    from ..tokens.store_format import HEADER
+    from ..tokens.token_file import has_digest
 
     place = Path(path or "no path given")
     if (place / "store.json").is_file():
@@ -54,6 +58,7 @@ def describe(path: str) -> dict[str, Any]:
             "tokenizer": store.header.tokenizer,
             "fingerprint": store.fingerprint,
             "shards": len(store.header.shards),
+            "checksums": told(check_files(place, [HEADER], error=StoreError)),
         }
     if place.is_file():
         tokens = load_tokens(place)
@@ -62,6 +67,7 @@ def describe(path: str) -> dict[str, Any]:
             "images": len(tokens),
             "tokens": str(tokens.spec),
             "bits_per_image": tokens.bits_per_image,
+            "checksums": told(has_digest(place)),
         }
     if (place / "checkpoints").is_dir():
         steps = sorted(p.name for p in (place / "checkpoints").glob("step_*"))
@@ -73,4 +79,5 @@ def describe(path: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: neither a model, a token store nor a run; it holds {found or 'nothing'}"
         )
-    return describe_model(folder)
+    card = describe_model(folder)
+    return card | {"checksums": told(check_files(folder, [CARD], error=CheckpointError))}
