@@ -94,7 +94,7 @@ class Networks:
     def look(self, pixels: Tensor) -> SeenImages:
         """Features and logits of 8-bit images (B, 3, H, W), on any device."""
         device = next(self.extractor.buffers()).device
-        images, spatial, logits = pixels.to(device).float() / 255, None, None
+        images, spatial, logits = pixels.to(device), None, None
         if isinstance(self.extractor, InceptionFid):
             pooled, spatial = self.extractor.pooled_and_spatial(images)
         else:

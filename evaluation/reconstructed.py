@@ -12,7 +12,7 @@ from ..metrics.image import ReconstructionMeter
 from ..metrics.image_hash import ImageHash
 from ..metrics.perceptual import PerceptualDistance
 from ..metrics.presets import MIN_IMAGES, Preset
-from ..metrics.protocol import Protocol, as_floats
+from ..metrics.protocol import Protocol
 from ..metrics.token_statistics import TokenStatistics
 from ..tokens.tokens import Tokens, TokenSpec
 from .image_set import ImageSet, Networks, distances
@@ -104,10 +104,9 @@ class Reconstructed:
                 agreement[f"class_agreement@{self.classifier}"] = same
         if self.tokens is not None:
             self.tokens.update(tokens)
-        pair = as_floats(originals), as_floats(pixels)
-        values = self.meter.update(*pair)
+        values = self.meter.update(originals, pixels)
         if measures.distance is not None:
-            values |= {self.perceptual: measures.distance(*pair)}
+            values |= {self.perceptual: measures.distance(originals, pixels)}
         values |= agreement
         if self.table is None:
             self.table = ImageTable(tuple(values))

@@ -10,7 +10,7 @@ from ..generators.base import Generator
 from ..metrics.catalogue import metric_values
 from ..metrics.frechet import frechet_distance
 from ..metrics.manifold import ManifoldResult
-from ..metrics.protocol import Protocol, as_floats
+from ..metrics.protocol import Protocol
 from ..sample.sampler import Sampling
 from .evaluation import Evaluation, few_images_note
 from .image_set import bank_labels, distances
@@ -162,7 +162,7 @@ def add_nearest(
         return
     pixels, _ = first.pictures(count)
     nearest = nearest_training_images(
-        as_floats(pixels),
+        pixels,
         training,
         rules.resolution,
         features=networks.classifier or networks.extractor,
