@@ -23,8 +23,8 @@ SMOOTH = ("optimizer.eps=1e-3", "adversarial.optimizer.eps=1e-3")
 SMOOTH = (*SMOOTH, "optimizer.lr.peak=2e-4", "adversarial.optimizer.lr.peak=2e-4")
 PROCESSES_ATOL = 1e-5
 """Sums over ranks in another order differ in the last float32 digit, 6e-8 of a weight of 1, each
-step (measured after 8 steps: below 1e-6). The weights themselves move by more than 5e-4. With seed 4
-no latent is so near to half-way between two codes that this digit decides; one that is costs 1e-5."""
+step (measured after 8 steps: below 1e-6). The weights themselves move by more than 5e-4. With seed
+4 no latent lies so near half-way between two codes that this digit decides; one costs 1e-5."""
 
 SOFT = "tokenizer.quantizer.entropy_temperature=0.1"
 VECTOR_WEIGHTS = "{reconstruction: 4.0, perceptual: 0.1, commitment: 0.25, adversarial: 0.02, %s}"
