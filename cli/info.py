@@ -47,6 +47,7 @@ def describe(path: str) -> dict[str, Any]:
     place = Path(path or "no path given")
     if (place / "store.json").is_file():
         store = TokenStore(place)
+        part = store.header.part
         return {
             "kind": "token store",
             "images": len(store),
@@ -58,6 +59,7 @@ def describe(path: str) -> dict[str, Any]:
             "tokenizer": store.header.tokenizer,
             "fingerprint": store.fingerprint,
             "shards": len(store.header.shards),
+            **({"part": f"{part.index} of 0 to {part.count - 1}"} if part else {}),
             "checksums": told(check_files(place, [HEADER], error=StoreError)),
         }
     if place.is_file():

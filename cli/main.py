@@ -24,6 +24,7 @@ COMMANDS = {
     "probe": ("probe", "Train a linear classifier on features of a generator."),
     "reconstruct": ("encode", "Measure and write reconstructions of images."),
     "sample": ("sample", "Draw pictures."),
+    "store": ("store", "Join token stores, and exchange them with other programs."),
     "verify": ("verify", "Check that a tokenizer still reconstructs its probe images."),
 }
 """Module in this folder and line in `tessella --help` of each command."""

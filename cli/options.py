@@ -1,10 +1,13 @@
 """Parts that the commands of `tessella` share: errors, output and common options."""
 
+import contextlib
 import json
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,17 +40,35 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise click.ClickException(
-                "interrupted; no incomplete file or folder was left"
-            ) from None
+            with _termination_interrupts():
+                command(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            kept = _notes(error) or ["no incomplete file or folder was left"]
+            raise click.ClickException("; ".join(["interrupted", *kept])) from None
         except Exception as error:
             if (message := clear_message(error)) is None:
                 raise
-            raise click.ClickException(message) from None
+            raise click.ClickException("; ".join([message, *_notes(error)])) from None
 
     return wrapped
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What the library added to an error, e.g. the place of finished work."""
+    return list(getattr(error, "__notes__", []))
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Let SIGTERM, which schedulers and `kill` send, interrupt the block as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def echo(text: str, *, err: bool = False) -> None:

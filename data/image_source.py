@@ -87,7 +87,7 @@ class ImageSource(ABC):
         """SHA-256 over ids and stored sizes, computed once."""
         digest = hashlib.sha256()
         for index, size in enumerate(self._sizes()):
-            digest.update(f"{self.id_of(index)}\0{size}\n".encode())
+            digest.update(f"{self.id_of(index)}\0{size}\n".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def fingerprint(self) -> str:

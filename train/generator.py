@@ -93,6 +93,7 @@ def write_store(
         augment=config.data.augment,
         views=config.data.views,
         seed=config.run.seed,
+        resume=True,
         name=config.tokenizer,
     )
     speed = f"{facts['images_per_second']:.0f} a second"
