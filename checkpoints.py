@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .config import build_config, read_yaml, to_dict, to_yaml
+from .documents import read_json
 from .files import atomic_folder
 from .generators.base import Generator
 from .generators.build import GeneratorFileConfig, TokensConfig, build_generator
@@ -379,14 +380,9 @@ def read_card(folder: Path) -> dict[str, Any]:
     """Card of a model folder."""
     path = folder / CARD
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, dict[str, Any], error=CheckpointError, non_finite=True)
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: {CARD} is missing; the folder is incomplete") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(card, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(card).__name__}")
-    return card
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -9,7 +9,6 @@ metadata. A folder is written completely or not at all.
 """
 
 import functools
-import json
 import math
 import operator
 import os
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..documents import check, parse_json
 from .store_format import StoredFile, StoreError, check_file, read_header
 from .store_rows import read_tensors, texts_of
 from .store_writer import TokenStoreWriter
@@ -267,8 +267,8 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
                 raise ValueError(f"{path}: a safetensors file, but not one of tokens")
             names = file.keys()
             lengths = file.get_tensor("lengths") if "lengths" in names else None
-            return Tokens.unpack(
-                file.get_tensor("packed"), TokenSpec(**json.loads(header)), lengths
-            )
-    except (SafetensorError, TypeError, KeyError) as error:
+            about = parse_json(header, name=f"{path}: {TOKENS_KEY}")
+            spec = check(about, TokenSpec, name=f"{path}: {TOKENS_KEY}")
+            return Tokens.unpack(file.get_tensor("packed"), spec, lengths)
+    except (SafetensorError, KeyError, OSError) as error:
         raise ValueError(f"{path}: not a whole token file ({error})") from None

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config import STRICT
+from ..documents import check, read_json
 from ..files import sha256_file
 from .tokens import TokenSpec
 
@@ -27,6 +29,7 @@ class StoredFile:
         sha256: Checksum of the file, hexadecimal.
     """
 
+    __pydantic_config__ = STRICT
     file: str
     rows: int
     num_bytes: int
@@ -43,6 +46,7 @@ class StorePart:
         settings: What decides the rows, the same for every part; JSON values by name.
     """
 
+    __pydantic_config__ = STRICT
     index: int
     count: int
     settings: dict[str, Any]
@@ -73,6 +77,7 @@ class StoreHeader:
         part: Place of the store in a larger one; None, and not in the file, if it is whole.
     """
 
+    __pydantic_config__ = STRICT
     format: int = FORMAT_VERSION
     spec: TokenSpec
     fingerprint: str
@@ -94,32 +99,20 @@ def read_header(folder: Path) -> StoreHeader:
     """
     path = folder / HEADER
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        version = data["format"]
-    except (FileNotFoundError, NotADirectoryError):
+        data = read_json(path, dict[str, Any], error=StoreError)
+    except FileNotFoundError:
         raise StoreError(f"{folder}: {HEADER} is missing; this is not a token store") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StoreError(f"{path}: damaged, not the header of a token store ({error})") from None
+    if "format" not in data:
+        raise StoreError(f"{path}: damaged, not the header of a token store: no format")
+    version = data["format"]
     if version != FORMAT_VERSION:
         raise StoreError(
             f"{folder}: token store of format {version!r}; this version of tessella reads "
             f"format {FORMAT_VERSION}"
         )
-    try:
-        shards = tuple(StoredFile(**shard) for shard in data.pop("shards"))
-        probe, part = data.pop("probe"), data.pop("part", None)
-        header = StoreHeader(
-            spec=TokenSpec(**data.pop("spec")),
-            classes=tuple(data.pop("classes")),
-            shards=shards,
-            probe=None if probe is None else StoredFile(**probe),
-            part=None if part is None else StorePart(**part),
-            **data,
-        )
-    except (ValueError, TypeError, KeyError) as error:
-        raise StoreError(f"{path}: damaged, not the header of a token store ({error})") from None
-    if header.count < 1 or header.count != sum(shard.rows for shard in shards):
-        rows = [shard.rows for shard in shards]
+    header = check(data, StoreHeader, name=f"{path}: damaged", error=StoreError)
+    rows = [shard.rows for shard in header.shards]
+    if header.count < 1 or header.count != sum(rows):
         raise StoreError(f"{path}: damaged, {header.count} images but shards of {rows} rows")
     return header
 

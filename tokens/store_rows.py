@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..documents import parse_json
 from ..files import atomic_file, sha256_file
 from .store_format import PROBE, StoredFile, StoreError
 from .tokens import Tokens
@@ -126,7 +127,7 @@ def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """
     blob = save({key: tensor.contiguous() for key, tensor in tensors.items()})
     size = int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8 : 8 + size])
+    header = parse_json(blob[8 : 8 + size], name="safetensors")
     if metadata:
         header = {"__metadata__": dict(sorted(metadata.items()))} | header
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -156,10 +157,7 @@ def texts_of(metadata: dict[str, str], name: str, path: Path, count: int) -> lis
     """
     if (found := metadata.get(name)) is None:
         return [None] * count
-    try:
-        texts = json.loads(found)
-    except ValueError as error:
-        raise StoreError(f"{path}: {name}: damaged ({error})") from None
+    texts = parse_json(found, name=f"{path}: {name}", error=StoreError)
     if not isinstance(texts, list) or len(texts) != count:
         raise StoreError(f"{path}: {name}: damaged, expected a list of {count}")
     return texts

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..documents import parse_json, read_json
 from ..files import SaveError, atomic_file, some_of
 from .store_format import StoredFile, StoreError, check_file
 
@@ -161,7 +162,7 @@ class WorkFolder:
         """
         path = self.path / STATE
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path, dict[str, Any])
             found = data.pop("sha256")
             if found != _checksum(data):
                 raise ValueError("its checksum is another one")
@@ -172,7 +173,7 @@ class WorkFolder:
             )
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StoreError(
                 f"{path}: damaged ({error}); delete {self.path} to begin anew"
             ) from None
@@ -186,7 +187,7 @@ class WorkFolder:
         Raises:
             SaveError: If writing fails; the state before stays.
         """
-        data = json.loads(json.dumps(asdict(state)))
+        data = _plain(asdict(state))
         text = json.dumps(data | {"sha256": _checksum(data)}, indent=1)
         with atomic_file(self.path / STATE) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -213,7 +214,7 @@ class WorkFolder:
 
     def differences(self, state: WorkState, settings: Mapping[str, Any]) -> list[str]:
         """Settings that are not those of the interrupted writer, each with both values."""
-        now = json.loads(json.dumps(dict(settings)))
+        now = _plain(dict(settings))
         return describe_differences(state.settings, now, "begun with", "now")
 
 
@@ -241,11 +242,16 @@ def _key(found: os.stat_result) -> tuple[int, int, int]:
 def _owner(lock: int) -> str:
     """Process that holds a lock, as far as it can be read."""
     try:
-        who = json.loads(os.pread(lock, 1000, 0))
+        who = parse_json(os.pread(lock, 1000, 0), name=LOCK)
         return f"process {int(who['pid'])} on {str(who['host'])!r}"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return "a process that has just begun"
 
 
 def _checksum(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back: tuples are lists."""
+    return parse_json(json.dumps(value), name="state")
