@@ -27,14 +27,14 @@ from typing import Any
 from ..config import STRICT, to_dict
 from ..documents import DocumentError, check, parse_json, read_json
 from ..files import SaveError, atomic_file, some_of
+from ..unfinished import sweep
 from .store_format import StoredFile, StoreError, check_file
 
 LOCK, STATE = "writer.json", "progress.json"
 KIND = "unfinished token store"
-_OURS = re.compile(
-    r"writer\.json|progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors"
-    r"|\.(progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors)\..+\.partial"
-)
+_NAME = r"progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors"
+_FILE = re.compile(rf"writer\.json|{_NAME}")
+_OURS = re.compile(rf"{_FILE.pattern}|\.({_NAME})\..+\.partial")
 _HELD: set[tuple[int, int, int]] = set()
 """Locks of this process, by its id, device and inode: the system's locks are between processes."""
 
@@ -212,8 +212,9 @@ class WorkFolder:
             os.rmdir(self.path)
 
     def _remove_others(self, kept: set[str]) -> None:
+        sweep(self.path)
         for name in os.listdir(self.path):
-            if name not in kept and _OURS.fullmatch(name):
+            if name not in kept and _FILE.fullmatch(name):
                 os.unlink(self.path / name)
 
     def differences(self, state: WorkState, settings: Mapping[str, Any]) -> list[str]:
