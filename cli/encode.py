@@ -123,8 +123,16 @@ def encode(
 
 @click.command()
 @tokenizer_option
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("tokens", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
+@limit_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Number of threads that write PNG files; 0: none besides the command itself.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace decoded images of tessella's at --out.")
 @one_clear_error
 def decode(
@@ -132,24 +140,31 @@ def decode(
     device: str | None,
     batch_size: int,
     as_json: bool,
-    store: Path,
+    tokens: Path,
     out: Path,
+    limit: int | None,
+    workers: int,
     overwrite: bool,
 ) -> None:
-    """Decode a token STORE to PNG files, a grid and images.jsonl."""
+    """Decode TOKENS to PNG files, a grid and images.jsonl.
+
+    TOKENS is a token store, a file of `Tokens.save`, or an .npy file of codes: (B, N, G) or
+    (B, H, W, G) entries, or (B, N) or (B, H, W) joint indices.
+    """
     from ..checkpoints import load_tokenizer
-    from ..codec.decode import decode_store
+    from ..codec.decode import decode_store, open_tokens
     from ..data.path_source import local_places
-    from ..tokens.store import TokenStore
 
     tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
     result = decode_store(
         tokenizer,
-        TokenStore(store),
+        open_tokens(tokens, tokenizer),
         out,
         batch_size=batch_size,
+        limit=limit,
+        workers=workers,
         overwrite=overwrite,
-        inputs=local_places(tokenizer_path),
+        inputs=[*local_places(tokenizer_path), tokens],
     )
     show(result, as_json=as_json)
 

@@ -15,7 +15,7 @@ COMMANDS = {
     "bits": ("bits", "Measure bits per dimension of a generator."),
     "compare": ("compare", "Compare reports of one protocol."),
     "data": ("data", "Get data sets and weights of feature networks."),
-    "decode": ("encode", "Decode a token store to PNG files."),
+    "decode": ("encode", "Decode tokens to PNG files."),
     "edit": ("edit", "Draw parts of a picture anew."),
     "encode": ("encode", "Encode images to a token store."),
     "evaluate": ("evaluate", "Measure a generator, a tokenizer or samples."),

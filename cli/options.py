@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import clear_message, one_line, printable
+from ..errors import clear_message, notes_of, one_line, printable
 
 if TYPE_CHECKING:
     import torch
@@ -43,19 +43,14 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
             with _termination_interrupts():
                 command(*args, **kwargs)
         except KeyboardInterrupt as error:
-            kept = _notes(error) or ["no incomplete file or folder was left"]
-            raise click.ClickException("; ".join(["interrupted", *kept])) from None
+            kept = notes_of(error) or ["no incomplete file or folder was left"]
+            raise click.ClickException(one_line("; ".join(["interrupted", *kept]))) from None
         except Exception as error:
             if (message := clear_message(error)) is None:
                 raise
-            raise click.ClickException("; ".join([message, *_notes(error)])) from None
+            raise click.ClickException(message) from None
 
     return wrapped
-
-
-def _notes(error: BaseException) -> list[str]:
-    """What the library added to an error, e.g. the place of finished work."""
-    return list(getattr(error, "__notes__", []))
 
 
 @contextlib.contextmanager

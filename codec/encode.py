@@ -20,8 +20,6 @@ from ..tokens.store import TokenStore, TokenStoreWriter
 from ..tokens.store_format import StorePart
 from .blocks import Blocks, count_sizes, read_blocks
 
-_GRID_IMAGES = 64
-
 
 @torch.no_grad()
 def encode_source(

@@ -32,10 +32,9 @@ from .store_format import StoredFile, StoreError, check_file
 
 LOCK, STATE = "writer.json", "progress.json"
 KIND = "unfinished token store"
-_OURS = re.compile(
-    r"writer\.json|progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors"
-    r"|\.(progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors)\..+\.partial"
-)
+_NAME = r"progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors"
+_FILE = re.compile(rf"writer\.json|{_NAME}")
+_OURS = re.compile(rf"{_FILE.pattern}|\.({_NAME})\..+\.partial")
 _HELD: set[tuple[int, int, int]] = set()
 """Locks of this process, by its id, device and inode: the system's locks are between processes."""
 
@@ -213,9 +212,9 @@ class WorkFolder:
             os.rmdir(self.path)
 
     def _remove_others(self, kept: set[str]) -> None:
-        sweep(self.path)  # what a killed `atomic_file` left
+        sweep(self.path)
         for name in os.listdir(self.path):
-            if name not in kept and _OURS.fullmatch(name) and not name.endswith(".partial"):
+            if name not in kept and _FILE.fullmatch(name):
                 os.unlink(self.path / name)
 
     def differences(self, state: WorkState, settings: Mapping[str, Any]) -> list[str]:

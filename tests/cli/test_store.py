@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from tessella.checkpoints import save_tokenizer
 from tessella.cli.main import main
+from tessella.sample.samples import open_samples
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
@@ -127,3 +129,65 @@ def test_a_second_writer_is_told_at_once(model: Path, pictures: Path, tmp_path: 
             result = run(*words, *more, code=1)
             assert "another process is writing this token store" in result.stderr
     assert len(TokenStore(tmp_path / "store")) == 1
+
+
+def test_decode_takes_stores_token_files_and_arrays(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    store_path = tmp_path / "store"
+    run("encode", "--tokenizer", model, pictures, "--out", store_path)
+    tokens = TokenStore(store_path).tokens()
+    tokens.save(tmp_path / "t.safetensors")
+    joint = tokens.regroup((32,)).indices.reshape(8, 8, 8).numpy()
+    np.save(tmp_path / "joint.npy", joint.astype(np.uint8))
+    np.save(tmp_path / "bits.npy", tokens.indices.numpy())
+    words, files = ["decode", "--tokenizer", model], {}
+    for name in ("store", "t.safetensors", "joint.npy", "bits.npy"):
+        out = tmp_path / f"out-{name}"
+        run(*words, tmp_path / name, "--out", out, "--workers", 2)
+        files[name] = [(out / line["file"]).read_bytes() for line in records(out)]
+        assert len(files[name]) == 8 and files[name] == files["store"]
+    assert [line["file"] for line in records(tmp_path / "out-joint.npy")][:2] == [
+        *("000000.png", "000001.png"),
+    ]
+    out = tmp_path / "some"
+    assert json.loads(run(*words, store_path, "--out", out, "--limit", 3, "--json").stdout) | {
+        "images_per_second": 0
+    } == {"folder": str(out), "images": 3, "bits_per_image": 320.0, "images_per_second": 0}
+    assert [p.read_bytes() for p in sorted(out.glob("[0-9].png"))] == files["store"][:3]
+    np.save(tmp_path / "wrong.npy", joint[:, :4])
+    for name, message in (
+        ("wrong.npy", r"expected (B, 64, 5), (B, 8, 8, 5), (B, 64) or (B, 8, 8)"),
+        ("nothing", "no such file or folder"),
+        ("pictures", "this is not a token store"),
+        ("pictures/0.png", "not a whole token file"),
+    ):
+        result = run(*words, tmp_path / name, "--out", tmp_path / "no", code=1)
+        assert message in result.stderr and not (tmp_path / "no").exists()
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "images.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names there are UTF-8")
+def test_names_that_are_not_utf8_are_encoded_and_decoded(model: Path, tmp_path: Path) -> None:
+    """Files, a class folder and the data folder with names in Latin-1."""
+    root = Path(os.fsdecode(b"\xe9t\xe9"))
+    names = [os.fsdecode(name) for name in (b"caf\xe9/1.png", b"caf\xe9/\xff.png", b"tea/2.png")]
+    for number, name in enumerate(names):
+        path = tmp_path / root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (90 * number, 9, 9)).save(path)
+    store, out = tmp_path / "store", tmp_path / "out"
+    run("encode", "--tokenizer", model, tmp_path / root, "--out", store)
+    opened = TokenStore(store)
+    assert opened.ids == names and opened.classes == (names[0].split("/")[0], "tea")
+    assert opened.header.source == str(root)
+    run("info", store)
+    run("decode", "--tokenizer", model, store, "--out", out)
+    assert [line["id"] for line in records(out)] == names
+    assert [line["file"] for line in records(out)] == names
+    assert all((out / name).is_file() for name in names)
+    assert len(open_samples(str(out))) == 3

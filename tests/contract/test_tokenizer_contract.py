@@ -220,6 +220,22 @@ def test_foreign_tokens_are_refused(tokenizer: Tokenizer, images: Tensor) -> Non
     assert str(tokenizer.spec) in str(error.value)
 
 
+@every_tokenizer
+def test_arrays_of_codes_are_told_how_to_become_tokens(
+    tokenizer: Tokenizer, images: Tensor
+) -> None:
+    tokens = tokenizer.encode(images)
+    found = f"found Tensor {tuple(tokens.indices.shape)}"
+    with pytest.raises(TypeError, match="decode: expected Tokens") as error:
+        tokenizer.decode(tokens.indices)
+    assert found in str(error.value)
+    assert "tokenizer.tokens_of(codes)" in str(error.value)
+    for codes in (tokens.indices, tokens.indices.numpy()):
+        assert tokenizer.tokens_of(codes).equal(tokens)
+    with pytest.raises(TypeError, match="found str"):
+        tokenizer.decode("tokens")
+
+
 WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "size": (lambda x: x[..., :-2], r"expected \(B, 3, 16, 16\), found \(2, 3, 16, 14\)"),
     "channels": (lambda x: x[:, :1], r"found \(2, 1, 16, 16\)"),
