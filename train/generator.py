@@ -94,6 +94,7 @@ def write_store(
         augment=config.data.augment,
         views=config.data.views,
         seed=config.run.seed,
+        resume=True,
         name=config.tokenizer,
     )
     speed = f"{facts['images_per_second']:.0f} a second"
@@ -174,7 +175,8 @@ def train(
         found = folder.load_checkpoint()
         if found is not None:
             state.load(*found, data=reader.fingerprint)
-        folder.forget_after(state.step)
+        for fault in folder.forget_after(state.step):
+            say(main, fault)
     if run.trackers:
         accelerator.init_trackers("tessella-generator", config=flat_config(config))
     say(
