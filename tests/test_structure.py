@@ -23,10 +23,11 @@ from tessella.tokenizers.vqgan import VQGAN, VQGANConfig
 
 ROOT = Path(tessella.__file__).resolve().parent
 ORDER = (
-    {"kernels", "config", "files", "collectives", "_version"},
+    {"kernels", "config", "files", "collectives", "building", "_version"},
     {"data", "tokens", "low_bit"},
     {"tokenizers", "metrics"},
     {"generators", "codec"},
+    {"model_folders"},
     {"checkpoints", "sample"},
     {"importers", "evaluation"},
     {"train"},
