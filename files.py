@@ -9,8 +9,6 @@ import contextlib
 import ctypes
 import errno
 import functools
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -20,12 +18,34 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-MARKER = ".tessella.json"
-"""File in every folder that tessella wrote: its kind, its files, and facts such as the run."""
+from .manifest import (
+    MARKER,
+    StrPath,
+    entries_of,
+    marker_text,
+    read_marker,
+    sha256_file,
+    some_of,
+)
+
+__all__ = [
+    "MARKER",
+    "SaveError",
+    "add_to_marker",
+    "atomic_file",
+    "atomic_folder",
+    "check_file",
+    "check_replaceable",
+    "read_marker",
+    "remove_folder",
+    "sha256_file",
+    "some_of",
+    "write_marker",
+]
+
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-StrPath = str | os.PathLike[str]
 
 
 class SaveError(OSError):
@@ -94,7 +114,7 @@ def atomic_folder(
         )
         try:
             yield temporary
-            text = _marker_text(kind, _entries(temporary), facts)
+            text = marker_text(kind, entries_of(temporary), facts)
             (temporary / MARKER).write_text(text, encoding="utf-8")
             for file in temporary.rglob("*"):
                 if file.is_file():
@@ -173,7 +193,7 @@ def _irreplaceable(path: Path, inputs: Iterable[StrPath]) -> str | None:
 
 def _check_ours(folder: Path, shown: Path, kind: str, facts: Mapping[str, Any]) -> None:
     """Refuse a folder with content that tessella did not write; messages call it `shown`."""
-    entries = _entries(folder)
+    entries = entries_of(folder)
     marker = read_marker(folder)
     if marker is None:
         if entries or os.path.lexists(folder / MARKER):
@@ -243,25 +263,10 @@ def check_file(
         )
 
 
-def read_marker(folder: StrPath) -> dict[str, Any] | None:
-    """Content of a folder's marker; None if missing or unreadable."""
-    try:
-        marker = json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(marker, dict) or not isinstance(marker.get("kind"), str):
-        return None
-    return marker if isinstance(marker.get("files"), dict) else None
-
-
 def write_marker(folder: StrPath, kind: str, files: Mapping[str, int], **facts: Any) -> None:
     """Write the marker of a folder that is filled in place; `atomic_folder` writes its own."""
     with atomic_file(Path(folder) / MARKER) as temporary:
-        temporary.write_text(_marker_text(kind, files, facts), encoding="utf-8")
-
-
-def _marker_text(kind: str, files: Mapping[str, int], facts: Mapping[str, Any]) -> str:
-    return json.dumps({"kind": kind, "files": files, **facts}, indent=1) + "\n"
+        temporary.write_text(marker_text(kind, files, facts), encoding="utf-8")
 
 
 def add_to_marker(folder: StrPath, name: str) -> None:
@@ -289,31 +294,6 @@ def remove_folder(path: StrPath, kind: str, facts: Mapping[str, Any] | None = No
         os.replace(hidden, path)
         raise
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _entries(folder: Path) -> dict[str, int]:
-    """Relative paths of all files and links to their sizes; empty subfolders end in a slash."""
-    found: dict[str, int] = {}
-    waiting = [(folder, "")]
-    while waiting:
-        place, prefix = waiting.pop()
-        with os.scandir(place) as scan:
-            inside = sorted(scan, key=lambda entry: entry.name)
-        if not inside and prefix:
-            found[prefix] = 0
-        for entry in inside:
-            if entry.is_dir(follow_symlinks=False):
-                waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
-            elif f"{prefix}{entry.name}" != MARKER:
-                found[f"{prefix}{entry.name}"] = entry.stat(follow_symlinks=False).st_size
-    return dict(sorted(found.items()))
-
-
-def some_of(found: Iterable[str]) -> str:
-    """The first three names and the number of the others, for messages."""
-    names = list(found)
-    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    return (", ".join(names[:3]) or "nothing else") + more
 
 
 def _swap(temporary: Path, path: Path, kind: str) -> None:
@@ -380,12 +360,6 @@ def _is_ours(error: OSError, path: Path) -> bool:
     found, ours = Path(os.fsdecode(error.filename)).absolute(), path.absolute()
     partial = any(part.startswith(f".{path.name}.") for part in found.parts)
     return partial or found == ours or found in ours.parents
-
-
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

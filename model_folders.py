@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .config import read_yaml, to_dict, to_yaml
+from .documents import read_json
 from .generators.base import Generator
 from .tokenizers.base import Tokenizer
 from .tokenizers.probe import PROBE
@@ -120,16 +121,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_card(folder: Path) -> dict[str, Any]:
     """Card of a model folder."""
-    path = folder / CARD
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(folder / CARD, dict[str, Any], error=CheckpointError, non_finite=True)
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: {CARD} is missing; the folder is incomplete") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(card, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(card).__name__}")
-    return card
 
 
 def card_of(folder: Path, kind: str) -> dict[str, Any]:

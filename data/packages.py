@@ -3,14 +3,15 @@
 Nothing is downloaded unless `fetch` is true; otherwise the error names the exact commands.
 """
 
-import json
 import logging
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from ..documents import read_json
 from .image_source import DataError
 
 log = logging.getLogger(__name__)
@@ -92,10 +93,10 @@ def _find(package: str, source: Path, scratch: Path) -> Path:
     archive_stem = name.removeprefix("@").replace("/", "-")
     for folder in candidates(source, scratch):
         try:
-            record = json.loads((folder / "package.json").read_text(encoding="utf-8"))
+            record = read_json(folder / "package.json", dict[str, Any])
         except (OSError, ValueError):
             continue
-        if isinstance(record, dict) and record.get("name") == name:
+        if record.get("name") == name:
             return folder
     archives = sorted(source.glob(f"{archive_stem}-[0-9]*.tgz")) if source.is_dir() else []
     if archives:

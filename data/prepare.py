@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..documents import read_json
 from ..files import sha256_file, some_of
 from .image_source import DataError
 from .providers import (
@@ -157,7 +158,7 @@ def _check_replaceable(out: Path, name: str, recipe: Recipe) -> None:
         return
     ours: set[str] = set()
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        record = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
+        record = read_json(out / "dataset.json", dict[str, Any])
         if record["name"] == name:
             ours = {
                 f"{split}.tar"

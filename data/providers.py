@@ -7,7 +7,6 @@ A reader turns provider folders into samples (encoded image, record) per split, 
 import gzip
 import importlib.util
 import io
-import json
 import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..documents import parse_json, read_json
 from .image_source import DataError
 from .images import BrokenImage, read_image
 from .packages import candidates, locate
@@ -177,7 +177,7 @@ def _cifar_sheets(folder: Path) -> dict[str, Labelled]:
     def labels(name: str) -> np.ndarray:
         for spelling in (f"{name}_lables.json", f"{name}_labels.json"):
             if (folder / spelling).exists():
-                return np.array(json.loads((folder / spelling).read_text()), np.int64)
+                return np.array(read_json(folder / spelling, list[int], error=DataError), np.int64)
         raise DataError(f"{folder}: {name}_lables.json is missing")
 
     def pixels(name: str) -> np.ndarray:
@@ -286,4 +286,5 @@ def _tar_samples(path: Path, split: str) -> Iterator[tuple[str, bytes, Record]]:
 
         for name in sorted(members):
             if name.startswith(f"{split}/") and name.endswith(".png"):
-                yield "png", content(name), json.loads(content(f"{name[:-4]}.json"))
+                about = f"{name[:-4]}.json"
+                yield "png", content(name), parse_json(content(about), name=f"{path}: {about}")

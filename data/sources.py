@@ -7,10 +7,11 @@
 import difflib
 import glob
 import itertools
-import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..documents import read_json
 from .folder_source import FolderSource
 from .hub_source import open_hub
 from .image_source import DataError, ImageSource, Sample
@@ -95,16 +96,19 @@ def _open_folder(folder: Path, split: str) -> ImageSource:
     return FolderSource(folder, split=split, licence=licence)
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What is read of a `dataset.json`."""
+
+    licence: str | None = None
+
+
 def _licence(folder: Path) -> str | None:
     """Licence stated in the `dataset.json` that `prepare` writes; None if there is no such file."""
     try:
-        record = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        licence: str | None = record.get("licence")
-        return licence
+        return read_json(folder / "dataset.json", _Record, error=DataError).licence
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{folder / 'dataset.json'}: cannot be read ({error})") from error
 
 
 def expand_pattern(pattern: str) -> list[Path]:

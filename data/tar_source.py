@@ -6,7 +6,6 @@ The name of a sample is the member path without its extension. The JSON file con
 `classes`) names the classes; without it they are collected from the samples on first use.
 """
 
-import json
 import os
 import weakref
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..documents import check, parse_json
 from .image_source import DataError, ImageSource, Sample
 from .images import BrokenImage, read_image
 from .tar_index import Member, index_tar
@@ -127,9 +127,9 @@ class TarSource(ImageSource):
         record: dict[str, Any] = {}
         try:
             if ".json" in metadata:
-                record = json.loads(self._read(number, metadata[".json"]))
-                if not isinstance(record, dict):
-                    raise ValueError(f"expected an object, found {type(record).__name__}")
+                text = self._read(number, metadata[".json"])
+                parsed = parse_json(text, name="json", non_finite=True)
+                record = check(parsed, dict[str, Any], name="json")
             if ".cls" in metadata:
                 record["class_id"] = int(self._read(number, metadata[".cls"]))
             if ".txt" in metadata:
@@ -147,11 +147,11 @@ class TarSource(ImageSource):
         if self._class_members:
             number, member = self._class_members[0]
             try:
-                names = json.loads(self._read(number, member))
-                names = names["classes"] if isinstance(names, dict) else names
-                return tuple(str(name) for name in names)
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{self.name}: classes.json cannot be read ({error})") from error
+                names = parse_json(self._read(number, member), name="classes.json")
+                names = names.get("classes") if isinstance(names, dict) else names
+                return tuple(map(str, check(names, list[Any], name="classes.json")))
+            except ValueError as error:
+                raise DataError(f"{self.name}: cannot be read ({error})") from error
         names_by_id: dict[int, str] = {}
         for name, number, _, metadata in self._entries_sorted:
             if ".json" in metadata or ".cls" in metadata:

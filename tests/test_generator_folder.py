@@ -337,7 +337,7 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callabl
         (change_weights(lambda s: s.update(extra=torch.ones(1))), r"unexpected \['extra'\]"),
         (lambda f: edit_card(f, lambda c: c.pop("fingerprint")), "has no fingerprint"),
         (lambda f: edit_card(f, lambda c: c.update(kind="tokenizer")), "holds a tokenizer, not a"),
-        (lambda f: (f / "card.json").write_text("["), r"card\.json: cannot be read"),
+        (lambda f: (f / "card.json").write_text("["), r"card\.json: not valid JSON"),
     ],
 )
 def test_damage_is_named(

@@ -9,7 +9,6 @@ metadata. A folder is written completely or not at all.
 """
 
 import functools
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..documents import check, parse_json
 from .store_format import StoredFile, StoreError, check_file, read_header
 from .store_writer import TokenStoreWriter
 from .token_file import TOKENS_KEY
@@ -195,7 +195,12 @@ class TokenStore:
         texts: list[Any] = []
         for number, stored in enumerate(self.header.shards):
             found = self._shard(number).metadata.get(name)
-            texts += [None] * stored.rows if found is None else json.loads(found)
+            file = f"{self.path / stored.file}: {name}"
+            read = [None] * stored.rows
+            read = read if found is None else parse_json(found, name=file, error=StoreError)
+            if not isinstance(read, list) or len(read) != stored.rows:
+                raise StoreError(f"{file}: damaged, expected a list of {stored.rows}")
+            texts += read
         return texts
 
 
@@ -218,8 +223,8 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
                 raise ValueError(f"{path}: a safetensors file, but not one of tokens")
             names = file.keys()
             lengths = file.get_tensor("lengths") if "lengths" in names else None
-            return Tokens.unpack(
-                file.get_tensor("packed"), TokenSpec(**json.loads(header)), lengths
-            )
-    except (SafetensorError, TypeError, KeyError) as error:
+            about = parse_json(header, name=f"{path}: {TOKENS_KEY}")
+            spec = check(about, TokenSpec, name=f"{path}: {TOKENS_KEY}")
+            return Tokens.unpack(file.get_tensor("packed"), spec, lengths)
+    except (SafetensorError, KeyError, OSError) as error:
         raise ValueError(f"{path}: not a whole token file ({error})") from None

@@ -1,9 +1,11 @@
 """Format of a token store: its header `store.json`, its errors, the checks of its files."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..config import STRICT
+from ..documents import check, read_json
 from ..files import sha256_file
 from .tokens import TokenSpec
 
@@ -26,6 +28,7 @@ class StoredFile:
         sha256: Checksum of the file, hexadecimal.
     """
 
+    __pydantic_config__ = STRICT
     file: str
     rows: int
     num_bytes: int
@@ -49,6 +52,7 @@ class StoreHeader:
         probe: File of original images, or None if none were kept.
     """
 
+    __pydantic_config__ = STRICT
     format: int = FORMAT_VERSION
     spec: TokenSpec
     fingerprint: str
@@ -69,31 +73,20 @@ def read_header(folder: Path) -> StoreHeader:
     """
     path = folder / HEADER
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        version = data["format"]
-    except (FileNotFoundError, NotADirectoryError):
+        data = read_json(path, dict[str, Any], error=StoreError)
+    except FileNotFoundError:
         raise StoreError(f"{folder}: {HEADER} is missing; this is not a token store") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StoreError(f"{path}: damaged, not the header of a token store ({error})") from None
+    if "format" not in data:
+        raise StoreError(f"{path}: damaged, not the header of a token store: no format")
+    version = data["format"]
     if version != FORMAT_VERSION:
         raise StoreError(
             f"{folder}: token store of format {version!r}; this version of tessella reads "
             f"format {FORMAT_VERSION}"
         )
-    try:
-        shards = tuple(StoredFile(**shard) for shard in data.pop("shards"))
-        probe = data.pop("probe")
-        header = StoreHeader(
-            spec=TokenSpec(**data.pop("spec")),
-            classes=tuple(data.pop("classes")),
-            shards=shards,
-            probe=None if probe is None else StoredFile(**probe),
-            **data,
-        )
-    except (ValueError, TypeError, KeyError) as error:
-        raise StoreError(f"{path}: damaged, not the header of a token store ({error})") from None
-    if header.count < 1 or header.count != sum(shard.rows for shard in shards):
-        rows = [shard.rows for shard in shards]
+    header = check(data, StoreHeader, name=f"{path}: damaged", error=StoreError)
+    rows = [shard.rows for shard in header.shards]
+    if header.count < 1 or header.count != sum(rows):
         raise StoreError(f"{path}: damaged, {header.count} images but shards of {rows} rows")
     return header
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..errors import UserError
 from ..metrics.codes import CodeStatistics
 from ..tokenizers.base import check_pixel_range
 from ..tokens.tokens import TokenSpec
@@ -35,7 +36,7 @@ class Alarm:
         return f"{self.what}; try: {self.advice}"
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError, RuntimeError):
     """A loss became NaN or infinite; the run stops, nothing is masked."""
 
 

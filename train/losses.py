@@ -7,10 +7,11 @@ in [0, 1] pixel units, as published recipes count them.
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 from ..collectives import mean_over_processes
+from ..tokenizers.base import KeepsBuffers
 
 GANLoss = Literal["hinge", "non_saturating"]
 
@@ -35,7 +36,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: GANLoss) 
     return (softplus(-real_logits).mean() + softplus(fake_logits).mean()) / 2
 
 
-class LeCam(nn.Module):
+class LeCam(KeepsBuffers):
     """LeCam regularization of the discriminator (arXiv:2104.03310) by running mean logits.
 
     Args:

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config import read_yaml, to_dict, to_yaml
+from ..documents import read_json, read_json_lines
 from ..files import (
     MARKER,
     SaveError,
@@ -270,10 +271,7 @@ class RunFolder:
             return None
         folder = found[-1]
         try:
-            try:
-                sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
-            except ValueError:
-                raise RunError(f"{folder / 'checksums.json'}: truncated or changed") from None
+            sums = read_json(folder / "checksums.json", dict[str, str], error=RunError)
             for name, expected in sums.items():
                 if sha256_file(folder / name) != expected:
                     raise RunError(f"{folder / name}: truncated or changed")
@@ -312,14 +310,16 @@ def check_processes(saved: int, running: int) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of a `log.jsonl`; lines that are none, such as one cut by a crash, are left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict):
-                records.append(record)
-    return records
+    """Records of a `log.jsonl`; lines that are none, such as one cut by a crash, are left out.
+
+    Raises:
+        RunError: If there is something else than a file of that name, or it cannot be read.
+    """
+    try:
+        found = read_json_lines(path, dict[str, Any], error=RunError, non_finite=True)
+        return [record for record in found if isinstance(record, dict)]
+    except FileNotFoundError:
+        return []
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:

@@ -291,7 +291,7 @@ def flip_byte(path: Path) -> None:
     ("damage", "message"),
     [
         (lambda p: (p / "store.json").unlink(), r"store\.json is missing"),
-        (lambda p: (p / "store.json").write_text("{"), r"store\.json: damaged"),
+        (lambda p: (p / "store.json").write_text("{"), r"store\.json: not valid JSON"),
         (lambda p: (p / "store.json").write_text("{}"), r"store\.json: damaged"),
         (lambda p: edit_header(p, format=2), "format 2; this version of tessella reads format 1"),
         (lambda p: edit_header(p, spec={"shape": [0]}), r"store\.json: damaged"),

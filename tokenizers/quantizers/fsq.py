@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...building import derive
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput, settled
+from ..base import Quantizer, QuantizerOutput, finite_latents, float_latents, settled
+from .vector import straight_through
 
 _MARGIN = 1e-3
 """Share by which the bound exceeds the outer level, so that rounding reaches it (section 3.1)."""
@@ -66,15 +67,15 @@ class FSQ(Quantizer):
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Rounded levels with the gradient of the bound: amplitude * (1 - tanh**2) / step."""
         with torch.autocast(latents.device.type, enabled=False):
-            coordinates = self._coordinates(latents.float())
-            indices = torch.round(coordinates).long()
-            values, soft = self._values(indices), self._values(coordinates)
-            return QuantizerOutput(soft + (values - soft).detach(), indices, {})
+            coordinates = self._coordinates(float_latents(latents))
+            indices = torch.round(coordinates.detach().nan_to_num(0)).long()
+            soft = self._values(coordinates)
+            return QuantizerOutput(straight_through(soft, self._values(indices)), indices, {})
 
     def encode(self, latents: Tensor) -> Tensor:
         """Level numbers (B, N, d); 0 is the lowest level."""
         with torch.autocast(latents.device.type, enabled=False):
-            return torch.round(self._coordinates(latents.detach().float())).long()
+            return torch.round(self._coordinates(finite_latents(latents))).long()
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Values (B, N, d) float32 of level numbers (B, N, d)."""

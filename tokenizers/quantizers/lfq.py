@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput, settled
+from ..base import Quantizer, QuantizerOutput, finite_latents, float_latents, settled
 from .entropy import batch_entropy, sample_entropy
+from .vector import straight_through
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class LFQ(Quantizer):
         H_sample - gamma H_batch in nats.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            z = latents.float()
+            z = float_latents(latents)
             indices = (z > 0).long()
             signs = self.lookup(indices)
             logits = z * (4 / self.config.entropy_temperature)
@@ -76,11 +77,11 @@ class LFQ(Quantizer):
                 "commitment": (z - signs).square().mean(),
                 "entropy": sample_entropy(logits) - self.config.batch_entropy_weight * diversity,
             }
-            return QuantizerOutput(z + (signs - z).detach(), indices, losses)
+            return QuantizerOutput(straight_through(z, signs), indices, losses)
 
     def encode(self, latents: Tensor) -> Tensor:
         """Bits (B, N, n): 1 where the latent is positive; 0 maps to bit 0."""
-        return (latents.detach() > 0).long()
+        return (finite_latents(latents) > 0).long()
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Signs (B, N, n) float32 in {-1, +1} of bits (B, N, n)."""

@@ -1,0 +1,73 @@
+"""Markers: the file `.tessella.json` in every folder that tessella wrote.
+
+It says the kind of the folder, and lists its files; what is not listed there, tessella did not
+write.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .documents import check, read_json
+
+MARKER = ".tessella.json"
+"""File in every folder that tessella wrote: its kind, its files, and facts such as the run."""
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class _Marker:
+    """What every marker has; facts of its kind stand beside it."""
+
+    kind: str
+    files: dict[str, int]
+
+
+def read_marker(folder: StrPath) -> dict[str, Any] | None:
+    """Content of a folder's marker; None if missing or unreadable."""
+    try:
+        marker = read_json(Path(folder) / MARKER, dict[str, Any])
+        check(marker, _Marker, name=MARKER)
+    except (OSError, ValueError):
+        return None
+    return marker
+
+
+def marker_text(kind: str, files: Mapping[str, int], facts: Mapping[str, Any]) -> str:
+    """Text of a marker."""
+    return json.dumps({"kind": kind, "files": files, **facts}, indent=1) + "\n"
+
+
+def entries_of(folder: Path) -> dict[str, int]:
+    """Relative paths of all files and links to their sizes; empty subfolders end in a slash."""
+    found: dict[str, int] = {}
+    waiting = [(folder, "")]
+    while waiting:
+        place, prefix = waiting.pop()
+        with os.scandir(place) as scan:
+            inside = sorted(scan, key=lambda entry: entry.name)
+        if not inside and prefix:
+            found[prefix] = 0
+        for entry in inside:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
+            elif f"{prefix}{entry.name}" != MARKER:
+                found[f"{prefix}{entry.name}"] = entry.stat(follow_symlinks=False).st_size
+    return dict(sorted(found.items()))
+
+
+def some_of(found: Iterable[str]) -> str:
+    """The first three names and the number of the others, for messages."""
+    names = list(found)
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return (", ".join(names[:3]) or "nothing else") + more
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
