@@ -167,7 +167,7 @@ def test_a_run_killed_again_and_again_still_ends(
     tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, rounds = tmp_path / "store", 0
-    while killed_at(monkeypatch, 70, lambda: encode(out, resume=True)):
+    while killed_at(monkeypatch, 60, lambda: encode(out, resume=True)):
         rounds += 1
         assert rounds < 20
     assert rounds > 3 and contents(out) == whole
