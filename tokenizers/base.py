@@ -1,12 +1,15 @@
 """Base classes `Quantizer` and `Tokenizer`, and the results of their training steps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..config import build_config
+from ..tokens.code_arrays import tokens_of_codes
 from ..tokens.tokens import Tokens, TokenSpec
 
 C = TypeVar("C")
@@ -28,7 +31,34 @@ class QuantizerOutput:
     losses: dict[str, Tensor]
 
 
-class Quantizer(nn.Module):
+class KeepsBuffers(nn.Module):
+    """A module whose own buffers keep their dtype, whatever it is converted to or loads.
+
+    Running counts and means need float32: a bfloat16 count of 256 no longer grows by 1. `to`,
+    `half`, `bfloat16`, `double` convert the parameters only; buffers move between devices, and
+    loading converts the file's values, also with `assign=True`.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no type for it
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name, buffer in self._buffers.items():
+            stored = state_dict.get(prefix + name)
+            if buffer is not None and stored is not None:
+                state_dict[prefix + name] = stored.to(buffer.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class Quantizer(KeepsBuffers):
     """Latents (B, N, D) to codes (B, N, G) and back.
 
     Attributes:
@@ -36,7 +66,22 @@ class Quantizer(nn.Module):
         codebook_sizes: Sizes of the G entries of a position.
         loss_names: Names of the losses of `forward`, fixed at construction.
 
-    Quantization is computed in float32 outside autocast for any dtype of the latents.
+    Numerics, the same for every quantizer (`tests/tokenizers/test_numerics.py`):
+
+    - Everything is computed in float32 or wider, outside autocast, for latents and weights of any
+      dtype. Running statistics are buffers and stay float32 (`KeepsBuffers`).
+    - The decoder reads exactly `lookup(indices)`; an estimator adds a gradient, never a rounding.
+    - A latent half-way between two codes gets the lower one: bit 0, the lower index of a codebook
+      (equal rows included), the even one of two levels (as `torch.round`).
+    - The codes of a latent do not depend on the rest of its batch. Bernoulli logits are an ordinary
+      matrix product and do by its rounding; a bit may differ where its logit is 0 to about 1e-6.
+    - Latents from 1e-30 to 1e15, zero included, give finite losses and gradients. A latent without
+      a direction passes its gradient unchanged wherever a method would divide by its length.
+    - Batches of one position, of equal latents, and codebooks with one code in use are no special
+      cases; a batch of none has codes, and means over nothing (NaN) as losses.
+    - A latent that is not finite makes `encode` raise a ValueError. `forward` does not wait for the
+      device to see it: the codes stay in range, the quantized latent and the losses become NaN,
+      upon which the training scripts stop, and running statistics do not take it in.
     """
 
     dim: int
@@ -48,12 +93,37 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Codes (B, N, G) int64 of latents (B, N, D), without gradient or change of state."""
+        """Codes (B, N, G) int64 of latents (B, N, D), without gradient or change of state.
+
+        Raises:
+            ValueError: If a latent is not finite.
+        """
         raise NotImplementedError
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Quantized latents (B, N, D) float32 of codes (B, N, G) int64, exactly."""
         raise NotImplementedError
+
+
+def float_latents(latents: Tensor) -> Tensor:
+    """Latents in float32, with NaN in the place of what is not finite; the gradient passes."""
+    z = latents.float()
+    return z + (z - z).detach()
+
+
+def finite_latents(latents: Tensor) -> Tensor:
+    """Latents in float32 without gradient, checked.
+
+    Raises:
+        ValueError: If a latent is not finite.
+    """
+    z = latents.detach().float()
+    if not z.isfinite().all():
+        count = int((~z.isfinite()).sum())
+        raise ValueError(
+            f"encode: {count} of {z.numel()} latents of the encoder are not finite; expected all"
+        )
+    return z
 
 
 def settled(kind: type[C], config: C | None, settings: dict[str, Any]) -> C:
@@ -104,11 +174,13 @@ class Tokenizer(nn.Module):
         config: Config dataclass from which it was built.
         fingerprint: Hash of config and weights; None until it is loaded from a folder.
         card: Model card of the folder; None until it is loaded from a folder.
+        origin: Folder, `bundled:NAME` or `hub:owner/name` that it was loaded from; else None.
     """
 
     config: Any
     fingerprint: str | None = None
     card: dict[str, Any] | None = None
+    origin: str | None = None
     spec: TokenSpec
     resolution: int
     loss_names: tuple[str, ...] = ()
@@ -130,6 +202,10 @@ class Tokenizer(nn.Module):
         """Images (B, 3, H, W) float32 of tokens, clamped to [-1, 1]; `rng` for random decoders."""
         raise NotImplementedError
 
+    def tokens_of(self, codes: Tensor | np.ndarray) -> Tokens:
+        """Tokens of an array of codes that another program computed; see `tokens_of_codes`."""
+        return tokens_of_codes(codes, self.spec)
+
     @property
     def last_layer(self) -> Tensor:
         """Weight of the last decoder layer, which the adaptive adversarial weight depends on."""
@@ -147,6 +223,22 @@ class Tokenizer(nn.Module):
             for name, child in self.named_children()
         }
         return counts | {"total": sum(p.numel() for p in self.parameters())}
+
+    def check_tokens(self, tokens: Tokens) -> Tokens:
+        """Check that `decode` got tokens of this tokenizer, and return them.
+
+        Raises:
+            TypeError: If they are no `Tokens`; the message says how to make some.
+            SpecMismatch: If they are another tokenizer's.
+        """
+        if not isinstance(tokens, Tokens):
+            shape = getattr(tokens, "shape", None)
+            found = type(tokens).__name__ + (f" {tuple(shape)}" if shape is not None else "")
+            raise TypeError(
+                f"decode: expected Tokens ({self.spec}), found {found}; for an array of codes, "
+                "decode(tokenizer.tokens_of(codes))"
+            )
+        return tokens.require(self.spec)
 
     def check_images(self, images: Tensor) -> None:
         """Check that images have the shape, type and range that `encode` reads.

@@ -80,7 +80,6 @@ class BinaryAutoencoder(VQGAN):
             ValueError: If size, type or range is wrong, or the network's output is not finite.
         """
         self.check_images(images)
-        latents = self._latents(images.to(self.device, self.encoder.conv_in.weight.dtype))
-        if not latents.isfinite().all():
-            raise ValueError("encode: the encoder produced values that are not finite")
-        return self.quantizer.probabilities(latents)
+        return self.quantizer.probabilities(
+            self._latents(images.to(self.device, self.encoder.conv_in.weight.dtype))
+        )

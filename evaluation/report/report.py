@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ...data.images import to_pil
+from ...documents import read_json
 from ...metrics.protocol import Protocol, ProtocolError
 from .charts import require_charts
 from .page import DIRECTIONS
@@ -115,13 +116,9 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path)
     file = file / FILE if file.is_dir() else file
     try:
-        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        report = read_json(file, dict[str, Any], error=ReportError)
     except FileNotFoundError:
         raise ReportError(f"{path}: no {FILE} there; `tessella evaluate` writes one") from None
-    except OSError as error:
-        raise ReportError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise ReportError(f"{file}: not a whole JSON file: {error}") from error
     try:
         check_report(report)
         for stored in (report["protocol"], *(report.get("protocols") or {}).values()):

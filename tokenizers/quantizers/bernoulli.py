@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ...collectives import mean_over_processes
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput, settled
+from ..base import Quantizer, QuantizerOutput, finite_latents, float_latents, settled
 from .entropy import binary_entropy
+from .vector import straight_through
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class Bernoulli(Quantizer):
             rng: Generator of the draws, on any device; None: the global generator.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            logits = self.logits(latents)
+            logits = self.logits(float_latents(latents))
             p = torch.sigmoid(logits)
             bits = threshold(p) if self.config.draw == "never" else draw(p.detach(), rng)
             losses = {"commitment": (p * (1 - p)).mean()}
@@ -99,7 +100,7 @@ class Bernoulli(Quantizer):
                 divergence = math.log(2) - binary_entropy(logits).flatten(0, 1).mean(0)
                 excess = mean_over_processes(divergence) - self.config.free_nats
                 losses["kl"] = excess.clamp_min(0).mean()
-            passed = bits + (p - p.detach())  # exactly the bits, with the gradient of p
+            passed = straight_through(p, bits)
             return QuantizerOutput(passed @ self.embedding.float(), bits.long(), losses)
 
     def logits(self, latents: Tensor) -> Tensor:
@@ -109,9 +110,13 @@ class Bernoulli(Quantizer):
 
     @torch.no_grad()
     def probabilities(self, latents: Tensor) -> Tensor:
-        """Probability that each bit is 1, (B, N, K) float32, without gradient."""
+        """Probability that each bit is 1, (B, N, K) float32, without gradient.
+
+        Raises:
+            ValueError: If a latent is not finite.
+        """
         with torch.autocast(latents.device.type, enabled=False):
-            return torch.sigmoid(self.logits(latents))
+            return torch.sigmoid(self.logits(finite_latents(latents)))
 
     def encode(self, latents: Tensor) -> Tensor:
         """More probable value of each bit, (B, N, K); 0 where both are equally probable."""

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput, settled
+from ..base import Quantizer, QuantizerOutput, finite_latents, float_latents, settled
 from .entropy import batch_entropy, sample_entropy
 from .lfq import check_bits
+from .vector import straight_through, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +78,25 @@ class BSQ(Quantizer):
         groups of 1).
         """
         with torch.autocast(latents.device.type, enabled=False):
-            unit = torch.nn.functional.normalize(latents.float(), dim=-1)
-            indices = (latents > 0).long()
+            z = float_latents(latents)
+            direction = unit(z)
+            indices = (z > 0).long()
             corners = self.lookup(indices)
             tau = self.config.inverse_temperature
-            logits = unit * (4 * tau / math.sqrt(self.dim))
+            logits = direction * (4 * tau / math.sqrt(self.dim))
             diversity = batch_entropy(logits, max_group_bits=self.config.entropy_group_bits)
             entropy = self.config.sample_entropy_weight * sample_entropy(logits)
             entropy = entropy - self.config.batch_entropy_weight * diversity
             losses = {
-                "commitment": (unit - corners).square().sum(-1).mean(),
+                "commitment": (direction - corners).square().sum(-1).mean(),
                 "entropy": entropy / tau,
             }
-            return QuantizerOutput(
-                corners + self.ste_scale * (unit - unit.detach()), indices, losses
-            )
+            quantized = straight_through(self.ste_scale * direction, corners)
+            return QuantizerOutput(quantized, indices, losses)
 
     def encode(self, latents: Tensor) -> Tensor:
         """Bits (B, N, n): 1 where the latent is positive; 0 maps to bit 0."""
-        return (latents.detach() > 0).long()
+        return (finite_latents(latents) > 0).long()
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Unit vectors (B, N, n) float32 of bits (B, N, n)."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ...collectives import gather_rows, sum_over_processes
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput, settled
-from .vector import nearest_codes, rotation_trick, straight_through
+from ..base import Quantizer, QuantizerOutput, finite_latents, float_latents, settled
+from .vector import nearest_codes, rotation_trick, straight_through, unit
 from .vq import check_codebook
 
 
@@ -81,9 +81,9 @@ class EMAVQ(Quantizer):
         self.config = config = settled(EMAVQConfig, config, settings)
         self.dim = config.dim
         self.codebook_sizes = (config.codebook_size,)
-        codebook = self._project(torch.randn(config.codebook_size, config.dim))
+        codebook = self._project(torch.randn(config.codebook_size, config.dim, dtype=torch.float32))
         self.register_buffer("codebook", codebook)
-        self.register_buffer("counts", torch.ones(config.codebook_size))
+        self.register_buffer("counts", torch.ones(config.codebook_size, dtype=torch.float32))
         self.register_buffer("sums", codebook.clone())
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
@@ -94,16 +94,14 @@ class EMAVQ(Quantizer):
         that the indices meant when they were chosen.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            z = self._project(latents.float())
+            z = self._project(float_latents(latents))
             flat = z.detach().flatten(0, 1)
-            stored = flat.to(self.codebook.dtype)  # float32 unless the module was converted
             if self.training and self.config.data_init and int(self.num_updates) == 0:
-                self._replace(torch.ones_like(self.counts, dtype=torch.bool), stored, count=1.0)
-            table = self.codebook.float()
-            indices = nearest_codes(flat, table)
-            codes = nn.functional.embedding(indices, table).view_as(z)
+                self._replace(torch.ones_like(self.counts, dtype=torch.bool), flat, count=1.0)
+            indices = nearest_codes(flat, self.codebook)
+            codes = nn.functional.embedding(indices, self.codebook).view_as(z)
             if self.training:
-                self._update(stored, indices)
+                self._update(flat, indices)
             losses = {"commitment": (z - codes).square().mean()}
             estimator = rotation_trick if self.config.gradient == "rotation" else straight_through
             return QuantizerOutput(estimator(z, codes), indices.view(*z.shape[:2], 1), losses)
@@ -111,19 +109,24 @@ class EMAVQ(Quantizer):
     def encode(self, latents: Tensor) -> Tensor:
         """Index of the nearest code, (B, N, 1); the lowest of equally near ones."""
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
-            flat = self._project(latents.float()).flatten(0, 1)
-            return nearest_codes(flat, self.codebook.float()).view(*latents.shape[:2], 1)
+            flat = self._project(finite_latents(latents)).flatten(0, 1)
+            return nearest_codes(flat, self.codebook).view(*latents.shape[:2], 1)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codebook rows (B, N, D) float32 of indices (B, N, 1)."""
-        return nn.functional.embedding(indices[..., 0], self.codebook.float())
+        return nn.functional.embedding(indices[..., 0], self.codebook)
 
     @torch.no_grad()
     def _update(self, flat: Tensor, indices: Tensor) -> None:
-        """Update the running means by one step, then replace dead codes."""
+        """Update the running means by one step, then replace dead codes.
+
+        Latents that are not finite count for nothing: a single NaN would stay in a mean for ever.
+        """
         size, decay = self.config.codebook_size, self.config.decay
-        counts = torch.zeros_like(self.counts).index_add_(0, indices, torch.ones_like(flat[:, 0]))
-        sums = torch.zeros_like(self.sums).index_add_(0, indices, flat)
+        finite = flat.isfinite().all(1)
+        kept = torch.where(finite[:, None], flat, 0.0)
+        counts = torch.zeros_like(self.counts).index_add_(0, indices, finite.float())
+        sums = torch.zeros_like(self.sums).index_add_(0, indices, kept)
         self.counts.lerp_(sum_over_processes(counts), 1 - decay)
         self.sums.lerp_(sum_over_processes(sums), 1 - decay)
         total = self.counts.sum()
@@ -141,6 +144,7 @@ class EMAVQ(Quantizer):
     def _replace(self, dead: Tensor, flat: Tensor, *, count: float) -> None:
         """Replace dead codes by random latents of the global batch."""
         candidates = gather_rows(flat)  # collective: every rank calls it, with dead codes or not
+        candidates = candidates[candidates.isfinite().all(1)]
         dead_rows = dead.nonzero()[:, 0]
         if not len(dead_rows) or not len(candidates):
             return
@@ -153,4 +157,4 @@ class EMAVQ(Quantizer):
         self.sums[dead_rows] = chosen * count
 
     def _project(self, vectors: Tensor) -> Tensor:
-        return nn.functional.normalize(vectors, dim=-1) if self.config.normalize else vectors
+        return unit(vectors) if self.config.normalize else vectors

@@ -7,13 +7,16 @@ allows 2 levels.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ...building import derive
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput, settled
+from ..base import Quantizer, QuantizerOutput, finite_latents, float_latents, settled
+from .vector import straight_through
 
 _MARGIN = 1e-3
 """Share by which the bound exceeds the outer level, so that rounding reaches it (section 3.1)."""
@@ -59,20 +62,20 @@ class FSQ(Quantizer):
         self.dim = len(config.levels)
         self.codebook_sizes = config.levels
         # Integers, so that converting the module to half precision leaves the bound exact.
-        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
+        derive(self, "levels", partial(torch.tensor, config.levels))
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Rounded levels with the gradient of the bound: amplitude * (1 - tanh**2) / step."""
         with torch.autocast(latents.device.type, enabled=False):
-            coordinates = self._coordinates(latents.float())
-            indices = torch.round(coordinates).long()
-            values, soft = self._values(indices), self._values(coordinates)
-            return QuantizerOutput(soft + (values - soft).detach(), indices, {})
+            coordinates = self._coordinates(float_latents(latents))
+            indices = torch.round(coordinates.detach().nan_to_num(0)).long()
+            soft = self._values(coordinates)
+            return QuantizerOutput(straight_through(soft, self._values(indices)), indices, {})
 
     def encode(self, latents: Tensor) -> Tensor:
         """Level numbers (B, N, d); 0 is the lowest level."""
         with torch.autocast(latents.device.type, enabled=False):
-            return torch.round(self._coordinates(latents.detach().float())).long()
+            return torch.round(self._coordinates(finite_latents(latents))).long()
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Values (B, N, d) float32 of level numbers (B, N, d)."""

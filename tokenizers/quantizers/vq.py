@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ...config import STRICT
-from ..base import Quantizer, QuantizerOutput, settled
+from ..base import Quantizer, QuantizerOutput, finite_latents, float_latents, settled
 from .entropy import categorical_entropies
-from .vector import nearest_codes, rotation_trick, squared_distances, straight_through
+from .vector import nearest_codes, rotation_trick, squared_distances, straight_through, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class VQ(Quantizer):
         elements; `entropy`, if configured, H_sample - gamma H_batch with affinity -|z - e|**2.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            z, table = self._project(latents.float()), self._project(self.codebook.float())
+            z, table = self._project(float_latents(latents)), self._project(self.codebook.float())
             indices = nearest_codes(z.detach().flatten(0, 1), table.detach()).view(z.shape[:2])
             codes = nn.functional.embedding(indices, table)
             losses = {
@@ -94,15 +94,15 @@ class VQ(Quantizer):
     def encode(self, latents: Tensor) -> Tensor:
         """Index of the nearest code, (B, N, 1); the lowest of equally near ones."""
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
-            z, table = self._project(latents.float()), self._project(self.codebook.float())
+            z, table = self._project(finite_latents(latents)), self._project(self.codebook.float())
             return nearest_codes(z.flatten(0, 1), table).view(*z.shape[:2], 1)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codebook rows (B, N, D) of indices (B, N, 1), on the unit sphere with `normalize`."""
-        return self._project(nn.functional.embedding(indices[..., 0], self.codebook.float()))
+        return nn.functional.embedding(indices[..., 0], self._project(self.codebook.float()))
 
     def _project(self, vectors: Tensor) -> Tensor:
-        return nn.functional.normalize(vectors, dim=-1) if self.config.normalize else vectors
+        return unit(vectors) if self.config.normalize else vectors
 
 
 def check_codebook(codebook_size: int, dim: int) -> None:
