@@ -1,18 +1,18 @@
 """Text files: JSON, JSON lines and YAML are read here, and nowhere else.
 
-A file that somebody else wrote, or that was damaged, ends in one error of one line that names the
-file. There are limits on size and depth, so that no text exhausts memory, time or the stack. JSON
-has no repeated keys, and NaN or infinities only where they are asked for. YAML has no anchors or
-aliases, and no tags but those of plain values. Where a structure is expected, pydantic checks it.
+A file of somebody else, or a damaged one, ends in one error of one line that names it. Limits on
+size and depth keep any text from exhausting memory, time or the stack. JSON has no repeated keys,
+and NaN only where asked for; YAML no anchors, aliases or unusual tags. Pydantic checks structure.
 """
 
+import dataclasses
 import functools
 import json
 import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import yaml
@@ -122,6 +122,7 @@ def parse_json(
     raise error(f"{name}: {_TOO_DEEP}")
 
 
+_LONE = re.compile("[\ud800-\udfff]")
 _TOO_DEEP = f"lists and mappings nested more than {MOST_DEPTH} deep"
 
 
@@ -219,15 +220,38 @@ def check(data: Any, schema: type[T], *, name: str, error: type[ValueError] = Do
     Raises:
         ValueError: Of the type `error`; the message has the first three faults.
     """
-    adapter: TypeAdapter[T] = adapter_of(cast(Any, schema))
+    names: dict[str, str] = {}  # by what stands for them: pydantic reads nothing but UTF-8
+    plain = _strings(data, functools.partial(_stand_in, names=names))
     try:
-        return adapter.validate_json(json.dumps(data), strict=True)
+        found = adapter_of(cast(Any, schema)).validate_json(json.dumps(plain), strict=True)
     except ValidationError as fault:
         faults = fault.errors(include_url=False)
         told = [_fault(found) for found in faults[:3]] + ["..."] * (len(faults) > 3)
         raise error(f"{name}: {'; '.join(told)}") from None
     except TypeError as fault:  # a value that JSON does not have, such as a date of YAML
         raise error(f"{name}: {fault}") from None
+    return cast(T, _strings(found, lambda text: names.get(text, text)) if names else found)
+
+
+def _stand_in(name: str, names: dict[str, str]) -> str:
+    """Text with private characters for bytes of a file name that are no UTF-8."""
+    if (found := _LONE.sub(lambda match: chr(ord(match[0]) + 0x102000), name)) != name:
+        names[found] = name
+    return found
+
+
+def _strings(value: Any, change: Callable[[str], str]) -> Any:
+    """The same lists, mappings and dataclasses with every string changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {_strings(key, change): _strings(inner, change) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_strings(inner, change) for inner in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **_strings(fields, change))
+    return value
 
 
 @functools.cache

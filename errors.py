@@ -41,8 +41,18 @@ def clear_message(error: BaseException) -> str | None:
     """What to tell about an error, in one line of printable text; None: a fault of ours.
 
     Args:
-        error: Error that ended a command or a training.
+        error: Error that ended a command or a training, with its notes.
     """
+    message = _message(error)
+    return None if message is None else "; ".join([message, *map(one_line, notes_of(error))])
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """What was added to an error on its way, such as the place of finished work."""
+    return list(getattr(error, "__notes__", []))
+
+
+def _message(error: BaseException) -> str | None:
     if isinstance(error, _DAMAGED):
         return one_line(f"a file is truncated or damaged: {str(error) or type(error).__name__}")
     if isinstance(error, RecursionError):

@@ -1,17 +1,20 @@
 """Parts that the commands of `tessella` share: errors, output and common options."""
 
+import contextlib
 import json
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import clear_message, one_line, printable
+from ..errors import clear_message, notes_of, one_line, printable
 
 if TYPE_CHECKING:
     import torch
@@ -37,17 +40,30 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise click.ClickException(
-                "interrupted; no incomplete file or folder was left"
-            ) from None
+            with _termination_interrupts():
+                command(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            kept = notes_of(error) or ["no incomplete file or folder was left"]
+            raise click.ClickException(one_line("; ".join(["interrupted", *kept]))) from None
         except Exception as error:
             if (message := clear_message(error)) is None:
                 raise
             raise click.ClickException(message) from None
 
     return wrapped
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Let SIGTERM, which schedulers and `kill` send, interrupt the block as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def echo(text: str, *, err: bool = False) -> None:

@@ -175,3 +175,22 @@ def test_lines_that_are_damaged_cost_no_other_line(tmp_path: Path) -> None:
         (6, "UTF"),
     ):
         assert any(f"line {number}: " in fault and message in fault for fault in faults), faults
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    name: str
+    parts: tuple[str, ...] = ()
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def test_names_of_files_that_are_no_utf8_pass_the_check() -> None:
+    """Python has lone surrogates for such bytes, and pydantic refuses them."""
+    name, other = os.fsdecode(b"caf\xe9.png"), "caf\U0010dce9.png"
+    data = {"name": name, "parts": [other, "x", name], "about": {name: [name, 1, {"a": name}]}}
+    found = check(data, Named, name="names")
+    assert found == Named(name, (other, "x", name), {name: [name, 1, {"a": name}]})
+    parsed = parse_json(json.dumps(data), name="names")
+    assert check(parsed, dict[str, Any], name="names") == data
+    with pytest.raises(DocumentError, match=r"parts\.0: input should be a valid string"):
+        check(data | {"parts": [1]}, Named, name="names")

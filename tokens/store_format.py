@@ -1,6 +1,7 @@
 """Format of a token store: its header `store.json`, its errors, the checks of its files."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,29 @@ class StoredFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StorePart:
+    """Place of a store in a larger one that several writers share.
+
+    Args:
+        index: Number of the part, from 0.
+        count: Number of all parts.
+        settings: What decides the rows, the same for every part; JSON values by name.
+    """
+
+    __pydantic_config__ = STRICT
+    index: int
+    count: int
+    settings: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(
+                f"part {self.index}/{self.count}: expected 0/{self.count} to "
+                f"{self.count - 1}/{self.count}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoreHeader:
     """Content of `store.json`.
 
@@ -50,6 +74,7 @@ class StoreHeader:
         count: Number of images in the store.
         shards: Token files, in row order.
         probe: File of original images, or None if none were kept.
+        part: Place of the store in a larger one; None, and not in the file, if it is whole.
     """
 
     __pydantic_config__ = STRICT
@@ -63,6 +88,7 @@ class StoreHeader:
     count: int = 0
     shards: tuple[StoredFile, ...] = ()
     probe: StoredFile | None = None
+    part: StorePart | None = None
 
 
 def read_header(folder: Path) -> StoreHeader:
@@ -89,6 +115,15 @@ def read_header(folder: Path) -> StoreHeader:
     if header.count < 1 or header.count != sum(rows):
         raise StoreError(f"{path}: damaged, {header.count} images but shards of {rows} rows")
     return header
+
+
+def header_bytes(header: StoreHeader) -> bytes:
+    """Content of `store.json`; characters that UTF-8 does not have are escaped."""
+    data = asdict(header)
+    if header.part is None:
+        del data["part"]
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def check_file(path: Path, stored: StoredFile, *, verify: bool) -> None:

@@ -51,7 +51,7 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
     "ema_vq": tiny(EMAVQConfig(codebook_size=32, dim=4)),
     "ema_vq_sphere": tiny(EMAVQConfig(codebook_size=32, dim=4, normalize=True)),
     "lfq": tiny(LFQConfig(bits=6)),
-    "lfq_80_bits": tiny(LFQConfig(bits=80)),
+    "lfq_80_bits": tiny(LFQConfig(bits=80, entropy_group_bits=10)),
     "bsq": tiny(BSQConfig(bits=6)),
     "fsq": tiny(FSQConfig(levels=(8, 5, 5))),
     "bernoulli": tiny(
@@ -221,6 +221,22 @@ def test_foreign_tokens_are_refused(tokenizer: Tokenizer, images: Tensor) -> Non
         tokenizer.decode(Tokens(torch.zeros(1, 9, 1, dtype=torch.int64), foreign))
     assert str(foreign) in str(error.value)
     assert str(tokenizer.spec) in str(error.value)
+
+
+@every_tokenizer
+def test_arrays_of_codes_are_told_how_to_become_tokens(
+    tokenizer: Tokenizer, images: Tensor
+) -> None:
+    tokens = tokenizer.encode(images)
+    found = f"found Tensor {tuple(tokens.indices.shape)}"
+    with pytest.raises(TypeError, match="decode: expected Tokens") as error:
+        tokenizer.decode(tokens.indices)
+    assert found in str(error.value)
+    assert "tokenizer.tokens_of(codes)" in str(error.value)
+    for codes in (tokens.indices, tokens.indices.numpy()):
+        assert tokenizer.tokens_of(codes).equal(tokens)
+    with pytest.raises(TypeError, match="found str"):
+        tokenizer.decode("tokens")
 
 
 WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
