@@ -1,7 +1,7 @@
 """Configs: YAML files and `key.sub=value` overrides become frozen dataclasses.
 
 Every config class is a plain frozen, keyword-only dataclass defined next to the class it
-configures. This module is the only one that reads or writes YAML. pydantic validates strictly (no
+configures. pydantic validates strictly (no
 string becomes a number, no bool an int), and its errors are rewritten so that each names the key,
 the value found and what was expected, with a "did you mean" for unknown keys.
 """
@@ -9,18 +9,17 @@ the value found and what was expected, with a "did you mean" for unknown keys.
 import copy
 import dataclasses
 import difflib
-import functools
 import json
 import os
 import re
 import types
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
+
+from . import documents
 
 T = TypeVar("T")
 
@@ -30,54 +29,6 @@ STRICT = {"extra": "forbid", "strict": True}
 
 class ConfigError(ValueError):
     """Raised for a config that cannot be used; the message lists every fault found."""
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """SafeLoader that reads `1e-4` as a float and dates as strings, and forbids repeated keys.
-
-    As in YAML 1.2, only true and false are booleans: `mixed_precision: no` is the string "no".
-    """
-
-
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
-    """SafeDumper that quotes strings that `_Loader` would read as numbers."""
-
-
-_FLOAT = re.compile(
-    r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?)$"
-)
-_TRUTH = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
-_BOOL = "tag:yaml.org,2002:bool"
-_REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")  # dates stay strings
-for _class in (_Loader, _Dumper):
-    _class.yaml_implicit_resolvers = {
-        key: [pair for pair in pairs if pair[0] not in _REPLACED]
-        for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-_Loader.yaml_implicit_resolvers = {  # the dumper still quotes "no", for other readers
-    key: [pair for pair in pairs if pair[0] != _BOOL]
-    for key, pairs in _Loader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, _TRUTH, list("tTfF"))
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """Construct a mapping; keys that repeat or are not scalars are errors."""
-    seen: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node)
-        if not isinstance(key, str | int | float | bool | None):
-            problem = f"a key must be a word, found {type(key).__name__}"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-        if key in seen:
-            problem = f"key {key!r} appears twice"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-        seen[key] = loader.construct_object(value_node, deep=True)
-    return seen
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def parse_yaml(text: str, *, name: str = "config") -> Any:
@@ -90,11 +41,7 @@ def parse_yaml(text: str, *, name: str = "config") -> Any:
     Raises:
         ConfigError: If the text is not valid YAML; with line and column.
     """
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass
-    except yaml.YAMLError as error:
-        words = " ".join(str(error).split())
-        raise ConfigError(f"{name}: not valid YAML: {words}") from None
+    return documents.parse_yaml(text, name=name, error=ConfigError)
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -103,12 +50,11 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ConfigError: If the file cannot be read, is not YAML, or is not a mapping at the top level.
     """
-    path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the config: {error}") from None
-    data = parse_yaml(text, name=str(path))
+        text = documents.read_text(path, most=documents.MOST_YAML, error=ConfigError)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: cannot read the config: no such file") from None
+    data = parse_yaml(text, name=os.fspath(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {type(data).__name__}")
     return data
@@ -172,19 +118,15 @@ def build_config(cls: type[T], data: Any, *, name: str = "config") -> T:
         ConfigError: If a key is unknown or a value is wrong; the message lists all faults.
     """
     try:
-        checked: T = _adapter(typing.cast(Any, cls)).validate_json(json.dumps(data), strict=True)
+        checked: T = documents.adapter_of(typing.cast(Any, cls)).validate_json(
+            json.dumps(data), strict=True
+        )
         return checked
     except TypeError as error:
         raise ConfigError(f"{name}: {error}") from None
     except ValidationError as error:
         faults = [_describe(fault, cls) for fault in error.errors(include_url=False)]
         raise ConfigError(f"{name}: " + "; ".join(faults)) from None
-
-
-@functools.cache
-def _adapter(cls: Any) -> TypeAdapter[Any]:
-    """The validator of a config class; building one costs milliseconds, so each is kept."""
-    return TypeAdapter(cls)
 
 
 def load_config(cls: type[T], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> T:
@@ -209,9 +151,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """Config as YAML text, defaults included, keys in the order of declaration."""
-    data = to_dict(config)
-    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
-    return str(text)
+    return documents.yaml_text(to_dict(config))
 
 
 def _describe(fault: Any, cls: Any) -> str:

@@ -1,31 +1,52 @@
 """Atomic writing of files and folders, which never replaces what tessella did not write.
 
-Content is written under a temporary name beside the target, flushed and renamed, so the final name
-never holds half of it. A folder carries a marker, `.tessella.json`: its kind, its files and their
-sizes. It is replaced or removed only if its marker is of the same kind and lists its content.
+Content is made in a hidden folder beside the target (`unfinished.py`), flushed and renamed, so the
+final name never holds half of it. A folder carries a marker, `.tessella.json`: its kind, its files
+and their sizes. It is replaced or removed only if its marker is of the same kind and lists its
+content.
 """
 
 import contextlib
 import ctypes
 import errno
 import functools
-import hashlib
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-MARKER = ".tessella.json"
-"""File in every folder that tessella wrote: its kind, its files, and facts such as the run."""
+from .manifest import (
+    MARKER,
+    StrPath,
+    entries_of,
+    marker_text,
+    read_marker,
+    sha256_file,
+    some_of,
+    unlisted,
+)
+from .unfinished import Workshop, sweep, workshop
+
+__all__ = [
+    "MARKER",
+    "SaveError",
+    "add_to_marker",
+    "atomic_file",
+    "atomic_folder",
+    "check_file",
+    "check_replaceable",
+    "read_marker",
+    "remove_folder",
+    "sha256_file",
+    "some_of",
+    "write_marker",
+]
+
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-StrPath = str | os.PathLike[str]
+_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
+_AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 
 
 class SaveError(OSError):
@@ -34,7 +55,7 @@ class SaveError(OSError):
 
 @contextlib.contextmanager
 def atomic_file(path: StrPath) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, renamed to `path` when the block ends without error.
+    """Yield a temporary file, renamed to `path` when the block ends without error.
 
     An existing file is replaced: call `check_file` first, unless tessella made the folder.
 
@@ -44,16 +65,13 @@ def atomic_file(path: StrPath) -> Iterator[Path]:
     path = Path(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            _flush(temporary)
-            temporary.chmod(0o666 & ~_umask())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        sweep(path.parent, path.name)
+        with workshop(path) as place:
+            place.item.touch()
+            yield place.item
+            _flush(place.item)
+            place.item.chmod(0o666 & ~_umask())  # safetensors makes files private
+            os.replace(place.item, path)
 
 
 @contextlib.contextmanager
@@ -66,7 +84,9 @@ def atomic_folder(
     flush: bool = True,
     facts: Mapping[str, Any] | None = None,
 ) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, renamed to `path` when the block ends without error.
+    """Yield a temporary folder, renamed to `path` when the block ends without error.
+
+    What a killed writer of the same path left is put back or removed first.
 
     Args:
         path: Final path of the folder.
@@ -86,29 +106,25 @@ def atomic_folder(
     check = functools.partial(
         check_replaceable, path, kind, overwrite=overwrite, inputs=inputs, facts=facts
     )
-    check()
     with _explained(path):
+        sweep(path.parent, path.name)
+        check()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        )
-        try:
-            yield temporary
-            text = _marker_text(kind, _entries(temporary), facts)
-            (temporary / MARKER).write_text(text, encoding="utf-8")
-            for file in temporary.rglob("*"):
+        with workshop(path) as place:
+            place.item.mkdir()
+            yield place.item
+            text = marker_text(kind, entries_of(place.item), facts)
+            (place.item / MARKER).write_text(text, encoding="utf-8")
+            for file in place.item.rglob("*"):
                 if file.is_file():
-                    file.chmod(0o666 & ~_umask())  # safetensors makes files private
+                    file.chmod(0o666 & ~_umask())
                     if flush:
                         _flush(file)
-            temporary.chmod(0o777 & ~_umask())
             check()  # again: something may have been put there in the meantime
             if path.exists():
-                _swap(temporary, path, kind)
+                _swap(place, path, kind)
             else:
-                os.replace(temporary, path)  # refuses a folder that appeared meanwhile
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                os.replace(place.item, path)  # refuses a folder that appeared meanwhile
 
 
 def check_replaceable(
@@ -173,7 +189,7 @@ def _irreplaceable(path: Path, inputs: Iterable[StrPath]) -> str | None:
 
 def _check_ours(folder: Path, shown: Path, kind: str, facts: Mapping[str, Any]) -> None:
     """Refuse a folder with content that tessella did not write; messages call it `shown`."""
-    entries = _entries(folder)
+    entries = entries_of(folder)
     marker = read_marker(folder)
     if marker is None:
         if entries or os.path.lexists(folder / MARKER):
@@ -193,9 +209,7 @@ def _check_ours(folder: Path, shown: Path, kind: str, facts: Mapping[str, Any]) 
             f"{shown} holds a {kind} of another run: there is {some_of(entries)}; move it away or "
             "choose another --out"
         )
-    listed = marker["files"]
-    kept = {f"{parent}/" for name in listed for parent in Path(name).parents}
-    foreign = [e for e, size in entries.items() if e not in kept and listed.get(e) != size]
+    foreign = unlisted(folder, marker)
     if foreign:
         raise FileExistsError(
             f"{shown} holds what tessella did not write there: {some_of(foreign)}; move it away or "
@@ -243,25 +257,10 @@ def check_file(
         )
 
 
-def read_marker(folder: StrPath) -> dict[str, Any] | None:
-    """Content of a folder's marker; None if missing or unreadable."""
-    try:
-        marker = json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(marker, dict) or not isinstance(marker.get("kind"), str):
-        return None
-    return marker if isinstance(marker.get("files"), dict) else None
-
-
 def write_marker(folder: StrPath, kind: str, files: Mapping[str, int], **facts: Any) -> None:
     """Write the marker of a folder that is filled in place; `atomic_folder` writes its own."""
     with atomic_file(Path(folder) / MARKER) as temporary:
-        temporary.write_text(_marker_text(kind, files, facts), encoding="utf-8")
-
-
-def _marker_text(kind: str, files: Mapping[str, int], facts: Mapping[str, Any]) -> str:
-    return json.dumps({"kind": kind, "files": files, **facts}, indent=1) + "\n"
+        temporary.write_text(marker_text(kind, files, facts), encoding="utf-8")
 
 
 def add_to_marker(folder: StrPath, name: str) -> None:
@@ -281,76 +280,52 @@ def remove_folder(path: StrPath, kind: str, facts: Mapping[str, Any] | None = No
     """
     path = Path(path)
     check_replaceable(path, kind, overwrite=True, facts=facts)
-    hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    os.replace(path, hidden)
-    try:
-        _check_ours(hidden, path, kind, facts or {})
-    except FileExistsError:
-        os.replace(hidden, path)
-        raise
-    shutil.rmtree(hidden, ignore_errors=True)
+    with workshop(path) as place:
+        os.replace(path, place.item)
+        try:
+            _check_ours(place.item, path, kind, facts or {})
+        except FileExistsError:
+            os.replace(place.item, path)
+            raise
 
 
-def _entries(folder: Path) -> dict[str, int]:
-    """Relative paths of all files and links to their sizes; empty subfolders end in a slash."""
-    found: dict[str, int] = {}
-    waiting = [(folder, "")]
-    while waiting:
-        place, prefix = waiting.pop()
-        with os.scandir(place) as scan:
-            inside = sorted(scan, key=lambda entry: entry.name)
-        if not inside and prefix:
-            found[prefix] = 0
-        for entry in inside:
-            if entry.is_dir(follow_symlinks=False):
-                waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
-            elif f"{prefix}{entry.name}" != MARKER:
-                found[f"{prefix}{entry.name}"] = entry.stat(follow_symlinks=False).st_size
-    return dict(sorted(found.items()))
-
-
-def some_of(found: Iterable[str]) -> str:
-    """The first three names and the number of the others, for messages."""
-    names = list(found)
-    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    return (", ".join(names[:3]) or "nothing else") + more
-
-
-def _swap(temporary: Path, path: Path, kind: str) -> None:
-    """Replace the folder at `path` by the temporary one, or leave it unchanged on failure.
+def _swap(place: Workshop, path: Path, kind: str) -> None:
+    """Replace the folder at `path` by the one that was made, or leave it unchanged on failure.
 
     Where the system can exchange two names at once, no reader finds the name missing. The old
-    folder is checked once more before it is removed, now that nobody can add to it by its name.
+    folder is checked once more before it is removed with the workshop, now that nobody can add to
+    it by its name.
     """
-    if _exchange(temporary, path):
+    if _exchange(place.item, path):
         try:
-            _check_ours(temporary, path, kind, {})
+            _check_ours(place.item, path, kind, {})
         except BaseException:
             back = False
             with contextlib.suppress(OSError):
-                back = _exchange(temporary, path)
-            if not back:  # else it would be removed with the temporary name
-                os.replace(temporary, f"{path}.kept-{os.getpid()}")
+                back = _exchange(place.item, path)
+            if not back:  # else it would be removed with the workshop
+                os.replace(place.item, f"{path}.kept-{os.getpid()}")
             raise
-        return  # the old folder now has the temporary name and is removed with it
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    os.replace(path, old)
+        return
+    os.replace(path, place.replaced)
     try:
-        _check_ours(old, path, kind, {})
-        os.replace(temporary, path)
+        _check_ours(place.replaced, path, kind, {})
+        os.replace(place.item, path)
     except BaseException:
-        os.replace(old, path)
+        os.replace(place.replaced, path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _exchange(one: Path, two: Path) -> bool:
-    """Exchange the names of two folders atomically; False where the system cannot (Linux can)."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
+    """Exchange the names of two folders atomically; False where the system cannot."""
+    library, names = ctypes.CDLL(None, use_errno=True), (os.fsencode(one), os.fsencode(two))
+    if (linux := getattr(library, "renameat2", None)) is not None:
+        failed = linux(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    elif (mac := getattr(library, "renamex_np", None)) is not None:
+        failed = mac(*names, _RENAME_SWAP)
+    else:
         return False
-    names = (os.fsencode(one), os.fsencode(two))
-    if not rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+    if not failed:
         return True
     if (number := ctypes.get_errno()) not in _NO_EXCHANGE:
         raise OSError(number, os.strerror(number), str(two))
@@ -380,12 +355,6 @@ def _is_ours(error: OSError, path: Path) -> bool:
     found, ours = Path(os.fsdecode(error.filename)).absolute(), path.absolute()
     partial = any(part.startswith(f".{path.name}.") for part in found.parts)
     return partial or found == ours or found in ours.parents
-
-
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

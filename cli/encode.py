@@ -1,10 +1,33 @@
 """`tessella encode`, `decode` and `reconstruct`: images to tokens, tokens to images, or both."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import click
 
 from .options import chosen_device, one_clear_error, show, tokenizer_option
+
+
+class Shard(click.ParamType[tuple[int, int]]):
+    """Option type of one part of several, like 0/4."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        """Parse the numbers, or fail with a usage error."""
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", value)
+        index, count = map(int, found.groups()) if found else (0, 0)
+        if not index < count:
+            self.fail(f"found {value!r}, expected 0/n to n-1/n, e.g. 0/4", param, ctx)
+        return index, count
+
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), help="Number of images, from the first [all]."
+)
 
 
 @click.command()
@@ -27,6 +50,20 @@ from .options import chosen_device, one_clear_error, show, tokenizer_option
 @click.option(
     "--random-crop", type=float, help="Smallest area of random crops, as a share [1: no crops]."
 )
+@limit_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Number of processes that read images; 0: the command itself reads.",
+)
+@click.option(
+    "--shard", type=Shard(), help="Encode part i of n only, 0 <= i < n; see `tessella store merge`."
+)
+@click.option(
+    "--resume", is_flag=True, help="Continue what an interrupted command left in OUT.unfinished."
+)
 @click.option("--overwrite", is_flag=True, help="Replace a token store of tessella's at --out.")
 @one_clear_error
 def encode(
@@ -40,12 +77,17 @@ def encode(
     flip: bool,
     views: int,
     random_crop: float | None,
+    limit: int | None,
+    workers: int,
+    shard: tuple[int, int] | None,
+    resume: bool,
     overwrite: bool,
 ) -> None:
     """Encode IMAGES (files, a folder, tars, or a data source) to a token store.
 
     With --views N every image is stored once as it is and N - 1 times with the random augmentation
-    of --random-crop and --flip.
+    of --random-crop and --flip. An interrupted command keeps its finished work and goes on from
+    there with --resume.
     """
     from ..checkpoints import load_tokenizer
     from ..codec.encode import encode_source
@@ -61,20 +103,36 @@ def encode(
         source,
         out,
         batch_size=batch_size,
+        limit=limit,
         flip=flip and not random,
         augment=augment,
         views=views,
+        shard=shard,
+        workers=workers,
+        resume=resume,
         overwrite=overwrite,
         inputs=local_places(tokenizer_path, *images),
         name=tokenizer_path,
     )
+    if not as_json:
+        side, sizes = tokenizer.resolution, result["sizes"]
+        told = ", ".join(f"{count:,} {what}" for what, count in sizes.items())
+        result["sizes"] = f"{told} (to {side} x {side} pixels)"
     show(result, as_json=as_json)
 
 
 @click.command()
 @tokenizer_option
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("tokens", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
+@limit_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Number of threads that write PNG files; 0: none besides the command itself.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace decoded images of tessella's at --out.")
 @one_clear_error
 def decode(
@@ -82,24 +140,31 @@ def decode(
     device: str | None,
     batch_size: int,
     as_json: bool,
-    store: Path,
+    tokens: Path,
     out: Path,
+    limit: int | None,
+    workers: int,
     overwrite: bool,
 ) -> None:
-    """Decode a token STORE to PNG files, a grid and images.jsonl."""
+    """Decode TOKENS to PNG files, a grid and images.jsonl.
+
+    TOKENS is a token store, a file of `Tokens.save`, or an .npy file of codes: (B, N, G) or
+    (B, H, W, G) entries, or (B, N) or (B, H, W) joint indices.
+    """
     from ..checkpoints import load_tokenizer
-    from ..codec.decode import decode_store
+    from ..codec.decode import decode_store, open_tokens
     from ..data.path_source import local_places
-    from ..tokens.store import TokenStore
 
     tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
     result = decode_store(
         tokenizer,
-        TokenStore(store),
+        open_tokens(tokens, tokenizer),
         out,
         batch_size=batch_size,
+        limit=limit,
+        workers=workers,
         overwrite=overwrite,
-        inputs=local_places(tokenizer_path),
+        inputs=[*local_places(tokenizer_path), tokens],
     )
     show(result, as_json=as_json)
 
@@ -137,13 +202,16 @@ def reconstruct(
     """Measure the reconstructions of a data source, and write them if --out is given."""
     from ..checkpoints import load_tokenizer
     from ..data.path_source import local_places
-    from ..data.sources import open_source
+    from ..data.train_val import held_out, open_to_measure
     from ..evaluation.reconstruction_pictures import reconstruct_source
 
     tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
+    source = open_to_measure(data, split)
+    if line := held_out(source):
+        click.echo(line, err=True)
     result = reconstruct_source(
         tokenizer,
-        open_source(data, split),
+        source,
         out=out,
         batch_size=batch_size,
         limit=limit,

@@ -14,6 +14,7 @@ from .options import (
     choose_attention,
     chosen_device,
     chosen_sampling,
+    echo,
     one_clear_error,
     sampling_options,
     show,
@@ -173,4 +174,4 @@ def evaluate(
         as_json=False,
     )
     for note in evaluation.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)

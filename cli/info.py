@@ -43,6 +43,7 @@ def describe(path: str) -> dict[str, Any]:
     place = Path(path or "no path given")
     if (place / "store.json").is_file():
         store = TokenStore(place)
+        part = store.header.part
         return {
             "kind": "token store",
             "images": len(store),
@@ -54,6 +55,7 @@ def describe(path: str) -> dict[str, Any]:
             "tokenizer": store.header.tokenizer,
             "fingerprint": store.fingerprint,
             "shards": len(store.header.shards),
+            **({"part": f"{part.index} of 0 to {part.count - 1}"} if part else {}),
         }
     if place.is_file():
         tokens = load_tokens(place)

@@ -14,8 +14,9 @@ from .._version import __version__
 COMMANDS = {
     "bits": ("bits", "Measure bits per dimension of a generator."),
     "compare": ("compare", "Compare reports of one protocol."),
+    "config": ("config_command", "List the keys of training configs."),
     "data": ("data", "Get data sets and weights of feature networks."),
-    "decode": ("encode", "Decode a token store to PNG files."),
+    "decode": ("encode", "Decode tokens to PNG files."),
     "edit": ("edit", "Draw parts of a picture anew."),
     "encode": ("encode", "Encode images to a token store."),
     "evaluate": ("evaluate", "Measure a generator, a tokenizer or samples."),
@@ -24,7 +25,8 @@ COMMANDS = {
     "probe": ("probe", "Train a linear classifier on features of a generator."),
     "reconstruct": ("encode", "Measure and write reconstructions of images."),
     "sample": ("sample", "Draw pictures."),
-    "verify": ("verify", "Check that a tokenizer still reconstructs its probe images."),
+    "store": ("store", "Join token stores, and exchange them with other programs."),
+    "verify": ("verify", "Check that a model is intact and still reconstructs as measured."),
 }
 """Module in this folder and line in `tessella --help` of each command."""
 

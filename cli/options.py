@@ -1,13 +1,20 @@
 """Parts that the commands of `tessella` share: errors, output and common options."""
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ..errors import clear_message, notes_of, one_line, printable
 
 if TYPE_CHECKING:
     import torch
@@ -33,34 +40,53 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise click.ClickException(
-                "interrupted; no incomplete file or folder was left"
-            ) from None
+            with _termination_interrupts():
+                command(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            kept = notes_of(error) or ["no incomplete file or folder was left"]
+            raise click.ClickException(one_line("; ".join(["interrupted", *kept]))) from None
         except Exception as error:
-            if not _is_clear(error):
+            if (message := clear_message(error)) is None:
                 raise
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(message) from None
 
     return wrapped
 
 
-def _is_clear(error: Exception) -> bool:
-    """Whether an error's message is meant for the user."""
-    from ..kernels.backends import BackendUnavailable
-    from ..metrics.networks.weight_providers import WeightsError
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Let SIGTERM, which schedulers and `kill` send, interrupt the block as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
-    return isinstance(error, ValueError | OSError | WeightsError | BackendUnavailable)
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print text, with control characters of files escaped.
+
+    Once the reader of a pipe has closed it, as `| head` does, nothing more is printed, and that is
+    no error: what the command had to do is done.
+    """
+    try:
+        click.echo(printable(text), err=err)
+    except BrokenPipeError:
+        stream = sys.stderr if err else sys.stdout
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # else flushing at exit would fail again
+        os.close(nowhere)
 
 
 def show(result: dict[str, Any], *, as_json: bool) -> None:
     """Print a result as text or as JSON on stdout; broken images are listed on stderr."""
     for name, reason in result.get("broken", {}).items():
-        click.echo(f"skipped broken image {name}: {reason}", err=True)
+        echo(one_line(f"skipped broken image {name}: {reason}"), err=True)
     if as_json:
-        text = json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False)
-        click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        echo(json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False))
         return
     _show_section(result, "")
 
@@ -75,17 +101,17 @@ def _finite(value: Any) -> Any:
 
 
 def _show_section(section: dict[str, Any], indent: str) -> None:
-    width = max((len(key) for key in section), default=0)
+    width = max((len(one_line(key)) for key in section), default=0)
     for key, value in section.items():
         if isinstance(value, dict):
             if value:
-                click.echo(f"{indent}{key}:")
+                echo(f"{indent}{one_line(key)}:")
                 _show_section(value, indent + "  ")
             continue
         text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
         if isinstance(value, float):
             text = f"{value:,.0f}" if value.is_integer() else f"{value:.5g}"
-        click.echo(f"{indent}{key:<{width}}  {text}")
+        echo(f"{indent}{one_line(key):<{width}}  {one_line(str(text))}")
 
 
 def tokenizer_option(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,6 +7,7 @@ import click
 
 from .options import (
     DrawingCommand,
+    echo,
     generator_options,
     one_clear_error,
     open_generator,
@@ -73,7 +74,7 @@ def sample(
                 f"--table: generators of type {generator.config.type} have none; all their steps "
                 "are alike"
             )
-        click.echo(format_table(rows(generator, sampling)))
+        echo(format_table(rows(generator, sampling)))
         return
     if labels is not None:
         wanted = parse_numbers("--labels", labels, "3,7")

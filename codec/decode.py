@@ -1,10 +1,12 @@
-"""Decoding of a token store to PNG files."""
+"""Decoding of tokens to PNG files."""
 
+import functools
 import json
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,27 +16,57 @@ from ..data.images import image_grid, to_pil
 from ..files import atomic_folder
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.probe import check_store
-from ..tokens.store import TokenStore
-from .encode import _GRID_IMAGES
+from ..tokens.code_arrays import read_code_file
+from ..tokens.store import TokenStore, load_tokens
+from ..tokens.tokens import Tokens
+from .file_names import file_name
+
+GRID_IMAGES = 64
+"""Largest number of images in `grid.png`."""
+
+
+def open_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer) -> TokenStore | Tokens:
+    """Open a token store, a file of `Tokens.save`, or an `.npy` file of codes.
+
+    Args:
+        path: The folder or file.
+        tokenizer: Tokenizer whose tokens they are.
+
+    Raises:
+        FileNotFoundError: If nothing is there.
+        ValueError: If it is none of these, or damaged.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".npy" and not path.is_dir():
+        return read_code_file(path, tokenizer.spec)
+    if path.is_file():
+        return load_tokens(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder; expected tokens")
+    return TokenStore(path)
 
 
 def decode_store(
     tokenizer: Tokenizer,
-    store: TokenStore,
+    store: TokenStore | Tokens,
     out: Path,
     *,
     batch_size: int = 64,
+    limit: int | None = None,
+    workers: int = 0,
     overwrite: bool = False,
     inputs: Sequence[str | os.PathLike[str]] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Write every image of a token store as a PNG, plus `grid.png` and `images.jsonl`.
+    """Write images of tokens as PNG files, plus `grid.png` and `images.jsonl`.
 
     Args:
-        tokenizer: Tokenizer that made the store; any other is an error.
-        store: Token store to decode.
+        tokenizer: Tokenizer that made the tokens; for a store, any other is an error.
+        store: Token store, or tokens, whose images are called 000000 and so on.
         out: Folder to create. Files are named after the image ids.
         batch_size: Number of images decoded at once.
+        limit: Number of images, from the first; None: all.
+        workers: Number of threads that write PNG files; 0: none besides this one.
         overwrite: Whether to replace images that were decoded to `out` before.
         inputs: Files and folders that are never replaced, besides the store.
         progress: Whether to show a progress bar on stderr.
@@ -44,58 +76,73 @@ def decode_store(
 
     Raises:
         StoreError: If another tokenizer made the store.
+        SpecMismatch: If the tokens are not of the tokenizer's spec.
+        ValueError: If `limit` or `workers` is out of range.
         FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
         SaveError: If writing fails; nothing is left behind.
     """
-    check_store(store, tokenizer)
-    ids, labels, captions = store.ids, store.labels.tolist(), store.captions
-    augmentation = store.augmentation.tolist()
+    if workers < 0 or (limit is not None and limit < 1):
+        raise ValueError(f"{limit=}, {workers=}; expected at least 1 image and 0 workers")
+    count = len(store) if limit is None else min(limit, len(store))
+    if isinstance(store, TokenStore):
+        check_store(store, tokenizer)
+        inputs = [*inputs, store.path]
+    else:
+        store.require(tokenizer.spec)
+    records = _records(store, count, tokenizer)
     started = time.perf_counter()
     shown: list[Tensor] = []
-    records: list[dict[str, Any]] = []
-    taken: set[str] = set()
     writing = atomic_folder(
-        out,
-        kind="images of a token store",
-        overwrite=overwrite,
-        inputs=[*inputs, store.path],
-        flush=False,
+        out, kind="images of a token store", overwrite=overwrite, inputs=inputs, flush=False
     )
     with (
         writing as folder,
-        tqdm(total=len(store), unit="image", disable=not progress) as bar,
+        ThreadPoolExecutor(workers or 1) as pool,
+        tqdm(total=count, unit="image", disable=not progress) as bar,
     ):
-        for start in range(0, len(store), batch_size):
-            images = tokenizer.decode(store[start : start + batch_size]).cpu()
-            for offset, image in enumerate(images):
-                row = start + offset
-                file = file_name(ids[row], augmentation[row], taken)
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                to_pil(image).save(folder / file)
-                record = {"file": file, "row": row, "id": ids[row], "label": labels[row]}
-                record |= {"caption": captions[row], "augmentation": augmentation[row]}
-                records.append(record | {"tokenizer": tokenizer.fingerprint})
-            shown += [*images[: max(0, _GRID_IMAGES - len(shown))]]
+        for start in range(0, count, batch_size):
+            stop = min(start + batch_size, count)
+            images = tokenizer.decode(store[start:stop]).cpu()
+            paths = [folder / record["file"] for record in records[start:stop]]
+            for _ in (pool.map if workers else map)(_save, images, paths):
+                pass
+            shown += [*images[: max(0, GRID_IMAGES - len(shown))]]
             bar.update(len(images))
         image_grid(shown, min(8, len(shown))).save(folder / "grid.png")
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        (folder / "images.jsonl").write_text("".join(lines), encoding="utf-8")
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        # What UTF-8 does not have, bytes of a file name, is escaped as JSON escapes it.
+        (folder / "images.jsonl").write_bytes(lines.encode("utf-8", "backslashreplace"))
     return {
         "folder": str(out),
-        "images": len(store),
+        "images": count,
         "bits_per_image": store.bits_per_image,
-        "images_per_second": len(store) / (time.perf_counter() - started),
+        "images_per_second": count / (time.perf_counter() - started),
     }
 
 
-def file_name(image_id: str, augmentation: int, taken: set[str]) -> str:
-    """Relative PNG path for an image id, which stays inside the folder and is not in `taken`."""
-    parts = [p for p in PurePosixPath(image_id).parts if p not in ("/", "..", ".")]
-    stem = str(PurePosixPath(*parts).with_suffix("")) if parts else "image"
-    if augmentation:
-        stem += f"_aug{augmentation}"
-    name, number = f"{stem}.png", 1
-    while name in taken or name == "grid.png":
-        name, number = f"{stem}_{number}.png", number + 1
-    taken.add(name)
-    return name
+def _records(store: TokenStore | Tokens, count: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Lines of `images.jsonl` of the first `count` images."""
+    if isinstance(store, TokenStore):
+        ids, captions = store.ids[:count], store.captions[:count]
+        labels, views = store.labels[:count].tolist(), store.augmentation[:count].tolist()
+    else:
+        ids, captions = [f"{row:06d}" for row in range(count)], [None] * count
+        labels, views = [-1] * count, [0] * count
+    named = functools.partial(file_name, taken=set())
+    return [
+        {
+            "file": named(ids[row], views[row]),
+            "row": row,
+            "id": ids[row],
+            "label": labels[row],
+            "caption": captions[row],
+            "augmentation": views[row],
+            "tokenizer": tokenizer.fingerprint,
+        }
+        for row in range(count)
+    ]
+
+
+def _save(image: Tensor, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil(image).save(path)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..codec.decode import file_name
+from ..codec.file_names import file_name
 from ..data.image_source import DataError, ImageSource
 from ..data.images import grid_of_pairs, to_pil
 from ..data.loader import eval_batches

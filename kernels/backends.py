@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ..errors import UserError
+
 Backend = Literal["auto", "reference", "triton"]
 """Backends that a caller can request."""
 
@@ -31,7 +33,7 @@ _MIN_CAPABILITY = (8, 0)
 _warned: set[tuple[str, str]] = set()
 
 
-class BackendUnavailable(RuntimeError):
+class BackendUnavailable(UserError, RuntimeError):
     """A backend was requested by name and cannot run here; there is no silent fallback."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..documents import check, parse_json
 from ..kernels.packed_linear.formats import PackedWeight, check_tag
 
 VERSION = "1"
@@ -77,12 +78,9 @@ def from_tensors(
         raise ValueError(
             f"{VERSION_KEY}: expected {VERSION!r}, found {metadata.get(VERSION_KEY)!r}"
         )
-    try:
-        layers = json.loads(metadata[LAYERS_KEY])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{LAYERS_KEY}: expected JSON, found an error: {error}") from None
-    if not isinstance(layers, dict):
-        raise ValueError(f"{LAYERS_KEY}: expected an object, found {layers!r}")
+    layers = check(
+        parse_json(metadata[LAYERS_KEY], name=LAYERS_KEY), dict[str, Any], name=LAYERS_KEY
+    )
     weights = {}
     for name, entry in layers.items():
         try:

@@ -1,13 +1,26 @@
 """Image source that reads samples written earlier."""
 
-import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from ..data.image_source import DataError, ImageSource, Sample
 from ..data.images import read_image
 from ..data.sources import open_source
+from ..documents import read_json_lines
 from .folder import RECORDS
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is read of a line of `images.jsonl`."""
+
+    file: str
+    label: int | None = None
+    class_name: Annotated[str | None, Field(alias="class")] = None
 
 
 class SampleFolder(ImageSource):
@@ -23,16 +36,19 @@ class SampleFolder(ImageSource):
     def __init__(self, folder: Path) -> None:
         self.folder, self.name, self.split, self.licence = folder, folder.name, "train", None
         try:
-            lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
-            records = [json.loads(line) for line in lines]
-            self._files = [folder / record["file"] for record in records]
-            labels = [record.get("label") for record in records]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{folder / RECORDS}: cannot be read ({error})") from None
-        self._labels = [
-            label if isinstance(label, int) and label >= 0 else None for label in labels
-        ]
-        self._names = [record.get("class") for record in records]
+            records = list(read_json_lines(folder / RECORDS, _Record, error=DataError))
+        except FileNotFoundError as error:
+            raise DataError(str(error)) from None
+        self._files: list[Path] = []
+        self._labels: list[int | None] = []
+        self._names: list[str | None] = []
+        for record in records:
+            if isinstance(record, ValueError):
+                raise record
+            self._files.append(folder / record.file)
+            known = record.label is not None and record.label >= 0
+            self._labels.append(record.label if known else None)
+            self._names.append(record.class_name)
         missing = [file for file in self._files if not file.is_file()]
         if missing or not self._files:
             raise DataError(

@@ -118,7 +118,9 @@ def test_the_example_is_in_style(package: Path) -> None:
 def tree_of(document: str) -> list[str]:
     """Names at the margin of the tree that a document shows, without that of the root."""
     text = (ROOT / document).read_text(encoding="utf-8")
-    block = re.search(r"^```\n((?:tessella/[^\n]*\n)? *kernels/.*?)^```", text, re.DOTALL | re.M)
+    block = re.search(
+        r"^```\n((?:tessella/[^\n]*\n)? *documents\.py.*?)^```", text, re.DOTALL | re.M
+    )
     assert block is not None, document
     names = re.findall(r"^ *([\w.]+?)/? {2,}\S", block[1], re.MULTILINE)
     return [name.removesuffix(".py") for name in names if name != "tessella"]

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..config import build_config
+from ..tokens.code_arrays import tokens_of_codes
 from ..tokens.tokens import Tokens, TokenSpec
 
 C = TypeVar("C")
@@ -172,11 +174,13 @@ class Tokenizer(nn.Module):
         config: Config dataclass from which it was built.
         fingerprint: Hash of config and weights; None until it is loaded from a folder.
         card: Model card of the folder; None until it is loaded from a folder.
+        origin: Folder, `bundled:NAME` or `hub:owner/name` that it was loaded from; else None.
     """
 
     config: Any
     fingerprint: str | None = None
     card: dict[str, Any] | None = None
+    origin: str | None = None
     spec: TokenSpec
     resolution: int
     loss_names: tuple[str, ...] = ()
@@ -198,6 +202,10 @@ class Tokenizer(nn.Module):
         """Images (B, 3, H, W) float32 of tokens, clamped to [-1, 1]; `rng` for random decoders."""
         raise NotImplementedError
 
+    def tokens_of(self, codes: Tensor | np.ndarray) -> Tokens:
+        """Tokens of an array of codes that another program computed; see `tokens_of_codes`."""
+        return tokens_of_codes(codes, self.spec)
+
     @property
     def last_layer(self) -> Tensor:
         """Weight of the last decoder layer, which the adaptive adversarial weight depends on."""
@@ -215,6 +223,22 @@ class Tokenizer(nn.Module):
             for name, child in self.named_children()
         }
         return counts | {"total": sum(p.numel() for p in self.parameters())}
+
+    def check_tokens(self, tokens: Tokens) -> Tokens:
+        """Check that `decode` got tokens of this tokenizer, and return them.
+
+        Raises:
+            TypeError: If they are no `Tokens`; the message says how to make some.
+            SpecMismatch: If they are another tokenizer's.
+        """
+        if not isinstance(tokens, Tokens):
+            shape = getattr(tokens, "shape", None)
+            found = type(tokens).__name__ + (f" {tuple(shape)}" if shape is not None else "")
+            raise TypeError(
+                f"decode: expected Tokens ({self.spec}), found {found}; for an array of codes, "
+                "decode(tokenizer.tokens_of(codes))"
+            )
+        return tokens.require(self.spec)
 
     def check_images(self, images: Tensor) -> None:
         """Check that images have the shape, type and range that `encode` reads.

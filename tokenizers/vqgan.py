@@ -123,11 +123,12 @@ class VQGAN(Tokenizer):
         """Images (B, 3, H, W) float32 in [-1, 1] of tokens of this tokenizer's spec.
 
         Raises:
+            TypeError: If they are no `Tokens`.
             SpecMismatch: If the tokens are another tokenizer's.
             ValueError: If a code is out of range; checked for tokens on the CPU only, where that
                 waits for nothing.
         """
-        if tokens.require(self.spec).device.type == "cpu":
+        if self.check_tokens(tokens).device.type == "cpu":
             tokens.validate()
         indices = tokens.indices.to(self.device)
         return self._images(self.quantizer.lookup(indices)).clamp(-1, 1)

@@ -9,20 +9,23 @@ metadata. A folder is written completely or not at all.
 """
 
 import functools
-import json
 import math
+import operator
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from ..documents import check, parse_json
 from .store_format import StoredFile, StoreError, check_file, read_header
+from .store_rows import read_tensors, texts_of
 from .store_writer import TokenStoreWriter
 from .token_file import TOKENS_KEY
 from .tokens import Tokens, TokenSpec
@@ -38,9 +41,12 @@ class _Shard:
     metadata: dict[str, str]
 
 
-class TokenStore:
-    """Read access to a token store: `store[i:j]`, `store.rows([...])`, `store.tokens()`.
+class TokenStore(Dataset[dict[str, Any]]):
+    """Read access to a token store, which is also a data set for `torch.utils.data.DataLoader`.
 
+    `store[i:j]`, `store.rows([...])` and `store.tokens()` are `Tokens`. `store[i]` is one sample,
+    as a `DataLoader` collates it: `indices` (N, G) int64, `label` (-1: none), `length` if the spec
+    is ordered, and `caption` ("": none) if the store has any. A `DataLoader` reads whole batches.
     Shards are mapped into memory, not read; a pickled store opens the same files again.
 
     Args:
@@ -53,6 +59,21 @@ class TokenStore:
 
     Raises:
         StoreError: If a file is missing, truncated or changed, or the format is another version.
+
+    Example:
+        >>> import tempfile
+        >>> from torch.utils.data import DataLoader
+        >>> spec, names = TokenSpec((2,), (4,)), {"tokenizer": "mine", "source": "photos"}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "store")
+        ...     with TokenStoreWriter(path, spec, fingerprint="f00d", resolution=8, **names) as out:
+        ...         out.add(Tokens(torch.tensor([[[3], [1]], [[2], [0]]]), spec), "ab", [1, 0])
+        ...     store = TokenStore(path)
+        ...     print(len(store), store[1:2].indices.tolist(), store.ids)
+        ...     for batch in DataLoader(store, batch_size=2):
+        ...         print(Tokens(batch["indices"], store.spec).bits().shape, batch["label"])
+        2 [[[2], [0]]] ['a', 'b']
+        torch.Size([2, 2, 2]) tensor([1, 0])
     """
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
@@ -60,8 +81,7 @@ class TokenStore:
         self.header = read_header(self.path)
         for stored in self._files():
             check_file(self.path / stored.file, stored, verify=verify)
-        ends = np.cumsum([shard.rows for shard in self.header.shards])
-        self._ends = torch.from_numpy(ends)
+        self._ends = np.cumsum([shard.rows for shard in self.header.shards])
         self._open: dict[int, _Shard] = {}
 
     def __reduce__(self) -> tuple[Callable[..., "TokenStore"], tuple[Path]]:
@@ -70,13 +90,36 @@ class TokenStore:
     def __len__(self) -> int:
         return self.header.count
 
-    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Tokens:
-        """Tokens of a slice or of row numbers; an int would drop the batch axis and is refused."""
-        if isinstance(index, int):
-            raise TypeError(f"store[{index}]: use a slice, store[{index}:{index + 1}]")
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Tokens: ...
+
+    def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> dict[str, Any] | Tokens:
+        """One sample by its number, negative ones from the end; tokens of a slice or of rows."""
         if isinstance(index, slice):
             return self.rows(torch.from_numpy(np.arange(*index.indices(len(self)))))
-        return self.rows(index)
+        if isinstance(index, Tensor | np.ndarray | list | tuple | range) and np.ndim(index):
+            return self.rows(index)
+        if isinstance(index, bool) or not isinstance(index, SupportsIndex):
+            raise TypeError(f"store: expected a row number or a slice, found {index!r}")
+        number = operator.index(index)
+        return self.__getitems__([number + len(self) if -len(self) <= number < 0 else number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Samples of many rows, unpacked at once; a `DataLoader` calls this for its batches."""
+        tokens = self.rows(numbers)
+        columns: dict[str, Sequence[Any]] = {"indices": tokens.indices.unbind()}
+        columns["label"] = self._all_labels[torch.as_tensor(numbers)].tolist()
+        if tokens.lengths is not None:
+            columns["length"] = tokens.lengths.tolist()
+        if self._all_captions is not None:
+            columns["caption"] = [self._all_captions[number] or "" for number in numbers]
+        names = tuple(columns)
+        return [
+            dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)
+        ]
 
     def rows(self, numbers: Tensor | Sequence[int]) -> Tokens:
         """Tokens of the rows with given numbers, in that order; repetitions are allowed.
@@ -85,28 +128,27 @@ class TokenStore:
             IndexError: If a number is not a row of the store; negative numbers are not.
             TypeError: If the numbers are not integers (a mask, for instance).
         """
-        numbers = torch.as_tensor(numbers).cpu().reshape(-1)
-        if len(numbers) and numbers.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"rows: expected row numbers, found {numbers.dtype}")
-        numbers = numbers.long()
-        wrong = (numbers < 0) | (numbers >= len(self))
+        chosen = torch.as_tensor(numbers).cpu().reshape(-1)
+        if len(chosen) and chosen.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"rows: expected row numbers, found {chosen.dtype}")
+        found = chosen.long().numpy()
+        wrong = (found < 0) | (found >= len(self))
         if wrong.any():
-            raise IndexError(
-                f"row {numbers[wrong][0].item()}: {self.path} has rows 0 to {len(self) - 1}"
-            )
-        names = ("packed", "lengths") if self.spec.ordered else ("packed",)
-        which = torch.searchsorted(self._ends, numbers, right=True)
-        shape = (len(numbers), self.spec.packed_bytes)
-        columns = {"packed": torch.empty(shape, dtype=torch.uint8)}
+            raise IndexError(f"row {found[wrong][0]}: {self.path} has rows 0 to {len(self) - 1}")
+        shape = (len(found), self.spec.packed_bytes)
+        columns: dict[str, np.ndarray] = {"packed": np.empty(shape, np.uint8)}
         if self.spec.ordered:
-            columns["lengths"] = torch.empty(len(numbers), dtype=torch.int64)
-        for number in torch.unique(which).tolist():
-            here = which == number
-            start = self._ends[number] - self.header.shards[number].rows
-            for name in names:
-                column = self._shard(number).tensors[name]
-                columns[name][here] = column[numbers[here] - start]
-        return Tokens.unpack(columns["packed"], self.spec, columns.get("lengths"))
+            columns["lengths"] = np.empty(len(found), np.int64)
+        which = np.searchsorted(self._ends, found, side="right")
+        order = np.argsort(which, kind="stable")
+        cuts = np.flatnonzero(np.diff(which[order])) + 1
+        for here in np.split(order, cuts) if len(found) else ():
+            number = int(which[here[0]])
+            local = found[here] - (self._ends[number] - self.header.shards[number].rows)
+            for name, column in columns.items():
+                column[here] = self._shard(number).tensors[name].numpy()[local]
+        read = {name: torch.from_numpy(column) for name, column in columns.items()}
+        return Tokens.unpack(read["packed"], self.spec, read.get("lengths"))
 
     def tokens(self) -> Tokens:
         """All tokens of the store."""
@@ -172,15 +214,22 @@ class TokenStore:
     def _files(self) -> list[StoredFile]:
         return [*self.header.shards, *([self.header.probe] if self.header.probe else [])]
 
+    @functools.cached_property
+    def _all_labels(self) -> Tensor:
+        return self.labels
+
+    @functools.cached_property
+    def _all_captions(self) -> list[str | None] | None:
+        """Captions of all rows; None if there are none."""
+        numbers = range(len(self.header.shards))
+        if not any("captions" in self._shard(number).metadata for number in numbers):
+            return None
+        return self.captions
+
     def _shard(self, number: int) -> _Shard:
         if number not in self._open:
-            path = self.path / self.header.shards[number].file
-            try:
-                with safe_open(path, "pt") as file:
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                    self._open[number] = _Shard(tensors, file.metadata() or {})
-            except (SafetensorError, OSError) as error:
-                raise StoreError(f"{path}: truncated or damaged ({error})") from None
+            read = read_tensors(self.path / self.header.shards[number].file)
+            self._open[number] = _Shard(*read)
         return self._open[number]
 
     def _all(self, name: str) -> Tensor:
@@ -194,8 +243,8 @@ class TokenStore:
     def _texts(self, name: str) -> list[Any]:
         texts: list[Any] = []
         for number, stored in enumerate(self.header.shards):
-            found = self._shard(number).metadata.get(name)
-            texts += [None] * stored.rows if found is None else json.loads(found)
+            metadata = self._shard(number).metadata
+            texts += texts_of(metadata, name, self.path / stored.file, stored.rows)
         return texts
 
 
@@ -218,8 +267,8 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
                 raise ValueError(f"{path}: a safetensors file, but not one of tokens")
             names = file.keys()
             lengths = file.get_tensor("lengths") if "lengths" in names else None
-            return Tokens.unpack(
-                file.get_tensor("packed"), TokenSpec(**json.loads(header)), lengths
-            )
-    except (SafetensorError, TypeError, KeyError) as error:
+            about = parse_json(header, name=f"{path}: {TOKENS_KEY}")
+            spec = check(about, TokenSpec, name=f"{path}: {TOKENS_KEY}")
+            return Tokens.unpack(file.get_tensor("packed"), spec, lengths)
+    except (SafetensorError, KeyError, OSError) as error:
         raise ValueError(f"{path}: not a whole token file ({error})") from None

@@ -1,9 +1,12 @@
 """Format of a token store: its header `store.json`, its errors, the checks of its files."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from ..config import STRICT
+from ..documents import check, read_json
 from ..files import sha256_file
 from .tokens import TokenSpec
 
@@ -26,10 +29,34 @@ class StoredFile:
         sha256: Checksum of the file, hexadecimal.
     """
 
+    __pydantic_config__ = STRICT
     file: str
     rows: int
     num_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorePart:
+    """Place of a store in a larger one that several writers share.
+
+    Args:
+        index: Number of the part, from 0.
+        count: Number of all parts.
+        settings: What decides the rows, the same for every part; JSON values by name.
+    """
+
+    __pydantic_config__ = STRICT
+    index: int
+    count: int
+    settings: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(
+                f"part {self.index}/{self.count}: expected 0/{self.count} to "
+                f"{self.count - 1}/{self.count}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +74,10 @@ class StoreHeader:
         count: Number of images in the store.
         shards: Token files, in row order.
         probe: File of original images, or None if none were kept.
+        part: Place of the store in a larger one; None, and not in the file, if it is whole.
     """
 
+    __pydantic_config__ = STRICT
     format: int = FORMAT_VERSION
     spec: TokenSpec
     fingerprint: str
@@ -59,6 +88,7 @@ class StoreHeader:
     count: int = 0
     shards: tuple[StoredFile, ...] = ()
     probe: StoredFile | None = None
+    part: StorePart | None = None
 
 
 def read_header(folder: Path) -> StoreHeader:
@@ -69,33 +99,31 @@ def read_header(folder: Path) -> StoreHeader:
     """
     path = folder / HEADER
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        version = data["format"]
-    except (FileNotFoundError, NotADirectoryError):
+        data = read_json(path, dict[str, Any], error=StoreError)
+    except FileNotFoundError:
         raise StoreError(f"{folder}: {HEADER} is missing; this is not a token store") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StoreError(f"{path}: damaged, not the header of a token store ({error})") from None
+    if "format" not in data:
+        raise StoreError(f"{path}: damaged, not the header of a token store: no format")
+    version = data["format"]
     if version != FORMAT_VERSION:
         raise StoreError(
             f"{folder}: token store of format {version!r}; this version of tessella reads "
             f"format {FORMAT_VERSION}"
         )
-    try:
-        shards = tuple(StoredFile(**shard) for shard in data.pop("shards"))
-        probe = data.pop("probe")
-        header = StoreHeader(
-            spec=TokenSpec(**data.pop("spec")),
-            classes=tuple(data.pop("classes")),
-            shards=shards,
-            probe=None if probe is None else StoredFile(**probe),
-            **data,
-        )
-    except (ValueError, TypeError, KeyError) as error:
-        raise StoreError(f"{path}: damaged, not the header of a token store ({error})") from None
-    if header.count < 1 or header.count != sum(shard.rows for shard in shards):
-        rows = [shard.rows for shard in shards]
+    header = check(data, StoreHeader, name=f"{path}: damaged", error=StoreError)
+    rows = [shard.rows for shard in header.shards]
+    if header.count < 1 or header.count != sum(rows):
         raise StoreError(f"{path}: damaged, {header.count} images but shards of {rows} rows")
     return header
+
+
+def header_bytes(header: StoreHeader) -> bytes:
+    """Content of `store.json`; characters that UTF-8 does not have are escaped."""
+    data = asdict(header)
+    if header.part is None:
+        del data["part"]
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def check_file(path: Path, stored: StoredFile, *, verify: bool) -> None:

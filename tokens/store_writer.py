@@ -1,43 +1,41 @@
-"""Writer of token stores, batch by batch; the layout is described in `store.py`."""
+"""Writer of token stores, batch by batch; the layout is described in `store.py`.
 
-import contextlib
-import json
+Rows are written to `NAME.unfinished` (see `store_work.py`), from which the store NAME is made at
+the end. Once its caller marks how far the work is, an interrupted writer leaves that folder, and
+the next one with `resume` goes on from the last mark.
+"""
+
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic_folder, sha256_file
-from .store_format import HEADER, PROBE, StoredFile, StoreHeader
+from ..files import SaveError, atomic_folder, check_replaceable
+from .store_format import (
+    HEADER,
+    StoredFile,
+    StoreError,
+    StoreHeader,
+    StorePart,
+    header_bytes,
+    read_header,
+)
+from .store_rows import Rows, column, read_probe, read_rows, write_probe, write_rows
+from .store_work import WorkFolder, WorkState
 from .tokens import Tokens, TokenSpec
 
 MAX_PROBES = 4
 """Largest number of original images in a store: enough to detect a wrong tokenizer."""
-MAX_METADATA_BYTES = 90_000_000
-"""Largest size of ids and captions of a shard: safetensors reads headers of up to 100 MB."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Columns of consecutive images, as a shard holds them (psnr: NaN where unknown)."""
-
-    tensors: dict[str, Tensor]
-    ids: list[str]
-    captions: list[str | None]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def cut(self, start: int, stop: int) -> "_Rows":
-        columns = {name: tensor[start:stop] for name, tensor in self.tensors.items()}
-        return _Rows(columns, self.ids[start:stop], self.captions[start:stop])
+SAVE_SECONDS = 60.0
+"""Longest time between two marks that reach the disk."""
 
 
 class TokenStoreWriter:
@@ -52,15 +50,23 @@ class TokenStoreWriter:
         resolution: Height and width of the images, in pixels.
         classes: Class names by label.
         rows_per_shard: Number of images in a full shard.
-        overwrite: Whether to replace an existing token store that tessella wrote.
+        part: Place of the store in a larger one, or None.
+        settings: Whatever else decides the rows, JSON values by name: with `resume`, it must be
+            what it was.
+        resume: Whether to go on from the last mark of an interrupted writer; without one, the
+            writer begins.
+        overwrite: Whether to replace an existing token store that tessella wrote, and, without
+            `resume`, to discard an unfinished one.
         inputs: Files and folders that are being read, which are never replaced.
 
     Raises:
         ValueError: If there is no fingerprint, or `rows_per_shard` is below 1; on leaving, if no
             image was added.
-        FileExistsError: On entering or leaving, if the folder exists and must stay; see
-            `files.check_replaceable`.
-        SaveError: If writing fails. After any error, nothing is left behind.
+        StoreError: On entering, if another writer is at work, or what it left has other settings.
+        FileExistsError: On entering or leaving, if the folder exists and must stay (see
+            `files.check_replaceable`), or an unfinished one does and there is no `resume`.
+        SaveError: If writing fails. After any error, only rows that were marked are left behind;
+            a note of the error says where.
     """
 
     def __init__(
@@ -74,6 +80,9 @@ class TokenStoreWriter:
         resolution: int,
         classes: Sequence[str] = (),
         rows_per_shard: int = 16384,
+        part: StorePart | None = None,
+        settings: Mapping[str, Any] | None = None,
+        resume: bool = False,
         overwrite: bool = False,
         inputs: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
@@ -85,26 +94,42 @@ class TokenStoreWriter:
         if rows_per_shard < 1:
             raise ValueError(f"rows_per_shard: expected at least 1, found {rows_per_shard}")
         self.path, self.spec = Path(path), spec
-        self._about: dict[str, Any] = {
+        self._about: dict[str, Any] = {"tokenizer": str(tokenizer), "source": str(source)}
+        self._facts: dict[str, Any] = {
             "fingerprint": fingerprint,
-            "tokenizer": str(tokenizer),
-            "source": str(source),
             "resolution": resolution,
             "classes": tuple(classes),
+            "part": part,
         }
-        self._rows_per_shard, self._overwrite = rows_per_shard, overwrite
-        self._inputs = list(inputs)
-        self._pending: list[_Rows] = []
+        self._settings = {
+            "tokenizer": fingerprint,
+            "tokens": spec.to_dict(),
+            "resolution": resolution,
+            "classes": list(classes),
+            "rows_per_shard": rows_per_shard,
+            "part": None if part is None else f"{part.index}/{part.count}",
+            **(settings or {}),
+        }
+        self._rows_per_shard, self._resume = rows_per_shard, resume
+        self._replace: dict[str, Any] = {"overwrite": overwrite, "inputs": list(inputs)}
+        self._work = WorkFolder(self.path)
+        self._pending: list[Rows] = []
         self._shards: list[StoredFile] = []
         self._probe: list[tuple[Tensor, int, float]] = []
-        self._stack, self._folder = contextlib.ExitStack(), Path()
+        self._probe_file: StoredFile | None = None
+        self._marked: tuple[list[Rows], WorkState] | None = None
+        self._saved, self._saved_shards, self._files = 0.0, 0, 0
+        self.progress: dict[str, Any] = {}
 
     def __enter__(self) -> "TokenStoreWriter":
-        folder = atomic_folder(
-            self.path, kind="token store", overwrite=self._overwrite, inputs=self._inputs
-        )
-        self._folder = self._stack.enter_context(folder)
-        self._stack.push(self._finish)  # runs inside the folder's block: its errors clean up too
+        self._work.lock()
+        try:
+            self._begin()
+        except BaseException:
+            if self._work.is_empty():
+                self._work.remove()
+            self._work.release()
+            raise
         return self
 
     def __exit__(
@@ -112,8 +137,18 @@ class TokenStoreWriter:
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> bool | None:
-        return self._stack.__exit__(kind, error, trace)
+    ) -> None:
+        try:
+            if error is None:
+                try:
+                    self._finish()
+                except BaseException as failure:
+                    self._keep(failure)
+                    raise
+            else:
+                self._keep(error)
+        finally:
+            self._work.release()
 
     def __len__(self) -> int:
         return sum(s.rows for s in self._shards) + self._num_pending()
@@ -143,21 +178,12 @@ class TokenStoreWriter:
                 index or a label is out of range.
         """
         tokens.require(self.spec, reader=f"the token store {self.path}").validate()
-        count = len(tokens)
-        columns = {
-            "packed": tokens.pack().cpu(),
-            "labels": _column("labels", labels, count, torch.int64, -1),
-            "augmentation": _column("augmentation", augmentation, count, torch.int64, 0),
-            "psnr": _column("psnr", psnr, count, torch.float32, math.nan),
-        }
-        if self.spec.ordered:
-            columns["lengths"] = tokens.valid.sum(1).cpu()
-        captions = [None] * count if captions is None else list(captions)
-        for name, texts in (("ids", ids), ("captions", captions)):
-            if len(texts) != count:
-                raise ValueError(f"{name}: expected {count}, one per image, found {len(texts)}")
-        self._check_labels(columns["labels"])
-        rows = _Rows(columns, [str(i) for i in ids], captions)
+        rows = Rows.of(tokens, ids, labels, captions, augmentation, psnr)
+        self._check_labels(rows.tensors["labels"])
+        self.add_rows(rows)
+
+    def add_rows(self, rows: Rows) -> None:
+        """Append rows of another store of the same spec, as they are."""
         while len(rows):
             room = self._rows_per_shard - self._num_pending()
             self._pending.append(rows.cut(0, room))
@@ -181,14 +207,14 @@ class TokenStoreWriter:
         Raises:
             ValueError: If an argument has a wrong shape, type or number of entries.
         """
-        side = self._about["resolution"]
+        side = self._facts["resolution"]
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, side, side):
             raise ValueError(
                 f"probe images: expected (P, 3, {side}, {side}) uint8, "
                 f"found {tuple(images.shape)} {images.dtype}"
             )
-        numbers = _column("probe rows", rows, len(images), torch.int64, 0)
-        values = _column("probe psnr", psnr, len(images), torch.float64, math.nan)
+        numbers = column("probe rows", rows, len(images), torch.int64, 0)
+        values = column("probe psnr", psnr, len(images), torch.float64, math.nan)
         if values.isnan().any():
             raise ValueError(f"probe psnr: expected numbers in dB, found {values.tolist()}")
         if len(self._probe) + len(images) > MAX_PROBES:
@@ -197,12 +223,117 @@ class TokenStoreWriter:
                 f"found {len(self._probe) + len(images)}"
             )
         self._probe += zip(images.cpu(), numbers.tolist(), values.tolist(), strict=True)
+        self._probe_file = None
+
+    def mark(self, progress: Mapping[str, Any]) -> None:
+        """Note how far the work is: a resumed writer has all rows of now, and this `progress`.
+
+        The mark reaches the disk when a shard was finished since the last one, after a minute, and
+        when the block ends with an error.
+
+        Args:
+            progress: JSON values by name.
+
+        Raises:
+            SaveError: If writing fails.
+        """
+        state = WorkState(
+            settings=self._settings,
+            about=self._about,
+            shards=tuple(self._shards),
+            progress=dict(progress),
+        )
+        self._marked = (list(self._pending), state)
+        late = time.monotonic() - self._saved > SAVE_SECONDS
+        if late or len(self._shards) > self._saved_shards:
+            self._save()
+
+    def _begin(self) -> None:
+        """Read what an interrupted writer left, or begin."""
+        overwrite = self._replace["overwrite"]
+        state = self._work.read()
+        if state is not None and state.finished and self._is_published(state):
+            self._work.clear()  # it was stopped after its last step
+            state = None
+        check_replaceable(self.path, "token store", **self._replace)
+        if state is None or (overwrite and not self._resume):
+            self._work.clear()
+            self._saved = time.monotonic()
+            return
+        if not self._resume:
+            raise FileExistsError(
+                f"{self._work.path}: {state.rows:,} rows of an interrupted writer; continue it "
+                "with resume (--resume), or delete the folder to begin anew"
+            )
+        if found := self._work.differences(state, self._settings):
+            raise StoreError(
+                f"{self._work.path}: cannot be continued, since this is not the work that was "
+                f"begun: {'; '.join(found)}"
+            )
+        self._restore(state)
+
+    def _restore(self, state: WorkState) -> None:
+        self._about, self._shards = dict(state.about), list(state.shards)
+        self.progress = state.progress
+        if state.pending is not None:
+            self._pending = [read_rows(self._work.path / state.pending.file, state.pending)]
+            self._files = int(state.pending.file.split("-")[1].split(".")[0]) + 1
+        if state.probe is not None:
+            self._probe = read_probe(self._work.path, state.probe)
+            self._probe_file = state.probe
+        self._marked = (list(self._pending), state)
+        self._saved, self._saved_shards = time.monotonic(), len(self._shards)
+
+    def _is_published(self, state: WorkState) -> bool:
+        """Whether the store at the path is made of exactly these files."""
+        try:
+            header = read_header(self.path)
+        except StoreError:
+            return False
+        return (header.shards, header.probe) == (state.shards, state.probe)
+
+    def _save(self, *, finished: bool = False) -> None:
+        """Write the last mark to disk."""
+        assert self._marked is not None
+        pending, state = self._marked
+        stored = None
+        if pending:
+            self._files += 1
+            name = f"pending-{self._files:05d}.safetensors"
+            stored = write_rows(self._work.path / name, Rows.cat(pending))
+        if self._probe and self._probe_file is None:
+            self._probe_file = write_probe(self._work.path, self._probe)
+        probe = self._probe_file
+        self._work.commit(replace(state, pending=stored, probe=probe, finished=finished))
+        self._saved, self._saved_shards = time.monotonic(), len(state.shards)
+
+    def _keep(self, error: BaseException) -> None:
+        """After an error, leave what was marked and say so; leave nothing if there is none."""
+        if self._marked is None or not (
+            rows := sum(s.rows for s in self._marked[1].shards) + sum(map(len, self._marked[0]))
+        ):
+            self._work.remove()
+            return
+        try:
+            self._save()
+        except SaveError:  # the same full disk: what reached it before is there
+            state = self._work.read(verify=False)
+            if state is None:
+                self._work.remove()
+                return
+            rows = state.rows
+        if isinstance(error, SaveError):
+            error.args = (str(error).removesuffix("; nothing was left behind"),)
+        error.add_note(
+            f"{rows:,} rows are kept in {self._work.path}; the same again with resume (--resume) "
+            "continues from there"
+        )
 
     def _num_pending(self) -> int:
         return sum(len(rows) for rows in self._pending)
 
     def _check_labels(self, labels: Tensor) -> None:
-        highest = len(self._about["classes"]) - 1
+        highest = len(self._facts["classes"]) - 1
         wrong = (labels < -1) | ((labels > highest) if highest >= 0 else False)
         if wrong.any():
             expected = f"-1 to {highest}" if highest >= 0 else "-1 or more"
@@ -210,69 +341,44 @@ class TokenStoreWriter:
 
     def _write_shard(self) -> None:
         """Write all pending rows to one file."""
-        columns = {
-            name: torch.cat([rows.tensors[name] for rows in self._pending])
-            for name in self._pending[0].tensors
-        }
-        if columns["psnr"].isnan().all():
-            del columns["psnr"]
-        ids = [i for rows in self._pending for i in rows.ids]
-        captions = [caption for rows in self._pending for caption in rows.captions]
-        metadata = {"ids": json.dumps(ids)}
-        if any(caption is not None for caption in captions):
-            metadata["captions"] = json.dumps(captions)
-        size = sum(map(len, metadata.values()))
-        if size > MAX_METADATA_BYTES:
-            raise ValueError(
-                f"{self.path}: ids and captions of a shard take {size / 1e6:.0f} MB, more than "
-                f"{MAX_METADATA_BYTES / 1e6:.0f}; lower rows_per_shard ({self._rows_per_shard})"
-            )
         name = f"shard-{len(self._shards):05d}.safetensors"
-        self._shards.append(self._write(name, columns, metadata, rows=len(ids)))
+        stored = write_rows(self._work.path / name, Rows.cat(self._pending))
+        self._shards.append(stored)
         self._pending.clear()
 
-    def _write(
-        self, name: str, tensors: dict[str, Tensor], metadata: dict[str, str], *, rows: int
-    ) -> StoredFile:
-        path = self._folder / name
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata)
-        return StoredFile(
-            file=name, rows=rows, num_bytes=path.stat().st_size, sha256=sha256_file(path)
-        )
-
-    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Write the last shard, the probe and the header, unless the block failed."""
-        if kind is not None:
-            return
+    def _finish(self) -> None:
+        """Write the last shard and the header, and give the store its name."""
         if not len(self):
             raise ValueError(f"{self.path}: a token store needs at least one image, none was added")
         if self._pending:
             self._write_shard()
-        count, probe = len(self), None
-        if self._probe:
-            images, rows, psnr = zip(*self._probe, strict=True)
-            if not all(0 <= row < count for row in rows):
-                raise ValueError(f"probe rows: expected 0 to {count - 1}, found {list(rows)}")
-            tensors = {
-                "images": torch.stack(images),
-                "rows": torch.tensor(rows),
-                "psnr": torch.tensor(psnr, dtype=torch.float64),
-            }
-            probe = self._write(PROBE, tensors, {}, rows=len(rows))
+        count = len(self)
+        if not all(0 <= row < count for _, row, _ in self._probe):
+            rows = [row for _, row, _ in self._probe]
+            raise ValueError(f"probe rows: expected 0 to {count - 1}, found {rows}")
+        if self._marked is not None:
+            self.mark(self._marked[1].progress)
+            self._save(finished=True)
+        elif self._probe:
+            self._probe_file = write_probe(self._work.path, self._probe)
         header = StoreHeader(
-            spec=self.spec, count=count, shards=tuple(self._shards), probe=probe, **self._about
+            spec=self.spec,
+            count=count,
+            shards=tuple(self._shards),
+            probe=self._probe_file,
+            **self._facts,
+            **self._about,
         )
-        text = json.dumps(asdict(header), indent=1, ensure_ascii=False)
-        (self._folder / HEADER).write_text(text + "\n", encoding="utf-8")
+        with atomic_folder(self.path, kind="token store", **self._replace) as folder:
+            for stored in (*self._shards, *filter(None, [self._probe_file])):
+                _link(self._work.path / stored.file, folder / stored.file)
+            (folder / HEADER).write_bytes(header_bytes(header))
+        self._work.remove()
 
 
-def _column(name: str, values: Any, count: int, dtype: torch.dtype, default: float) -> Tensor:
-    """Values as a (count,) tensor on the CPU; None gives the default everywhere."""
-    if values is None:
-        return torch.full((count,), default, dtype=dtype)
-    column = torch.as_tensor(values).detach().cpu()
-    if tuple(column.shape) != (count,):
-        raise ValueError(f"{name}: expected ({count},), found {tuple(column.shape)}")
-    if count and column.is_floating_point() != dtype.is_floating_point:
-        raise ValueError(f"{name}: expected {dtype} numbers, found {column.dtype}")
-    return column.to(dtype)
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; on a file system without such names, copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

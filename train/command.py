@@ -10,8 +10,8 @@ import click
 from tqdm import tqdm
 
 from ..config import load_config, to_dict
-from ..files import SaveError
-from .health import Alarm, NonFiniteLoss
+from ..errors import clear_message, printable
+from .health import Alarm
 from .run_folder import RunFolder
 
 INTERRUPTED = 130
@@ -72,7 +72,7 @@ def run_script(
     resume: bool,
     overrides: Sequence[str],
 ) -> None:
-    """Load the config and train; the user's mistakes become one line and exit status 1.
+    """Load the config and train; errors of the user or the system end in one line and status 1.
 
     Args:
         script: Path of the script as it is typed, e.g. `train/tokenizer.py`.
@@ -89,8 +89,10 @@ def run_script(
     try:
         config = load_config(config_type, config_path, overrides)
         finished = train(config, out, resume=resume, command=command) is not None
-    except (ValueError, SaveError, FileExistsError, NonFiniteLoss) as error:
-        raise click.ClickException(str(error)) from None
+    except Exception as error:
+        if (message := clear_message(error)) is None:
+            raise
+        raise click.ClickException(message) from None
     if not finished:
         sys.exit(INTERRUPTED)
 
@@ -121,4 +123,4 @@ def log_alarms(alarms: Sequence[Alarm], step: int, folder: RunFolder) -> None:
 def say(main: bool, text: str) -> None:
     """Print one line on the terminal, above the progress bar, if this is the main process."""
     if main:
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(printable(text), file=sys.stderr)

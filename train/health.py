@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..errors import UserError
 from ..metrics.codes import CodeStatistics
 from ..tokenizers.base import check_pixel_range
 from ..tokens.tokens import TokenSpec
@@ -35,7 +36,7 @@ class Alarm:
         return f"{self.what}; try: {self.advice}"
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError, RuntimeError):
     """A loss became NaN or infinite; the run stops, nothing is masked."""
 
 
@@ -158,13 +159,13 @@ def memorization_alarms(
     metric `monitor` in training than at that best one.
     """
     measured = f"val_{monitor}"
-    validations = [r for r in records if measured in r]
+    validations = [r for r in records if isinstance(r.get(measured), float)]
     if len(validations) <= MEMORIZATION_EVALUATIONS:
         return []
     best = min(validations, key=lambda r: r[measured])
     last = validations[-MEMORIZATION_EVALUATIONS:]
     limit = (1 + MEMORIZATION_SHARE) * best[measured]
-    training = [r for r in records if monitor in r]
+    training = [r for r in records if isinstance(r.get(monitor), float)]
     before = [r[monitor] for r in training if r["step"] <= best["step"]]
     if not before or any(r[measured] <= limit for r in last):
         return []

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ...data.images import to_pil
+from ...documents import read_json
 from ...metrics.protocol import Protocol, ProtocolError
 from .charts import require_charts
 from .page import DIRECTIONS
@@ -59,6 +60,15 @@ _METRIC = {
     "protocol": _TEXT,
     "about": _TEXT,
     "group": _TEXT,
+}
+_CALIBRATION = {
+    "network": _TEXT,
+    "num_noise": _NUMBER,
+    "num_reference": _NUMBER,
+    "noise": _DICT,
+    "num_real": _NUMBER,
+    "real": _DICT,
+    "withheld": _LIST,
 }
 
 
@@ -106,13 +116,9 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path)
     file = file / FILE if file.is_dir() else file
     try:
-        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        report = read_json(file, dict[str, Any], error=ReportError)
     except FileNotFoundError:
         raise ReportError(f"{path}: no {FILE} there; `tessella evaluate` writes one") from None
-    except OSError as error:
-        raise ReportError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise ReportError(f"{file}: not a whole JSON file: {error}") from error
     try:
         check_report(report)
         for stored in (report["protocol"], *(report.get("protocols") or {}).values()):
@@ -141,9 +147,10 @@ def _check_sums(report: dict[str, Any]) -> None:
 def check_report(report: Any) -> None:
     """Refuse content that is not a complete report of this format and of one protocol.
 
-    `floor` (what real images get, under protocols of their own), `per_class`, `broken` (reasons by
-    image) and `headline` (names of the metrics at the top of the page) may be absent. Facts under
-    `subject`, `protocol` and `machine` are free beyond those that are needed here.
+    `floor` (what real images get, under protocols of their own), `calibration` (what noise and real
+    images get in the metrics of pairs), `per_class`, `broken` (reasons by image) and `headline`
+    (names of the metrics at the top of the page) may be absent. Facts under `subject`, `protocol`
+    and `machine` are free beyond those that are needed here.
 
     Raises:
         ReportError: With the key and the value that was expected there.
@@ -167,6 +174,12 @@ def check_report(report: Any) -> None:
     if report.get("floor") is not None:
         _check_keys(report, {"floor": _DICT}, "report")
         _check_metrics(report["floor"], None, "report.floor")
+    if report.get("calibration") is not None:
+        _check_keys(report, {"calibration": _DICT}, "report")
+        _check_keys(report["calibration"], _CALIBRATION, "report.calibration")
+        for side in ("noise", "real"):
+            numbers = report["calibration"][side]
+            _check_numbers(list(numbers.values()), f"report.calibration.{side}")
     if not report["metrics"]:
         raise ReportError("report.metrics: empty, expected at least one metric")
     if report.get("per_class") is not None:

@@ -8,7 +8,6 @@ tensors are renamed to those of the networks here, and no tensor is dropped sile
 """
 
 import io
-import json
 import math
 import pickle
 import re
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from ...documents import parse_json
 
 
 class ForeignFile(ValueError):
@@ -137,7 +138,7 @@ def read_resnet50(manifest: bytes, *shards: bytes) -> dict[str, Tensor]:
             is not plain float32, or the shards do not hold exactly its tensors.
     """
     try:
-        (group,) = json.loads(manifest)["weightsManifest"]
+        (group,) = parse_json(manifest, name="manifest")["weightsManifest"]
         paths = list(group["paths"])
         entries = [
             (str(e["name"]), e["dtype"], tuple(e["shape"]), set(e)) for e in group["weights"]

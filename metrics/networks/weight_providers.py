@@ -14,10 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from ...data.packages import locate
+from ...errors import UserError
 from .provider_files import ForeignFile
 
 
-class WeightsError(RuntimeError):
+class WeightsError(UserError, RuntimeError):
     """Raised for weights that cannot be used: damaged, unknown, or of another network."""
 
 

@@ -2,12 +2,15 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tessella.checkpoints import load_tokenizer, save_tokenizer
 from tessella.tests.cases import naming
+from tessella.tests.folders import assert_same
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.binary_autoencoder import BinaryAutoencoderConfig
 from tessella.tokenizers.build import TokenizerConfig, build_tokenizer
@@ -220,6 +223,22 @@ def test_foreign_tokens_are_refused(tokenizer: Tokenizer, images: Tensor) -> Non
     assert str(tokenizer.spec) in str(error.value)
 
 
+@every_tokenizer
+def test_arrays_of_codes_are_told_how_to_become_tokens(
+    tokenizer: Tokenizer, images: Tensor
+) -> None:
+    tokens = tokenizer.encode(images)
+    found = f"found Tensor {tuple(tokens.indices.shape)}"
+    with pytest.raises(TypeError, match="decode: expected Tokens") as error:
+        tokenizer.decode(tokens.indices)
+    assert found in str(error.value)
+    assert "tokenizer.tokens_of(codes)" in str(error.value)
+    for codes in (tokens.indices, tokens.indices.numpy()):
+        assert tokenizer.tokens_of(codes).equal(tokens)
+    with pytest.raises(TypeError, match="found str"):
+        tokenizer.decode("tokens")
+
+
 WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "size": (lambda x: x[..., :-2], r"expected \(B, 3, 16, 16\), found \(2, 3, 16, 14\)"),
     "channels": (lambda x: x[:, :1], r"found \(2, 1, 16, 16\)"),
@@ -248,3 +267,13 @@ def test_saved_weights_restore_the_tokenizer(tokenizer: Tokenizer, images: Tenso
     tokens = tokenizer.encode(images)
     assert other.encode(images).equal(tokens)
     assert torch.equal(other.decode(tokens), tokenizer.decode(tokens))
+
+
+def test_saving_and_loading_is_exact(tmp_path: Path) -> None:
+    """Every tensor, also those of no file, after a training step that moves running means."""
+    for name in TOKENIZERS:
+        with naming(name):
+            tokenizer = make(name)
+            tokenizer(torch.rand(2, 3, RESOLUTION, RESOLUTION) * 2 - 1)
+            save_tokenizer(tokenizer, tmp_path / name)
+            assert_same(load_tokenizer(tmp_path / name), tokenizer)

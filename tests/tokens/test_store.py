@@ -146,10 +146,13 @@ def test_rows_outside_are_refused(tmp_path: Path, wrong: int) -> None:
     store = TokenStore(tmp_path / "store")
     with pytest.raises(IndexError, match=rf"row {wrong}: .* rows 0 to 9"):
         store.rows([0, wrong])
-    with pytest.raises(TypeError, match=r"use a slice, store\[3:4\]"):
-        store[3]
+    with pytest.raises(IndexError, match=r"row -11|row 10"):
+        store[-11 if wrong < 0 else 10]
     with pytest.raises(TypeError, match=r"found torch\.bool"):
         store.rows(torch.ones(10, dtype=torch.bool))
+    for index in (True, 1.0, "3", None):
+        with pytest.raises(TypeError, match="expected"):
+            store[index]
 
 
 class Rows(Dataset):
@@ -221,7 +224,7 @@ def test_refuses_other_specs_and_wrong_arguments(tmp_path: Path) -> None:
         (ValueError, "captions: expected 2", lambda w: w.add(tokens, names(2), captions=["a"])),
         (ValueError, r"labels: expected \(2,\)", lambda w: w.add(tokens, names(2), labels=[0])),
         (ValueError, "expected -1 to 1, found 2", lambda w: w.add(tokens, names(2), labels=[0, 2])),
-        (ValueError, "found torch.float32", lambda w: w.add(tokens, names(2), labels=[0.0, 1.0])),
+        (ValueError, "found torch.float64", lambda w: w.add(tokens, names(2), labels=[0.0, 1.0])),
         (ValueError, "expected torch.float32", lambda w: w.add(tokens, names(2), psnr=[30, 20])),
         (ValueError, r"probe images: expected \(P, 3, 4, 4\)", lambda w: add_probe(w, side=5)),
         (ValueError, "at most 4 images, found 5", lambda w: add_probe(w, count=MAX_PROBES + 1)),
@@ -275,7 +278,7 @@ def test_overwrites_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_too_much_metadata_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tessella.tokens.store_writer.MAX_METADATA_BYTES", 100)
+    monkeypatch.setattr("tessella.tokens.store_rows.MAX_METADATA_BYTES", 100)
     with pytest.raises(ValueError, match="lower rows_per_shard"), writer(tmp_path / "s") as out:
         out.add(random_tokens(SPEC, 4), ["x" * 40] * 4)
     assert not list(tmp_path.iterdir())
@@ -291,7 +294,7 @@ def flip_byte(path: Path) -> None:
     ("damage", "message"),
     [
         (lambda p: (p / "store.json").unlink(), r"store\.json is missing"),
-        (lambda p: (p / "store.json").write_text("{"), r"store\.json: damaged"),
+        (lambda p: (p / "store.json").write_text("{"), r"store\.json: not valid JSON"),
         (lambda p: (p / "store.json").write_text("{}"), r"store\.json: damaged"),
         (lambda p: edit_header(p, format=2), "format 2; this version of tessella reads format 1"),
         (lambda p: edit_header(p, spec={"shape": [0]}), r"store\.json: damaged"),

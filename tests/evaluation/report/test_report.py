@@ -267,9 +267,9 @@ def test_reading_says_what_is_wrong(tmp_path: Path, written: Path) -> None:
             read_report(path)
     whole = (written / "report.json").read_text(encoding="utf-8")
     for content, message in (
-        (whole[: len(whole) // 2], "not a whole JSON file"),
-        ("", "not a whole JSON file"),
-        ("[1]", "not a report"),
+        (whole[: len(whole) // 2], "not valid JSON"),
+        ("", "not valid JSON"),
+        ("[1]", "should be an object"),
         ("{}", "no format number"),
         (whole.replace('"format": 1', '"format": 7'), "format 7.*newer version of tessella"),
         (json.dumps(without(json.loads(whole), "metrics")), "metrics missing"),
@@ -278,7 +278,7 @@ def test_reading_says_what_is_wrong(tmp_path: Path, written: Path) -> None:
         with pytest.raises(ReportError, match=message):
             read_report(tmp_path)
     file.write_bytes(b"\xff\xfe{}")
-    with pytest.raises(ReportError, match="not a whole JSON file"):
+    with pytest.raises(ReportError, match="not UTF-8"):
         read_report(file)
 
 
