@@ -263,6 +263,19 @@ def test_nearest_codes_are_those_of_float64() -> None:
     assert torch.equal(nearest_codes(vectors, codebook), exact.argmin(1))
 
 
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_coarse_matrix_products_do_not_reach_the_codes(precision: str) -> None:
+    """TensorFloat-32 or bfloat16 products, which a program may allow, only make more candidates."""
+    codebook, vectors = random_latents(500, 32), random_latents(300, 32, seed=1)
+    exact = (vectors.double()[:, None] - codebook.double()).square().sum(-1).argmin(1)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        assert torch.equal(nearest_codes(vectors, codebook), exact)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_running_means_do_not_saturate_in_a_bfloat16_module() -> None:
     """bfloat16 counts stop at 256 steps of their last digit; the codebook then lags behind."""
     errors = []
