@@ -1,8 +1,9 @@
 """Atomic writing of files and folders, which never replaces what tessella did not write.
 
-Content is written under a temporary name beside the target, flushed and renamed, so the final name
-never holds half of it. A folder carries a marker, `.tessella.json`: its kind, its files and their
-sizes. It is replaced or removed only if its marker is of the same kind and lists its content.
+Content is made in a hidden folder beside the target (`unfinished.py`), flushed and renamed, so the
+final name never holds half of it. A folder carries a marker, `.tessella.json`: its kind, its files
+and their sizes. It is replaced or removed only if its marker is of the same kind and lists its
+content.
 """
 
 import contextlib
@@ -10,8 +11,6 @@ import ctypes
 import errno
 import functools
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,9 @@ from .manifest import (
     read_marker,
     sha256_file,
     some_of,
+    unlisted,
 )
+from .unfinished import Workshop, sweep, workshop
 
 __all__ = [
     "MARKER",
@@ -44,8 +45,8 @@ __all__ = [
 ]
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
+_AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 
 
 class SaveError(OSError):
@@ -54,7 +55,7 @@ class SaveError(OSError):
 
 @contextlib.contextmanager
 def atomic_file(path: StrPath) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, renamed to `path` when the block ends without error.
+    """Yield a temporary file, renamed to `path` when the block ends without error.
 
     An existing file is replaced: call `check_file` first, unless tessella made the folder.
 
@@ -64,16 +65,13 @@ def atomic_file(path: StrPath) -> Iterator[Path]:
     path = Path(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            _flush(temporary)
-            temporary.chmod(0o666 & ~_umask())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        sweep(path.parent, path.name)
+        with workshop(path) as place:
+            place.item.touch()
+            yield place.item
+            _flush(place.item)
+            place.item.chmod(0o666 & ~_umask())  # safetensors makes files private
+            os.replace(place.item, path)
 
 
 @contextlib.contextmanager
@@ -86,7 +84,9 @@ def atomic_folder(
     flush: bool = True,
     facts: Mapping[str, Any] | None = None,
 ) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, renamed to `path` when the block ends without error.
+    """Yield a temporary folder, renamed to `path` when the block ends without error.
+
+    What a killed writer of the same path left is put back or removed first.
 
     Args:
         path: Final path of the folder.
@@ -106,29 +106,25 @@ def atomic_folder(
     check = functools.partial(
         check_replaceable, path, kind, overwrite=overwrite, inputs=inputs, facts=facts
     )
-    check()
     with _explained(path):
+        sweep(path.parent, path.name)
+        check()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        )
-        try:
-            yield temporary
-            text = marker_text(kind, entries_of(temporary), facts)
-            (temporary / MARKER).write_text(text, encoding="utf-8")
-            for file in temporary.rglob("*"):
+        with workshop(path) as place:
+            place.item.mkdir()
+            yield place.item
+            text = marker_text(kind, entries_of(place.item), facts)
+            (place.item / MARKER).write_text(text, encoding="utf-8")
+            for file in place.item.rglob("*"):
                 if file.is_file():
-                    file.chmod(0o666 & ~_umask())  # safetensors makes files private
+                    file.chmod(0o666 & ~_umask())
                     if flush:
                         _flush(file)
-            temporary.chmod(0o777 & ~_umask())
             check()  # again: something may have been put there in the meantime
             if path.exists():
-                _swap(temporary, path, kind)
+                _swap(place, path, kind)
             else:
-                os.replace(temporary, path)  # refuses a folder that appeared meanwhile
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                os.replace(place.item, path)  # refuses a folder that appeared meanwhile
 
 
 def check_replaceable(
@@ -213,9 +209,7 @@ def _check_ours(folder: Path, shown: Path, kind: str, facts: Mapping[str, Any]) 
             f"{shown} holds a {kind} of another run: there is {some_of(entries)}; move it away or "
             "choose another --out"
         )
-    listed = marker["files"]
-    kept = {f"{parent}/" for name in listed for parent in Path(name).parents}
-    foreign = [e for e, size in entries.items() if e not in kept and listed.get(e) != size]
+    foreign = unlisted(folder, marker)
     if foreign:
         raise FileExistsError(
             f"{shown} holds what tessella did not write there: {some_of(foreign)}; move it away or "
@@ -286,51 +280,52 @@ def remove_folder(path: StrPath, kind: str, facts: Mapping[str, Any] | None = No
     """
     path = Path(path)
     check_replaceable(path, kind, overwrite=True, facts=facts)
-    hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    os.replace(path, hidden)
-    try:
-        _check_ours(hidden, path, kind, facts or {})
-    except FileExistsError:
-        os.replace(hidden, path)
-        raise
-    shutil.rmtree(hidden, ignore_errors=True)
+    with workshop(path) as place:
+        os.replace(path, place.item)
+        try:
+            _check_ours(place.item, path, kind, facts or {})
+        except FileExistsError:
+            os.replace(place.item, path)
+            raise
 
 
-def _swap(temporary: Path, path: Path, kind: str) -> None:
-    """Replace the folder at `path` by the temporary one, or leave it unchanged on failure.
+def _swap(place: Workshop, path: Path, kind: str) -> None:
+    """Replace the folder at `path` by the one that was made, or leave it unchanged on failure.
 
     Where the system can exchange two names at once, no reader finds the name missing. The old
-    folder is checked once more before it is removed, now that nobody can add to it by its name.
+    folder is checked once more before it is removed with the workshop, now that nobody can add to
+    it by its name.
     """
-    if _exchange(temporary, path):
+    if _exchange(place.item, path):
         try:
-            _check_ours(temporary, path, kind, {})
+            _check_ours(place.item, path, kind, {})
         except BaseException:
             back = False
             with contextlib.suppress(OSError):
-                back = _exchange(temporary, path)
-            if not back:  # else it would be removed with the temporary name
-                os.replace(temporary, f"{path}.kept-{os.getpid()}")
+                back = _exchange(place.item, path)
+            if not back:  # else it would be removed with the workshop
+                os.replace(place.item, f"{path}.kept-{os.getpid()}")
             raise
-        return  # the old folder now has the temporary name and is removed with it
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    os.replace(path, old)
+        return
+    os.replace(path, place.replaced)
     try:
-        _check_ours(old, path, kind, {})
-        os.replace(temporary, path)
+        _check_ours(place.replaced, path, kind, {})
+        os.replace(place.item, path)
     except BaseException:
-        os.replace(old, path)
+        os.replace(place.replaced, path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _exchange(one: Path, two: Path) -> bool:
-    """Exchange the names of two folders atomically; False where the system cannot (Linux can)."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
+    """Exchange the names of two folders atomically; False where the system cannot."""
+    library, names = ctypes.CDLL(None, use_errno=True), (os.fsencode(one), os.fsencode(two))
+    if (linux := getattr(library, "renameat2", None)) is not None:
+        failed = linux(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    elif (mac := getattr(library, "renamex_np", None)) is not None:
+        failed = mac(*names, _RENAME_SWAP)
+    else:
         return False
-    names = (os.fsencode(one), os.fsencode(two))
-    if not rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+    if not failed:
         return True
     if (number := ctypes.get_errno()) not in _NO_EXCHANGE:
         raise OSError(number, os.strerror(number), str(two))

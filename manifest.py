@@ -16,6 +16,8 @@ from .documents import check, read_json
 
 MARKER = ".tessella.json"
 """File in every folder that tessella wrote: its kind, its files, and facts such as the run."""
+CHECKSUMS = "checksums.json"
+"""File of a checkpoint with the SHA-256 of each other file."""
 StrPath = str | os.PathLike[str]
 
 
@@ -35,6 +37,22 @@ def read_marker(folder: StrPath) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return marker
+
+
+def unlisted(folder: StrPath, marker: Mapping[str, Any] | None = None) -> list[str]:
+    """Names of files, links and empty folders that the marker of a folder does not list.
+
+    Args:
+        folder: Folder of ours.
+        marker: Its marker; None: read it, and where there is none, nothing is unlisted.
+    """
+    marker = marker or read_marker(folder)
+    if marker is None:
+        return []
+    listed = marker["files"]
+    kept = {f"{parent}/" for name in listed for parent in Path(name).parents}
+    found = entries_of(Path(folder))
+    return [name for name, size in found.items() if name not in kept and listed.get(name) != size]
 
 
 def marker_text(kind: str, files: Mapping[str, int], facts: Mapping[str, Any]) -> str:
@@ -71,3 +89,32 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(folder: Path) -> None:
+    """Write `checksums.json`, the SHA-256 of every other file in a folder."""
+    sums = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
+    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=2), encoding="utf-8")
+
+
+def check_sums(folder: Path, *, error: type[ValueError]) -> None:
+    """Compare every file of a folder that decides a number with its `checksums.json`.
+
+    Raises:
+        FileNotFoundError: If the checksums, or a file that they list, are missing.
+        ValueError: Of the type `error`, if a file is truncated or changed, if the checksums are, or
+            if a file of tensors is not listed.
+    """
+    path = folder / CHECKSUMS
+    sums = read_json(path, dict[str, str], error=error)
+    tensors = [name for name in entries_of(folder) if name.endswith((".safetensors", ".pt"))]
+    if strange := [name for name in sums if name != os.path.basename(name)]:
+        raise error(f"{path}: truncated or changed, it lists {strange[0]!r}")
+    if bare := [name for name in tensors if name not in sums]:
+        raise error(f"{path}: truncated or changed, it has no checksum of {some_of(bare)}")
+    for name, expected in sums.items():
+        file = folder / name
+        if os.path.lexists(file) and not file.is_file():  # a pipe would never answer
+            raise error(f"{file}: no regular file")
+        if sha256_file(file) != expected:
+            raise error(f"{folder / name}: truncated or changed")

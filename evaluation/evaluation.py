@@ -37,6 +37,7 @@ class Evaluation:
         metrics: Values by name.
         floor: Values of real images by name, under protocols of their own.
         protocols: Protocols of floor and curves, by id.
+        calibration: What noise and real images get in the metrics of pairs, or None.
         notes: Sentences that a reader must know.
         per_class: Table with `columns`, `rows` and `about`, or None.
         curves: Curves in the form of a report: `x`, `metric`, `protocol` and `lines`.
@@ -54,6 +55,7 @@ class Evaluation:
     metrics: dict[str, MetricValue]
     floor: dict[str, MetricValue] = field(default_factory=dict)
     protocols: dict[str, Protocol] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     per_class: dict[str, Any] | None = None
     curves: list[dict[str, Any]] = field(default_factory=list)
@@ -87,6 +89,7 @@ class Evaluation:
             "protocols": {name: found.to_dict() for name, found in self.protocols.items()},
             "metrics": {name: value.to_dict() for name, value in self.metrics.items()},
             "headline": self._headline(),
+            "calibration": self.calibration,
             "notes": self.notes,
             "per_class": self.per_class,
             "curves": self.curves,
@@ -138,7 +141,7 @@ class Evaluation:
 
 def few_images_note(protocol: Protocol) -> list[str]:
     """A note for the report if there are so few images that Fréchet distances are mostly bias."""
-    smaller = min(protocol.num_samples, protocol.reference_images)
+    smaller = protocol.smaller_side
     if smaller >= FEW_IMAGES:
         return []
     return [

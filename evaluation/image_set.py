@@ -94,7 +94,7 @@ class Networks:
     def look(self, pixels: Tensor) -> SeenImages:
         """Features and logits of 8-bit images (B, 3, H, W), on any device."""
         device = next(self.extractor.buffers()).device
-        images, spatial, logits = pixels.to(device).float() / 255, None, None
+        images, spatial, logits = pixels.to(device), None, None
         if isinstance(self.extractor, InceptionFid):
             pooled, spatial = self.extractor.pooled_and_spatial(images)
         else:
@@ -293,8 +293,9 @@ def distances(
 
     Returns:
         Values by name: `gFID` or `rFID`, `sFID`, `KID` with the FID Inception, `FD@NET` and
-        `KD@NET` with others, `precision`, `recall`, `density`, `coverage`, and `class_score@NET`
-        with a classifier; then the place of each image of the banks among the others.
+        `KD@NET` with others, `KID_deviation` or `KD_deviation@NET` where subsets are smaller than a
+        set, `precision`, `recall`, `density`, `coverage`, and `class_score@NET` with a classifier;
+        then the place of each image of the banks among the others.
     """
     network, suffix = samples.pooled.extractor_id.partition("#")[0], ""
     frechet, kernel_name = "gFID" if protocol.task == "samples" else "rFID", "KID"
@@ -307,15 +308,17 @@ def distances(
     for side in (samples, reference):
         side.bank.trim(side.most)
     vectors, others = samples.bank.features.to(device), reference.bank.features.to(device)
+    subset_size = min(protocol.kid_subset_size, len(vectors), len(others))
     kernel = kernel_distance(
         vectors,
         others,
         subsets=protocol.kid_subsets,
-        subset_size=min(protocol.kid_subset_size, len(vectors), len(others)),
+        subset_size=subset_size,
         rng=torch.Generator().manual_seed(seed),
     )
-    deviation = f"{kernel_name.partition('@')[0]}_deviation{suffix}"
-    values |= {kernel_name: kernel.mean, deviation: kernel.std}
+    values[kernel_name] = kernel.mean
+    if subset_size < max(len(vectors), len(others)):  # else every subset is the whole set
+        values[f"{kernel_name.partition('@')[0]}_deviation{suffix}"] = kernel.std
     manifold = manifold_metrics(
         vectors,
         others,

@@ -17,6 +17,7 @@ from ..data.image_source import DataError, ImageSource
 from ..data.images import image_grid, to_pil, to_uint8
 from ..data.loader import eval_batches, evenly_spaced
 from ..data.transforms import ResizeRule, fit
+from ..metrics.checks import check_images
 from ..metrics.networks.build import FeatureExtractor, available_features, build_features
 
 AUTO_ORDER = ("efflite0", "inception_fid", "random")
@@ -138,7 +139,8 @@ def nearest_training_images(
     images are held in memory as float64.
 
     Args:
-        samples: Samples, (B, 3, resolution, resolution), float in [-1, 1]; rounded to 8 bits.
+        samples: Samples, (B, 3, resolution, resolution), uint8, or float in [-1, 1], which is
+            rounded to 8 bits.
         source: Real images to search, usually the training split.
         resolution: Side of the images in pixels.
         features: Feature network, or its name; `auto`: the first of efflite0, inception_fid and
@@ -153,7 +155,8 @@ def nearest_training_images(
         progress: Show a progress bar on stderr.
 
     Raises:
-        ValueError: If there are no samples, their shape is wrong, or values are not finite.
+        ValueError: If there are no samples, their shape is wrong, or values are not finite or out
+            of range.
         DataError: If no image of a source can be read.
         WeightsMissing: If a network asked for by name has no weights on this machine.
     """
@@ -323,14 +326,13 @@ def _check_samples(images: Tensor, resolution: int) -> Tensor:
     if images.ndim != 4 or tuple(images.shape[1:]) != expected:
         wanted = f"(B, 3, {resolution}, {resolution})"
         raise ValueError(f"samples: expected shape {wanted}, found {tuple(images.shape)}")
-    return to_uint8(images)
+    check_images(images, -1, 1, name="samples")
+    return images if images.dtype == torch.uint8 else to_uint8(images)
 
 
 @torch.no_grad()
 def _pooled_features(extractor: FeatureExtractor, pixels: Tensor, batch_size: int) -> Tensor:
     """Features of 8-bit pixels (B, 3, H, W) on the extractor's device, shape (B, D)."""
     device = next(extractor.buffers()).device
-    parts = [
-        extractor.pooled(part.to(device).float() / 255) for part in torch.split(pixels, batch_size)
-    ]
+    parts = [extractor.pooled(part.to(device)) for part in torch.split(pixels, batch_size)]
     return torch.cat(parts)

@@ -12,9 +12,10 @@ from ..metrics.image import ReconstructionMeter
 from ..metrics.image_hash import ImageHash
 from ..metrics.perceptual import PerceptualDistance
 from ..metrics.presets import MIN_IMAGES, Preset
-from ..metrics.protocol import Protocol, as_floats
+from ..metrics.protocol import Protocol
 from ..metrics.token_statistics import TokenStatistics
 from ..tokens.tokens import Tokens, TokenSpec
+from .calibration import Calibration
 from .image_set import ImageSet, Networks, distances
 from .image_table import ImageTable
 
@@ -104,10 +105,9 @@ class Reconstructed:
                 agreement[f"class_agreement@{self.classifier}"] = same
         if self.tokens is not None:
             self.tokens.update(tokens)
-        pair = as_floats(originals), as_floats(pixels)
-        values = self.meter.update(*pair)
+        values = self.meter.update(originals, pixels)
         if measures.distance is not None:
-            values |= {self.perceptual: measures.distance(*pair)}
+            values |= {self.perceptual: measures.distance(originals, pixels)}
         values |= agreement
         if self.table is None:
             self.table = ImageTable(tuple(values))
@@ -172,18 +172,26 @@ class Reconstructed:
         )
 
     def metrics(
-        self, protocol: Protocol, *, seed: int, device: str | torch.device = "cpu"
+        self,
+        protocol: Protocol,
+        *,
+        calibration: Calibration | None = None,
+        seed: int,
+        device: str | torch.device = "cpu",
     ) -> dict[str, float]:
         """Every metric by name: of the two sets, of the pairs of images, of the tokens.
 
         Args:
             protocol: Protocol of the numbers.
+            calibration: What noise gets; None: every metric is given.
             seed: Seed of the subsets of KID.
             device: Device to compare features on.
         """
         values: dict[str, float] = {}
         if self.images is not None and self.originals is not None:
             values, _ = distances(self.images, self.originals, protocol, seed=seed, device=device)
+        if calibration is not None:
+            values = calibration.kept(values)
         values |= self.pair_metrics()
         return values | ({} if self.tokens is None else self.tokens.compute())
 

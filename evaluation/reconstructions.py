@@ -24,6 +24,7 @@ from ..metrics.perceptual import build_perceptual
 from ..metrics.protocol import Rounding, to_pixels
 from ..tokenizers.base import Tokenizer
 from ..tokens.tokens import Tokens
+from .calibration import calibrate
 from .evaluation import Evaluation, few_images_note
 from .image_set import Networks
 from .reconstructed import Measures, Reconstructed
@@ -106,8 +107,9 @@ def evaluate_tokenizer(
     preset.check_resolution(resolution)
     num = preset.check_number(settings.num, len(source), "reconstructions")
     chosen = evenly_spaced(len(source), num)
+    networks = Networks.of(preset, settings.device, features=settings.features)
     measures = Measures(
-        networks=Networks.of(preset, settings.device, features=settings.features),
+        networks=networks,
         distance=build_perceptual(preset.perceptual).to(settings.device),
         spec=tokenizer.spec,
         bank=preset.reference_bank,
@@ -138,10 +140,11 @@ def evaluate_tokenizer(
         return None
     first = runs[0]
     first.check_readable(source, num)
-    assert first.table is not None, "there are images"
+    assert first.table is not None and first.originals is not None, "there are images"
     table = first.table
     protocol = first.protocol(source, preset, resolution, measures)
-    notes = few_images_note(protocol)
+    calibration = calibrate(first.originals.bank, networks.extractor, resolution, settings)
+    notes = [*few_images_note(protocol), *calibration.notes(protocol.smaller_side)]
     if repeats < settings.repeats:
         notes.append(
             "This tokenizer encodes and decodes without randomness: other seeds would give the "
@@ -153,11 +156,17 @@ def evaluate_tokenizer(
         subject=_subject(tokenizer, name),
         metrics=metric_values(
             [
-                run.metrics(protocol, seed=settings.seed + i, device=settings.device)
+                run.metrics(
+                    protocol,
+                    calibration=calibration,
+                    seed=settings.seed + i,
+                    device=settings.device,
+                )
                 for i, run in enumerate(runs)
             ],
             protocol,
         ),
+        calibration=calibration.to_dict(),
         notes=notes,
         broken=first.broken,
         images_per_second=len(first) / first.seconds,

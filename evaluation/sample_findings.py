@@ -10,7 +10,7 @@ from ..generators.base import Generator
 from ..metrics.catalogue import metric_values
 from ..metrics.frechet import frechet_distance
 from ..metrics.manifold import ManifoldResult
-from ..metrics.protocol import Protocol, as_floats
+from ..metrics.protocol import Protocol
 from ..sample.sampler import Sampling
 from .evaluation import Evaluation, few_images_note
 from .image_set import bank_labels, distances
@@ -66,12 +66,19 @@ def assemble_samples(
         protocol: Protocol of the numbers.
         subject: Facts about what was measured.
     """
+    calibration = reference.calibration
+    assert calibration is not None, "there is one on the main process"
     evaluation = Evaluation(
         kind="samples",
         protocol=protocol,
         subject=subject,
         metrics=metric_values([values for values, _ in measured], protocol),
-        notes=[*few_images_note(protocol), *reference.notes],
+        notes=[
+            *few_images_note(protocol),
+            *calibration.notes(protocol.smaller_side),
+            *reference.notes,
+        ],
+        calibration=calibration.to_dict(),
         per_class=_class_table(first, measured[0][1], rules, reference),
         broken=reference.images.broken,
     )
@@ -93,25 +100,27 @@ def _class_table(
     drawn, real = bank_labels(first.images.bank), bank_labels(reference.images.bank)
     labelled, rows = bool((real >= 0).any()), []
     agrees = real[manifold.nearest_reference] == drawn
+    withheld = () if reference.calibration is None else reference.calibration.withheld
+    columns: list[str] = []
     for label in range(rules.num_classes):
         here, there = drawn == label, real == label
         if not (bool(here.any()) or bool(there.any())):
             continue
         row: list[Any] = [class_title(reference.source.classes, label), int(here.sum())]
-        for values, chosen in (
-            (manifold.in_manifold, here),
-            (manifold.sample_density, here),
-            (agrees, here & labelled),
-            (manifold.covered, there),
-        ):
+        cells = {
+            "precision": (manifold.in_manifold, here),
+            "density": (manifold.sample_density, here),
+            "own class": (agrees, here & labelled),
+            "coverage": (manifold.covered, there),
+        }
+        columns = [name for name in cells if name not in withheld]
+        for values, chosen in (cells[name] for name in columns):
             row.append(float(values[chosen].double().mean()) if bool(chosen.any()) else None)
         rows.append(row)
-    return {
-        "columns": ["class", "samples", "precision", "density", "own class", "coverage"],
-        "rows": rows,
-        "about": "Repetition 1. Own class: share whose nearest reference image has their "
-        "class. Coverage: share of the class's reference images with a sample nearby.",
-    }
+    about = "Repetition 1. Own class: share whose nearest reference image has their class."
+    if "coverage" in columns:
+        about += " Coverage: share of the class's reference images with a sample nearby."
+    return {"columns": ["class", "samples", *columns], "rows": rows, "about": about}
 
 
 def _add_floor(evaluation: Evaluation, first: DrawnSet, rules: Rules, reference: Reference) -> None:
@@ -124,6 +133,8 @@ def _add_floor(evaluation: Evaluation, first: DrawnSet, rules: Rules, reference:
     real, _ = distances(
         floor, reference.images, protocol, seed=settings.seed, device=settings.device
     )
+    if reference.calibration is not None:
+        real = reference.calibration.kept(real)
     evaluation.floor |= metric_values([real], protocol)
     evaluation.protocols[protocol.id] = protocol
     name = next(iter(real))
@@ -162,7 +173,7 @@ def add_nearest(
         return
     pixels, _ = first.pictures(count)
     nearest = nearest_training_images(
-        as_floats(pixels),
+        pixels,
         training,
         rules.resolution,
         features=networks.classifier or networks.extractor,

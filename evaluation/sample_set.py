@@ -17,6 +17,7 @@ from ..metrics.frechet import FrechetStatistics
 from ..metrics.protocol import ClassBalance, Protocol
 from ..metrics.token_statistics import TokenStatistics
 from ..tokens.tokens import Tokens
+from .calibration import Calibration
 from .image_set import ImageSet, Networks
 from .settings import EvaluationSettings
 
@@ -54,6 +55,8 @@ class Reference:
         validation: Source of the floor: real images that the samples' model was not trained on;
             None: no floor was asked for.
         floor: Statistics of the validation images, or None.
+        calibration: What noise and real images get in the metrics of pairs; None on the processes
+            that do not have the whole reference.
         notes: Sentences for the report, e.g. why there is no floor.
     """
 
@@ -64,6 +67,7 @@ class Reference:
     num: int
     validation: ImageSource | None
     floor: ImageSet | None
+    calibration: Calibration | None
     notes: tuple[str, ...]
 
 

@@ -30,6 +30,7 @@ from ..sample.generate import Precision, generate_batches
 from ..sample.request import Request
 from ..sample.sampler import Sampling
 from ..sample.samplers import choose_sampling, with_steps
+from .calibration import Calibration, calibrate
 from .curves import Curves, draw_lines
 from .evaluation import Evaluation
 from .image_set import ImageSet, Networks, distances
@@ -254,6 +255,9 @@ def open_reference(
         if floor is not None and len(floor) < MIN_IMAGES:
             notes.append(f"no floor: {validation.split} has {len(floor)} images")
             floor = None
+    calibration: Calibration | None = None
+    if settings.rank == 0:
+        calibration = calibrate(images.bank, networks.extractor, rules.resolution, settings)
     return Reference(
         source=source,
         networks=networks,
@@ -262,6 +266,7 @@ def open_reference(
         num=num,
         validation=validation,
         floor=floor,
+        calibration=calibration,
         notes=tuple(notes),
     )
 
@@ -358,7 +363,7 @@ def compute_metrics(
     settings: EvaluationSettings,
     repetition: int,
 ) -> tuple[dict[str, float], ManifoldResult]:
-    """Every metric of a set of samples, and what is known of each image of the banks.
+    """Every metric of a set of samples that is given, and what is known of each image of the banks.
 
     Args:
         drawn: The whole set.
@@ -372,5 +377,7 @@ def compute_metrics(
         drawn.images, reference.images, protocol, seed=seed, device=settings.device
     )
     twins = drawn.twins.result(num_pairs=0)
+    if reference.calibration is not None:
+        values = reference.calibration.kept(values)
     values |= {"duplicate_share": twins.share, "exact_duplicate_share": twins.exact_share}
     return values | ({} if drawn.tokens is None else drawn.tokens.compute()), manifold

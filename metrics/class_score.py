@@ -9,6 +9,7 @@ images that resemble no photograph, as long as the network is confident.
 import torch
 from torch import Tensor
 
+from .checks import check_vectors
 from .networks.extractor import FeatureExtractor
 
 
@@ -45,15 +46,10 @@ class ClassScore:
                 summed in float64 on the CPU.
 
         Raises:
-            ValueError: If the shape is wrong or a value is not finite.
+            ValueError: If shape or dtype are wrong, or a value is not finite.
         """
-        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
-            expected = f"(B, {self.num_classes})"
-            raise ValueError(f"logits: expected {expected}, found {tuple(logits.shape)}")
+        check_vectors(logits, "logits", self.num_classes)
         logits = logits.detach().cpu().double()
-        if not bool(torch.isfinite(logits).all()):
-            bad = int((~torch.isfinite(logits)).any(1).sum())
-            raise ValueError(f"logits: {bad} of {len(logits)} vectors are not finite")
         probabilities = logits.softmax(1)
         self.count += len(logits)
         self.entropy += float(torch.special.entr(probabilities).sum())

@@ -8,6 +8,8 @@ number of processes.
 import torch
 from torch import Tensor
 
+from .checks import check_vectors
+
 
 class FeatureBank:
     """Feature vectors in float32, kept in memory: 4 n D bytes, 410 MB for 50,000 of D = 2048.
@@ -52,9 +54,7 @@ class FeatureBank:
             ValueError: If shapes or dtypes are wrong, a value is not finite in float32, a number
                 was seen before, or only some batches have labels.
         """
-        if features.ndim != 2 or features.shape[1] != self.num_features:
-            expected = f"(B, {self.num_features})"
-            raise ValueError(f"features: expected {expected}, found {tuple(features.shape)}")
+        check_vectors(features, "features", self.num_features)
         for name, values in (("numbers", numbers), ("labels", labels)):
             if values is None:
                 continue
@@ -62,9 +62,7 @@ class FeatureBank:
                 found = f"{values.dtype} {tuple(values.shape)}"
                 raise ValueError(f"{name}: expected int64 ({len(features)},), found {found}")
         features = features.detach().to("cpu", torch.float32)
-        if not bool(torch.isfinite(features).all()):
-            bad = int((~torch.isfinite(features)).any(1).sum())
-            raise ValueError(f"features: {bad} of {len(features)} vectors are not finite")
+        check_vectors(features, "features in float32")
         if len(features):
             self._add(features, numbers.cpu(), None if labels is None else labels.cpu())
 

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from .checks import check_vectors
 from .networks.extractor import FeatureExtractor
 
 _FID_EXTRACTOR = "inception_fid"
@@ -46,15 +47,10 @@ class FrechetStatistics:
             features: Shape (B, D), any float dtype, any device; summed in float64 on the CPU.
 
         Raises:
-            ValueError: If the shape is wrong or a value is not finite.
+            ValueError: If shape or dtype are wrong, or a value is not finite.
         """
-        if features.ndim != 2 or features.shape[1] != self.num_features:
-            expected = f"(B, {self.num_features})"
-            raise ValueError(f"features: expected {expected}, found {tuple(features.shape)}")
+        check_vectors(features, "features", self.num_features)
         features = features.detach().cpu().double()
-        if not bool(torch.isfinite(features).all()):
-            bad = int((~torch.isfinite(features)).any(1).sum())
-            raise ValueError(f"features: {bad} of {len(features)} vectors are not finite")
         if not len(features):
             return
         mean = features.mean(0)

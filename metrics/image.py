@@ -2,7 +2,8 @@
 
 All are computed after the rounding rule of the package, `round(127.5 * (x + 1))` clamped to
 0..255, so a value measured on tensors equals the value measured on the saved PNGs. Sums are kept in
-float64 and are additive, so images can be split over batches and processes in any way.
+float64 and are additive, so images can be split over batches and processes in any way. Images are
+uint8, or floats in [-1, 1]: any other range is refused.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import to_uint8
+from .checks import check_images
 
 PSNR_CAP = 100.0
 """Reported PSNR of identical images, and upper bound of all others, in dB."""
@@ -79,14 +81,14 @@ def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, computed on uint8 pixels.
 
     Args:
-        originals: Float in [-1, 1], shape (B, 3, H, W).
+        originals: Float in [-1, 1] or uint8, shape (B, 3, H, W).
         reconstructions: The same.
 
     Returns:
         Float64, shape (B,), in [0, 100]; identical images give 100 (`PSNR_CAP`).
 
     Raises:
-        ValueError: If shapes differ or values are not finite.
+        ValueError: If shapes differ, or values are not finite or out of range.
     """
     squared = _squared_errors(*_pixel_pair(originals, reconstructions))
     return _decibel(squared.flatten(1).mean(1))
@@ -99,14 +101,15 @@ def psnr_non_white(originals: Tensor, reconstructions: Tensor) -> Tensor:
     drawings by many dB.
 
     Args:
-        originals: Float in [-1, 1], shape (B, 3, H, W). White is (255, 255, 255) after rounding.
+        originals: Float in [-1, 1] or uint8, shape (B, 3, H, W). White is (255, 255, 255) after
+            rounding.
         reconstructions: The same.
 
     Returns:
         Float64, shape (B,), at most 100; NaN for an original that is all white.
 
     Raises:
-        ValueError: If shapes differ or values are not finite.
+        ValueError: If shapes differ, or values are not finite or out of range.
     """
     squared, count = _non_white_sums(*_pixel_pair(originals, reconstructions))
     return torch.where(count > 0, _decibel(squared / count), torch.nan)
@@ -116,7 +119,7 @@ def reconstruction_values(originals: Tensor, reconstructions: Tensor) -> dict[st
     """All metrics of each image; `ReconstructionMeter` averages these.
 
     Args:
-        originals: Float in [-1, 1], shape (B, 3, H, W), H, W >= 11 pixels.
+        originals: Float in [-1, 1] or uint8, shape (B, 3, H, W), H, W >= 11 pixels.
         reconstructions: The same.
 
     Returns:
@@ -125,7 +128,8 @@ def reconstruction_values(originals: Tensor, reconstructions: Tensor) -> dict[st
         12 pixels on, MS-SSIM in [0, 1] under `ms_ssim_name` of the shorter side.
 
     Raises:
-        ValueError: If shapes differ, values are not finite or images are too small.
+        ValueError: If shapes differ, values are not finite or out of range, or images are too
+            small.
 
     Source: MS-SSIM is Wang, Simoncelli and Bovik (Asilomar 2003). A negative contrast term, which
     has no real power, counts as 0: the default `relu` of torchmetrics. Both kinds of SSIM are
@@ -163,14 +167,15 @@ class ReconstructionMeter:
         """Add a batch.
 
         Args:
-            originals: Float in [-1, 1], shape (B, 3, H, W), H, W >= 11 pixels.
+            originals: Float in [-1, 1] or uint8, shape (B, 3, H, W), H, W >= 11 pixels.
             reconstructions: The same.
 
         Returns:
             Values of each image as from `reconstruction_values`.
 
         Raises:
-            ValueError: If shapes differ, values are not finite or images are too small.
+            ValueError: If shapes differ, values are not finite or out of range, or images are too
+            small.
         """
         pixels = _pixel_pair(originals, reconstructions)
         values = _values(*pixels)
@@ -245,11 +250,17 @@ class ReconstructionMeter:
 
 
 def _pixel_pair(originals: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
-    """Convert both batches to uint8 pixels after shape checks."""
+    """Convert both batches to uint8 pixels after checks of shape, dtype and values."""
     if originals.shape != reconstructions.shape or originals.ndim != 4 or originals.shape[1] != 3:
         found = f"{tuple(originals.shape)} and {tuple(reconstructions.shape)}"
         raise ValueError(f"images: expected two batches of one shape (B, 3, H, W), found {found}")
-    return to_uint8(originals), to_uint8(reconstructions)
+    check_images(originals, -1, 1, name="originals")
+    check_images(reconstructions, -1, 1, name="reconstructions")
+    first, second = (
+        images if images.dtype == torch.uint8 else to_uint8(images)
+        for images in (originals, reconstructions)
+    )
+    return first, second
 
 
 def _values(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:

@@ -22,7 +22,13 @@ class ImageHash:
 
         Returns:
             SHA-256 digest of each image.
+
+        Raises:
+            ValueError: If the shape or the dtype is another one.
         """
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+            kind = f"{pixels.dtype} {tuple(pixels.shape)}"
+            raise ValueError(f"pixels: expected uint8 (B, 3, H, W), found {kind}")
         found = []
         for image in pixels.cpu().contiguous():
             shape = str(tuple(image.shape)).encode()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import check_pair
+
 DEFAULT_SUBSETS, DEFAULT_SUBSET_SIZE = 100, 1000
 """Number and size of the subsets of published values and of torchmetrics."""
 
@@ -52,12 +54,12 @@ def kernel_distance(
         rng: Random generator on the CPU that draws the subsets.
 
     Raises:
-        ValueError: If shapes do not fit, values are not finite, or a side has fewer vectors than
-            `subset_size`.
+        ValueError: If shapes or dtypes do not fit, values are not finite, or a side has fewer
+            vectors than `subset_size`.
 
     Source: arXiv:1801.01401, section 4.
     """
-    _check(samples, reference)
+    check_pair(samples, reference)
     if subsets < 1 or subset_size < 2:
         found = f"subsets={subsets}, subset_size={subset_size}"
         raise ValueError(f"expected subsets >= 1 and subset_size >= 2, found {found}")
@@ -90,12 +92,12 @@ def kernel_distance_full(samples: Tensor, reference: Tensor, *, block: int = 204
         The estimate; it may be negative when the sets are equally distributed.
 
     Raises:
-        ValueError: If shapes do not fit, values are not finite, or a side has fewer than
+        ValueError: If shapes or dtypes do not fit, values are not finite, or a side has fewer than
             2 vectors.
 
     Source: arXiv:1801.01401, equation 4, the U-statistic.
     """
-    _check(samples, reference)
+    check_pair(samples, reference)
     n, m = len(samples), len(reference)
     if min(n, m) < 2:
         raise ValueError(f"expected at least 2 vectors on each side, found {n} and {m}")
@@ -123,14 +125,3 @@ def _kernel_sum(vectors: Tensor, block: int) -> float:
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     """Kernel (x.y / D + 1)^3 of all pairs of rows, float64, shape (len(a), len(b))."""
     return (a.double() @ b.double().T / a.shape[1] + 1).pow(3)
-
-
-def _check(samples: Tensor, reference: Tensor) -> None:
-    """Refuse features of different or wrong shapes, or with values that are not finite."""
-    if samples.ndim != 2 or reference.ndim != 2 or samples.shape[1] != reference.shape[1]:
-        found = f"{tuple(samples.shape)} and {tuple(reference.shape)}"
-        raise ValueError(f"features: expected (n, D) and (m, D), found {found}")
-    for name, vectors in (("samples", samples), ("reference", reference)):
-        bad = int((~torch.isfinite(vectors)).any(1).sum())
-        if bad:
-            raise ValueError(f"{name}: {bad} of {len(vectors)} vectors are not finite")

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import check_pair
+
 _EXACT_BITS = 51  # sums of squares stay below 2^51, squared distances below 2^53
 
 
@@ -77,7 +79,8 @@ def manifold_metrics(
         The metrics, with all tensors on the CPU.
 
     Raises:
-        ValueError: If shapes do not fit, values are not finite, or a set is not larger than k.
+        ValueError: If shapes or dtypes do not fit, values are not finite, or a set is not larger
+            than k.
     """
     _check(samples, reference, pr_neighbors, dc_neighbors)
     samples, reference, scale = _whole_numbers(samples, reference)
@@ -180,9 +183,7 @@ def _neighbor_distances(vectors: Tensor, count: int, block: int) -> Tensor:
 
 def _check(samples: Tensor, reference: Tensor, pr_neighbors: int, dc_neighbors: int) -> None:
     """Refuse features of wrong shapes or values, and sets that are not larger than k."""
-    if samples.ndim != 2 or reference.ndim != 2 or samples.shape[1] != reference.shape[1]:
-        found = f"{tuple(samples.shape)} and {tuple(reference.shape)}"
-        raise ValueError(f"features: expected (n, D) and (m, D), found {found}")
+    check_pair(samples, reference)
     if min(pr_neighbors, dc_neighbors) < 1:
         raise ValueError(
             f"pr_neighbors, dc_neighbors: expected >= 1, found {pr_neighbors} and {dc_neighbors}"
@@ -195,6 +196,3 @@ def _check(samples: Tensor, reference: Tensor, pr_neighbors: int, dc_neighbors: 
             raise ValueError(
                 f"{name}: {k} neighbours need more than {k} vectors, found {len(vectors)}"
             )
-        bad = int((~torch.isfinite(vectors)).any(1).sum())
-        if bad:
-            raise ValueError(f"{name}: {bad} of {len(vectors)} vectors are not finite")

@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from .checks import check_images
 from .networks.build import FEATURE_NAMES, build_features
-from .networks.extractor import FeatureExtractor, check_images
+from .networks.extractor import MIN_SIDE, FeatureExtractor
 from .networks.lpips_trunks import LpipsTrunk
 from .networks.weights import available_features
 
@@ -35,13 +36,15 @@ class PerceptualDistance(nn.Module, ABC):
         self.extractor = extractor
         self.id = id
         self.layers = layers
+        self._trained = False
 
     def forward(self, images_a: Tensor, images_b: Tensor) -> Tensor:
         """Distance of each pair of images.
 
         Args:
-            images_a: Float RGB in [-1, 1], shape (B, 3, H, W), H, W >= 16 pixels. Values
-                outside the range are compared as they are, not clamped.
+            images_a: RGB, float in [-1, 1] or uint8, shape (B, 3, H, W), H, W >= 16 pixels. Images
+                that require a gradient are the output of a network in training: they may lie
+                outside the range, and are compared as they are, not clamped.
             images_b: The same.
 
         Returns:
@@ -49,12 +52,12 @@ class PerceptualDistance(nn.Module, ABC):
             features of the other side keep no graph.
 
         Raises:
-            ValueError: If the shapes differ, or the images are too small or not float RGB.
+            ValueError: If the shapes differ, or the images are too small, not RGB or out of range.
         """
         if images_a.shape != images_b.shape:
             found = f"{tuple(images_a.shape)} and {tuple(images_b.shape)}"
             raise ValueError(f"images: expected two batches of one shape, found {found}")
-        check_images(images_a)
+        self._check(images_a=images_a, images_b=images_b)
         with torch.autocast(images_a.device.type, enabled=False):
             features_a, features_b = self._features(images_a), self._features(images_b)
             distances = [
@@ -63,13 +66,23 @@ class PerceptualDistance(nn.Module, ABC):
             ]
             return torch.stack(distances).sum(0)
 
+    def _check(self, **sides: Tensor) -> None:
+        """Refuse images that are not those of `forward`; as a loss, at its first step only.
+
+        Looking at the values waits for the device, and a training loop does not wait.
+        """
+        as_loss = torch.is_grad_enabled() and any(images.requires_grad for images in sides.values())
+        if not (as_loss and self._trained):
+            for name, images in sides.items():
+                check_images(images, -1, 1, name=name, min_side=MIN_SIDE)
+        self._trained |= as_loss
+
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         """Features of the compared layers; a graph is kept only if the images need a gradient."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad):
-            features: dict[str, Tensor] = self.extractor(
-                images.float().mul(0.5).add_(0.5), self.layers
-            )
-            return features
+            if images.dtype != torch.uint8:
+                images = images.float().mul(0.5).add_(0.5)
+            return self.extractor.collect(images, self.layers)
 
     @abstractmethod
     def _layer_distance(self, layer: str, features_a: Tensor, features_b: Tensor) -> Tensor:

@@ -108,6 +108,11 @@ class Protocol:
         text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
+    @property
+    def smaller_side(self) -> int:
+        """Number of images on the smaller side of the comparison."""
+        return min(self.num_samples, self.reference_images)
+
     def to_dict(self) -> dict[str, Any]:
         """Id and all fields, for JSON."""
         return {"id": self.id} | dataclasses.asdict(self)

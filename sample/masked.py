@@ -282,7 +282,13 @@ def _published(config: MaskBitConfig | MaskGITConfig) -> MaskedSampling | None:
     if config.type != "maskbit" or not published_size or num_bits not in _PUBLISHED:
         return None
     scale, noise, power = _PUBLISHED[num_bits]
-    return MaskedSampling(num_steps=64, guidance=1 + scale, guidance_power=power, randomness=noise)
+    return MaskedSampling(
+        num_steps=64,
+        guidance=1 + scale,
+        guidance_power=power,
+        randomness=noise,
+        counts="published",
+    )
 
 
 SAMPLER = Sampler(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from ..config import STRICT
 from ..generators.processes.masking import MaskSchedule, masked_share
@@ -20,11 +21,13 @@ DEFAULT_STEPS = 16
 
 Order = Literal["confidence", "halton", "entropy"]
 HaltonGroups = Literal["passes", "together"]
+Counts = Literal["exact", "published"]
 _CHOICES: dict[str, Any] = {
     "sampler": Order,
     "schedule": MaskSchedule,
     "guidance_schedule": GuidanceSchedule,
     "halton_groups": HaltonGroups,
+    "counts": Counts,
 }
 
 
@@ -51,6 +54,9 @@ class MaskedSampling:
             that later groups see the earlier ones of their position; `together` reveals all groups
             of a position at once.
         halton_roll: Whether to roll the order by a random offset per image and group.
+        counts: Arithmetic of the numbers of slots: `exact`, or `published`, the float32 of the
+            public codes of MaskBit and Halton-MaskGIT. They differ by a slot in a few steps, where
+            the share times the slots is a whole number: 2/3 of 192 is 128, in float32 127.
     """
 
     __pydantic_config__ = STRICT
@@ -65,6 +71,7 @@ class MaskedSampling:
     randomness: float = 4.0
     halton_groups: HaltonGroups = "passes"
     halton_roll: bool = True
+    counts: Counts = "exact"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -147,6 +154,7 @@ def sampling_table(config: MaskedSampling, num_slots: int) -> tuple[SamplingStep
     for i in range(steps):
         t = (i + 1) / steps
         left = min(_hidden_after(config, t, num_slots), hidden - 1)
+        left = max(left, steps - (i + 1))  # one slot for every later step
         table.append(
             SamplingStep(
                 step=i + 1,
@@ -188,11 +196,33 @@ def _hidden_after(config: MaskedSampling, t: float, num_slots: int) -> int:
     """Hidden slots at t: floor(gamma M), with Halton M - floor((1 - gamma) M); 0 at t = 1."""
     if t >= 1:
         return 0
+    if config.counts == "published":
+        share = _published_share(t, config.schedule)
+        if config.sampler == "halton":
+            return num_slots - int((1 - share) * num_slots)
+        return int(torch.floor(share.clamp(1e-6, 1.0) * num_slots))
     gamma = float(masked_share(torch.tensor(t, dtype=torch.float64), config.schedule))
     exact = 1e-9  # so that rounding in acos(0.5) / (pi / 2) = 2/3 does not change a count
     if config.sampler == "halton":
         return num_slots - math.floor((1 - gamma) * num_slots + exact)
     return math.floor(gamma * num_slots + exact)
+
+
+def _published_share(t: float, schedule: MaskSchedule) -> Tensor:
+    """gamma(t) in float32, by the operations of the public codes in their order.
+
+    Source: the codes of arXiv:2409.16211 (all schedules) and arXiv:2503.17076 (arccos).
+    """
+    r = torch.tensor(t, dtype=torch.float32)
+    match schedule:
+        case "arccos":
+            return torch.acos(r) / (math.pi * 0.5)
+        case "cosine":
+            return torch.cos(r * math.pi * 0.5)
+        case "linear":
+            return 1 - r
+        case "square":
+            return 1 - r**2
 
 
 def format_table(table: tuple[SamplingStep, ...]) -> str:

@@ -127,7 +127,7 @@ def test_old_folder_returns_if_the_swap_fails(
     replace = os.replace
 
     def fail_on_the_new(source: Path, target: Path) -> None:
-        if str(source).endswith(".partial"):
+        if ".partial" in str(source):
             raise OSError(errno.EIO, "Input/output error", str(source))
         replace(source, target)
 

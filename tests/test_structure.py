@@ -25,6 +25,7 @@ ROOT = Path(tessella.__file__).resolve().parent
 ORDER = (
     {"documents", "errors", "_version"},
     {"manifest"},
+    {"unfinished"},
     {"kernels", "config", "files", "collectives"},
     {"data", "tokens", "low_bit"},
     {"tokenizers", "metrics"},

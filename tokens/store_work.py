@@ -20,11 +20,12 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..documents import parse_json, read_json
+from ..config import STRICT, to_dict
+from ..documents import DocumentError, check, parse_json, read_json
 from ..files import SaveError, atomic_file, some_of
 from .store_format import StoredFile, StoreError, check_file
 
@@ -32,7 +33,7 @@ LOCK, STATE = "writer.json", "progress.json"
 KIND = "unfinished token store"
 _OURS = re.compile(
     r"writer\.json|progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors"
-    r"|\.(progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors)\..+\.partial"
+    r"|\.(progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors)\.\w+\.partial"
 )
 _HELD: set[tuple[int, int, int]] = set()
 """Locks of this process, by its id, device and inode: the system's locks are between processes."""
@@ -53,6 +54,7 @@ class WorkState:
         finished: Whether all rows are in the shards.
     """
 
+    __pydantic_config__ = STRICT
     settings: dict[str, Any]
     about: dict[str, str]
     shards: tuple[StoredFile, ...] = ()
@@ -70,6 +72,14 @@ class WorkState:
     def files(self) -> list[StoredFile]:
         """Every file that is listed."""
         return [*self.shards, *filter(None, (self.pending, self.probe))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Owner:
+    """Content of `writer.json`."""
+
+    pid: int
+    host: str
 
 
 class WorkFolder:
@@ -163,20 +173,14 @@ class WorkFolder:
         path = self.path / STATE
         try:
             data = read_json(path, dict[str, Any])
-            found = data.pop("sha256")
+            found = data.pop("sha256", None)
+            state = check(data, WorkState, name=str(path))
             if found != _checksum(data):
-                raise ValueError("its checksum is another one")
-            state = WorkState(
-                **data
-                | {"shards": tuple(StoredFile(**shard) for shard in data["shards"])}
-                | {k: StoredFile(**data[k]) if data[k] else None for k in ("pending", "probe")}
-            )
+                raise DocumentError(f"{path}: its checksum is another one")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StoreError(
-                f"{path}: damaged ({error}); delete {self.path} to begin anew"
-            ) from None
+        except DocumentError as error:
+            raise StoreError(f"{error}: damaged; delete {self.path} to begin anew") from None
         for stored in state.files:
             check_file(self.path / stored.file, stored, verify=verify)
         return state
@@ -187,7 +191,7 @@ class WorkFolder:
         Raises:
             SaveError: If writing fails; the state before stays.
         """
-        data = _plain(asdict(state))
+        data = to_dict(state)
         text = json.dumps(data | {"sha256": _checksum(data)}, indent=1)
         with atomic_file(self.path / STATE) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -209,13 +213,27 @@ class WorkFolder:
 
     def _remove_others(self, kept: set[str]) -> None:
         for name in os.listdir(self.path):
-            if name not in kept and _OURS.fullmatch(name):
+            if name in kept or not _OURS.fullmatch(name):
+                continue
+            if name.endswith(".partial"):  # an unfinished file: a killed writer's, since we lock
+                _remove_workshop(self.path / name)
+            else:
                 os.unlink(self.path / name)
 
     def differences(self, state: WorkState, settings: Mapping[str, Any]) -> list[str]:
         """Settings that are not those of the interrupted writer, each with both values."""
-        now = _plain(dict(settings))
+        now = parse_json(json.dumps(dict(settings)), name="settings")
         return describe_differences(state.settings, now, "begun with", "now")
+
+
+def _remove_workshop(folder: Path) -> None:
+    """Remove a folder in which a file was made (`unfinished.py`), if nothing else is in it."""
+    name = folder.name.removeprefix(".").removesuffix(".partial").rpartition(".")[0]
+    for left in (name, f"{name}.writer"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(folder / left)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def describe_differences(
@@ -242,16 +260,11 @@ def _key(found: os.stat_result) -> tuple[int, int, int]:
 def _owner(lock: int) -> str:
     """Process that holds a lock, as far as it can be read."""
     try:
-        who = parse_json(os.pread(lock, 1000, 0), name=LOCK)
-        return f"process {int(who['pid'])} on {str(who['host'])!r}"
-    except (OSError, ValueError, TypeError, KeyError):
+        who = check(parse_json(os.pread(lock, 1000, 0), name=LOCK), _Owner, name=LOCK)
+        return f"process {who.pid} on {who.host!r}"
+    except (OSError, DocumentError):
         return "a process that has just begun"
 
 
 def _checksum(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON gives it back: tuples are lists."""
-    return parse_json(json.dumps(value), name="state")

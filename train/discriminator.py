@@ -1,4 +1,9 @@
-"""The two discriminators of the VQGAN family: images (B, 3, H, W) in [-1, 1] to logit maps."""
+"""The two discriminators of the VQGAN family: images (B, 3, H, W) in [-1, 1] to logit maps.
+
+With `pixel_range: unit` the network itself reads [0, 1], as the discriminators of MaskBit, VQGAN+,
+Binary Latent Diffusion and BiGR do, like their tokenizers: the zeros that pad a convolution are
+black there, and grey in [-1, 1].
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, assert_never
@@ -10,6 +15,13 @@ from torch import Tensor, nn
 from ..config import STRICT
 from ..tokenizers.networks.conv_autoencoder import channels_last
 
+PixelRange = Literal["symmetric", "unit"]
+
+
+def scaled(images: Tensor, pixel_range: PixelRange) -> Tensor:
+    """Images in [-1, 1] in the range that a network reads."""
+    return (images + 1) / 2 if pixel_range == "unit" else images
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchDiscriminatorConfig:
@@ -20,6 +32,7 @@ class PatchDiscriminatorConfig:
         num_layers: Stride-2 layers, at least 1.
         norm: `batch` as published; its statistics are per process. `group` does not depend on the
             batch and is the better choice for small batches and several processes.
+        pixel_range: Range of pixels inside the network: `symmetric` is [-1, 1], `unit` is [0, 1].
     """
 
     __pydantic_config__ = STRICT
@@ -27,6 +40,7 @@ class PatchDiscriminatorConfig:
     base_channels: int = 64
     num_layers: int = 3
     norm: Literal["batch", "group"] = "batch"
+    pixel_range: PixelRange = "symmetric"
 
     def __post_init__(self) -> None:
         if self.base_channels < 1 or self.num_layers < 1:
@@ -41,6 +55,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, config: PatchDiscriminatorConfig) -> None:
         super().__init__()
+        self.pixel_range = config.pixel_range
         width = config.base_channels
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         for i in range(1, config.num_layers + 1):
@@ -63,7 +78,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, *batches: Tensor) -> Tensor:
         """Logits of each batch by itself, concatenated: batch statistics must not mix them."""
-        return torch.cat([self.layers(images) for images in batches])
+        return torch.cat([self.layers(scaled(images, self.pixel_range)) for images in batches])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +90,7 @@ class BlurDiscriminatorConfig:
         num_stages: Halvings of the resolution, at least 1.
         output_size: Height and width of the logit map; finer features are max-pooled to it.
         norm_groups: Groups of every GroupNorm.
+        pixel_range: Range of pixels inside the network: `symmetric` is [-1, 1], `unit` is [0, 1].
     """
 
     __pydantic_config__ = STRICT
@@ -83,6 +99,7 @@ class BlurDiscriminatorConfig:
     num_stages: int = 4
     output_size: int = 16
     norm_groups: int = 32
+    pixel_range: PixelRange = "symmetric"
 
     def __post_init__(self) -> None:
         if min(self.num_stages, self.output_size, self.norm_groups) < 1:
@@ -116,6 +133,7 @@ class BlurDiscriminator(nn.Module):
 
     def __init__(self, config: BlurDiscriminatorConfig) -> None:
         super().__init__()
+        self.pixel_range = config.pixel_range
         width = config.base_channels
         layers: list[nn.Module] = [nn.Conv2d(3, width, 5, padding=2), nn.LeakyReLU(0.1)]
         for i in range(config.num_stages):
@@ -136,7 +154,7 @@ class BlurDiscriminator(nn.Module):
 
     def forward(self, *batches: Tensor) -> Tensor:
         """Logits of each batch, concatenated."""
-        return torch.cat([self.layers(images) for images in batches])
+        return torch.cat([self.layers(scaled(images, self.pixel_range)) for images in batches])
 
 
 DiscriminatorConfig = Annotated[

@@ -170,7 +170,8 @@ def train(
         found = folder.load_checkpoint()
         if found is not None:
             state.load(*found, data=reader.fingerprint)
-        folder.forget_after(state.step)
+        for fault in folder.forget_after(state.step):
+            say(main, fault)
     if run.trackers:
         accelerator.init_trackers("tessella-generator", config=flat_config(config))
     say(

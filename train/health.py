@@ -159,13 +159,13 @@ def memorization_alarms(
     metric `monitor` in training than at that best one.
     """
     measured = f"val_{monitor}"
-    validations = [r for r in records if measured in r]
+    validations = [r for r in records if isinstance(r.get(measured), float)]
     if len(validations) <= MEMORIZATION_EVALUATIONS:
         return []
     best = min(validations, key=lambda r: r[measured])
     last = validations[-MEMORIZATION_EVALUATIONS:]
     limit = (1 + MEMORIZATION_SHARE) * best[measured]
-    training = [r for r in records if monitor in r]
+    training = [r for r in records if isinstance(r.get(monitor), float)]
     before = [r[monitor] for r in training if r["step"] <= best["step"]]
     if not before or any(r[measured] <= limit for r in last):
         return []

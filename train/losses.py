@@ -30,10 +30,14 @@ def generator_loss(fake_logits: Tensor, kind: GANLoss) -> Tensor:
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: GANLoss) -> Tensor:
-    """Loss of the discriminator, the mean of its real and fake half."""
+    """Loss of the discriminator: the mean of its real and fake half, or their sum.
+
+    `hinge` is the mean, `non_saturating` the sum, as in MAGVIT's losses and in the code of
+    arXiv:2409.16211; half of that sum goes by the name of the vanilla loss.
+    """
     if kind == "hinge":
         return (relu(1 - real_logits).mean() + relu(1 + fake_logits).mean()) / 2
-    return (softplus(-real_logits).mean() + softplus(fake_logits).mean()) / 2
+    return softplus(-real_logits).mean() + softplus(fake_logits).mean()
 
 
 class LeCam(KeepsBuffers):

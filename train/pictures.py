@@ -31,7 +31,7 @@ def draw_curves(records: list[dict[str, Any]], path: Path, panels: dict[str, lis
     series = {}
     for names in panels.values():
         for name in names:
-            points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+            points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)]
             if points:
                 series[name] = points
     shown = {title: [n for n in names if n in series] for title, names in panels.items()}

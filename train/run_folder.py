@@ -17,6 +17,7 @@ import fcntl
 import io
 import json
 import os
+import pickle
 import re
 import uuid
 from pathlib import Path
@@ -28,7 +29,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config import read_yaml, to_dict, to_yaml
-from ..documents import read_json, read_json_lines
 from ..files import (
     MARKER,
     SaveError,
@@ -37,10 +37,12 @@ from ..files import (
     check_replaceable,
     read_marker,
     remove_folder,
-    sha256_file,
     some_of,
     write_marker,
 )
+from ..manifest import check_sums, write_sums
+from ..unfinished import open_lock, sweep
+from .run_log import forget_after, read_log
 
 _FREE_TO_CHANGE = (
     "data.num_workers",
@@ -168,15 +170,17 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            lock = open_lock(self.path / ".lock")
         except OSError as error:
-            raise SaveError(f"cannot write {self.path}: {error.strerror}") from None
+            raise SaveError(f"cannot write {self.path / '.lock'}: {error.strerror}") from None
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until the process ends
         except OSError:
             raise RunError(
                 f"{self.path}: another process is writing to this run; wait until it has ended"
             ) from None
+        for place in ("", "checkpoints", "previews", "samples"):
+            sweep(self.path / place)
         with atomic_file(self.path / "config.yaml") as temporary:
             temporary.write_text(to_yaml(self._config), encoding="utf-8")
         if read_marker(self.path) is None:
@@ -205,14 +209,13 @@ class RunFolder:
         """All records of the log; a last line that a crash cut short is left out."""
         return read_log(self.log_path)
 
-    def forget_after(self, step: int) -> None:
-        """Remove log records of steps after `step`, which a resumed run will write again."""
-        if not self.writes or not self.log_path.exists():
-            return
-        kept = [record for record in self.read_log() if record.get("step", 0) <= step]
-        with atomic_file(self.log_path) as temporary:
-            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
-            temporary.write_text("".join(lines), encoding="utf-8")
+    def forget_after(self, step: int) -> list[str]:
+        """Remove log records of steps after `step`, which a resumed run will write again.
+
+        Returns:
+            Lines to tell the user, about records that were damaged.
+        """
+        return forget_after(self.log_path, step) if self.writes else []
 
     def checkpoints(self) -> list[Path]:
         """Checkpoint folders of this run, oldest first."""
@@ -252,8 +255,7 @@ class RunFolder:
             buffer = io.BytesIO()
             torch.save({"step": step, **state}, buffer)
             (folder / "state.pt").write_bytes(buffer.getbuffer())
-            sums = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
-            (folder / "checksums.json").write_text(json.dumps(sums, indent=2), encoding="utf-8")
+            write_sums(folder)
         for old in self.checkpoints()[:-keep]:
             if old.name not in self._adopted:
                 with contextlib.suppress(FileExistsError):  # keep it if it has other files as well
@@ -271,13 +273,10 @@ class RunFolder:
             return None
         folder = found[-1]
         try:
-            sums = read_json(folder / "checksums.json", dict[str, str], error=RunError)
-            for name, expected in sums.items():
-                if sha256_file(folder / name) != expected:
-                    raise RunError(f"{folder / name}: truncated or changed")
+            check_sums(folder, error=RunError)
             weights = {p.stem: load_file(p) for p in folder.glob("*.safetensors")}
             state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError, RuntimeError, pickle.PickleError) as error:
             raise RunError(
                 f"checkpoint {folder} cannot be used ({error}); delete that folder to continue "
                 f"from the one before, of which there are {len(found) - 1}"
@@ -307,19 +306,6 @@ def check_processes(saved: int, running: int) -> None:
             f"the checkpoint is of {saved} processes, this run has {running}; "
             f"launch {saved} processes to resume"
         )
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of a `log.jsonl`; lines that are none, such as one cut by a crash, are left out.
-
-    Raises:
-        RunError: If there is something else than a file of that name, or it cannot be read.
-    """
-    try:
-        found = read_json_lines(path, dict[str, Any], error=RunError, non_finite=True)
-        return [record for record in found if isinstance(record, dict)]
-    except FileNotFoundError:
-        return []
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:

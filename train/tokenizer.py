@@ -91,7 +91,8 @@ def train(
         found = folder.load_checkpoint()
         if found is not None:
             state.load(*found)
-        folder.forget_after(state.step)
+        for fault in folder.forget_after(state.step):
+            say(main, fault)
     if run.trackers:
         accelerator.init_trackers("tessella-tokenizer", config=flat_config(config))
     perceptual = state.objective.perceptual

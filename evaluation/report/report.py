@@ -61,6 +61,15 @@ _METRIC = {
     "about": _TEXT,
     "group": _TEXT,
 }
+_CALIBRATION = {
+    "network": _TEXT,
+    "num_noise": _NUMBER,
+    "num_reference": _NUMBER,
+    "noise": _DICT,
+    "num_real": _NUMBER,
+    "real": _DICT,
+    "withheld": _LIST,
+}
 
 
 class ReportError(ValueError):
@@ -138,9 +147,10 @@ def _check_sums(report: dict[str, Any]) -> None:
 def check_report(report: Any) -> None:
     """Refuse content that is not a complete report of this format and of one protocol.
 
-    `floor` (what real images get, under protocols of their own), `per_class`, `broken` (reasons by
-    image) and `headline` (names of the metrics at the top of the page) may be absent. Facts under
-    `subject`, `protocol` and `machine` are free beyond those that are needed here.
+    `floor` (what real images get, under protocols of their own), `calibration` (what noise and real
+    images get in the metrics of pairs), `per_class`, `broken` (reasons by image) and `headline`
+    (names of the metrics at the top of the page) may be absent. Facts under `subject`, `protocol`
+    and `machine` are free beyond those that are needed here.
 
     Raises:
         ReportError: With the key and the value that was expected there.
@@ -164,6 +174,12 @@ def check_report(report: Any) -> None:
     if report.get("floor") is not None:
         _check_keys(report, {"floor": _DICT}, "report")
         _check_metrics(report["floor"], None, "report.floor")
+    if report.get("calibration") is not None:
+        _check_keys(report, {"calibration": _DICT}, "report")
+        _check_keys(report["calibration"], _CALIBRATION, "report.calibration")
+        for side in ("noise", "real"):
+            numbers = report["calibration"][side]
+            _check_numbers(list(numbers.values()), f"report.calibration.{side}")
     if not report["metrics"]:
         raise ReportError("report.metrics: empty, expected at least one metric")
     if report.get("per_class") is not None:

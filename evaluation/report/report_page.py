@@ -71,6 +71,7 @@ def report_page(report: dict[str, Any], pictures: Mapping[str, bytes]) -> str:
         protocol_block=fact_block(protocol),
         groups=groups,
         has_floor=bool(floor),
+        calibration=_calibration(report),
         notes=[fact_text(note) for note in report["notes"]] + _broken(report.get("broken") or {}),
         pictures=shown,
         per_class=_class_table(table) if table else None,
@@ -119,6 +120,28 @@ def _metric_row(name: str, metric: dict[str, Any], floor: dict[str, Any] | None)
         "each": " · ".join(each),
         "floor": "" if floor is None else _with_spread(floor),
         "floor_protocol": "" if floor is None else floor["protocol"],
+    }
+
+
+def _calibration(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Table of the metrics of pairs: of the images, of noise, of real images; None without it."""
+    found = report.get("calibration")
+    if not found:
+        return None
+    names = list(found["noise"])
+    measured = {name.partition("@")[0]: metric for name, metric in report["metrics"].items()}
+    halves = f"{number_text(found['num_real'])} real images against as many others"
+    rows = [
+        ("these images", [_with_spread(measured[n]) if n in measured else "" for n in names]),
+        (f"{number_text(found['num_noise'])} images of noise",
+         [number_text(found["noise"][n]) for n in names]),
+        (halves, [number_text(found["real"].get(n)) for n in names]),
+    ]  # fmt: skip
+    return {
+        "names": names,
+        "rows": rows if found["real"] else rows[:-1],
+        "about": f"On {found['network']}, against {number_text(found['num_reference'])} reference "
+        "images. Metrics are not given where noise does not stay below half of real images.",
     }
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .extractor import FeatureExtractor, check_images
+from ..checks import check_images
+from .extractor import MIN_SIDE, FeatureExtractor
 from .weights import LoadedWeights
 
 NORM_EPS = 1e-3
@@ -195,14 +196,14 @@ class InceptionFid(FeatureExtractor):
         """Features of sFID: 7 channels at every position of block 6d, after ReLU.
 
         Args:
-            images: Float RGB in [0, 1], shape (B, 3, H, W) with H, W >= 16 pixels.
+            images: RGB, float in [0, 1] or uint8, shape (B, 3, H, W) with H, W >= 16 pixels.
 
         Returns:
             Float32, shape (B, 2023): rows, columns, channels, channels fastest. Deeper blocks are
             not computed. Gradients reach `images`.
 
         Raises:
-            ValueError: If the images are too small or not float RGB.
+            ValueError: If the images are too small, not RGB or out of range.
 
         Source: arXiv:2103.03841; the first 7 channels of `mixed_6/conv`, flattened as TensorFlow
         lays them out, as in the evaluator of openai/guided-diffusion.
@@ -213,10 +214,10 @@ class InceptionFid(FeatureExtractor):
         """`pooled` (B, 2048) and `spatial_features` (B, 2023) in one pass, equal to separate calls.
 
         Args:
-            images: Float RGB in [0, 1], shape (B, 3, H, W) with H, W >= 16 pixels.
+            images: RGB, float in [0, 1] or uint8, shape (B, 3, H, W) with H, W >= 16 pixels.
 
         Raises:
-            ValueError: If the images are too small or not float RGB.
+            ValueError: If the images are too small, not RGB or out of range.
         """
         (deepest,) = self.pooled_layers
         maps = self._maps(images, (_SPATIAL, deepest))
@@ -224,8 +225,8 @@ class InceptionFid(FeatureExtractor):
 
     def _maps(self, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Feature maps as from `forward`, where names may also be `spatial`."""
-        check_images(images)
-        return self._collect(images, names)
+        check_images(images, 0, 1, min_side=MIN_SIDE)
+        return self.collect(images, names)
 
     def _stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         features = (resize_tf1(images * 255, SIDE) - 128) / 128

@@ -66,7 +66,7 @@ QUANTIZERS: dict[str, QuantizerConfig] = {
     "lfq_9_bits": LFQConfig(bits=9),
     "lfq_14_bits": LFQConfig(bits=14),
     "bsq_24_bits": BSQConfig(bits=24),
-    "lfq_80_bits": LFQConfig(bits=80),
+    "lfq_80_bits": LFQConfig(bits=80, entropy_group_bits=10),
     "fsq": FSQConfig(levels=(8, 5, 5, 5)),
     "fsq_binary": FSQConfig(levels=(8, 4)),
 }

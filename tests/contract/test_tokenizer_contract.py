@@ -48,7 +48,7 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
     "ema_vq": tiny(EMAVQConfig(codebook_size=32, dim=4)),
     "ema_vq_sphere": tiny(EMAVQConfig(codebook_size=32, dim=4, normalize=True)),
     "lfq": tiny(LFQConfig(bits=6)),
-    "lfq_80_bits": tiny(LFQConfig(bits=80)),
+    "lfq_80_bits": tiny(LFQConfig(bits=80, entropy_group_bits=10)),
     "bsq": tiny(BSQConfig(bits=6)),
     "fsq": tiny(FSQConfig(levels=(8, 5, 5))),
     "bernoulli": tiny(

@@ -39,10 +39,14 @@ FAST = ("--num-steps", 2, "--features", "random", "--protocol", "val-paired", "-
 
 
 def noise(count: int, seed: int, side: int = 32) -> Tensor:
-    """Seeded 8-bit images (count, 3, side, side) in [-1, 1]."""
+    """Seeded 8-bit images (count, 3, side, side) in [-1, 1], of blocks of 8 x 8 pixels.
+
+    Noise of single pixels is what the metrics of pairs are calibrated with.
+    """
     rng = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (count, side, side, 3), generator=rng, dtype=torch.uint8)
-    return to_float(pixels.numpy())
+    blocks = torch.randint(0, 256, (count, side // 8, side // 8, 3), generator=rng)
+    pixels = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    return to_float(pixels.to(torch.uint8).numpy())
 
 
 @pytest.fixture(autouse=True)

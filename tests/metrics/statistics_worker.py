@@ -41,7 +41,9 @@ def data() -> dict[str, Tensor]:
     return {
         "features": torch.randn(IMAGES, FEATURES, generator=rng) + 3,
         "originals": originals,
-        "reconstructions": originals + 0.2 * torch.randn(originals.shape, generator=rng),
+        "reconstructions": (originals + 0.2 * torch.randn(originals.shape, generator=rng)).clamp(
+            -1, 1
+        ),
         "bits": torch.randint(2, (IMAGES, 5, BITS), generator=rng),
         "labels": torch.randint(10, (IMAGES,), generator=rng),
     }

@@ -26,7 +26,7 @@ def pair(batch: int, size: int = 24) -> tuple[Tensor, Tensor]:
     originals = torch.rand(batch, 3, size, size, generator=rng) * 2 - 1
     originals[:, :, : size // 2] = 1.0
     noise = torch.randn(originals.shape, generator=rng)
-    return originals, originals + 0.1 * noise
+    return originals, (originals + 0.1 * noise).clamp(-1, 1)
 
 
 def pixels(images: Tensor) -> np.ndarray:

@@ -76,13 +76,68 @@ def test_halton_counts_are_the_references(num_slots: int, start: list[int], end:
     assert counts == expected
 
 
+def reference_counts(num_slots: int, num_steps: int, schedule: MaskSchedule) -> list[int]:
+    """Hidden slots after each step, by the formulas of MaskBit in float32; the last is ignored."""
+    counts, before = [], num_slots
+    for i in range(num_steps):
+        r = torch.tensor((i + 1) / num_steps)
+        share = {
+            "arccos": lambda r: torch.acos(r) / (math.pi * 0.5),
+            "cosine": lambda r: torch.cos(r * math.pi * 0.5),
+            "linear": lambda r: 1 - r,
+            "square": lambda r: 1 - (r**2),
+        }[schedule](r)
+        before = int(torch.floor(torch.clamp(share, 1e-6, 1.0) * num_slots).clamp(1, before - 1))
+        counts.append(before)
+    return [*counts[:-1], 0]
+
+
+def test_published_counts_are_the_references_float32() -> None:
+    """The named case is linear, 192 slots in 12 steps: 127.99999 hidden slots are 127, not 128."""
+    assert reference_counts(192, 12, "linear")[3] == 127
+    assert hidden(192, num_steps=12, schedule="linear", counts="published")[3] == 127
+    assert hidden(192, num_steps=12, schedule="linear")[3] == 128
+    assert hidden(512, num_steps=12, schedule="cosine", counts="published")[7] == 255
+    assert hidden(512, num_steps=12, schedule="cosine")[7] == 256
+    different = 0
+    for schedule in SCHEDULES:
+        for num_slots in (64, 128, 192, 256, 512, 576, 1024):
+            for num_steps in (4, 8, 12, 16, 32, 64, 128, 256):
+                if num_steps < num_slots:
+                    expected = reference_counts(num_slots, num_steps, schedule)
+                    fields = {"num_steps": num_steps, "schedule": schedule}
+                    assert hidden(num_slots, **fields, counts="published") == expected, fields
+                    different += hidden(num_slots, **fields) != expected
+    assert 0 < different < 20
+
+
+def test_published_halton_counts_are_the_references_float32() -> None:
+    different = 0
+    for num_slots in (64, 192, 256, 576, 1023):
+        for num_steps in (3, 8, 12, 32, 60):
+            before, expected = 0, []
+            for i in range(num_steps):
+                share = 1 - (torch.arccos(torch.tensor((i + 1) / num_steps)) / (math.pi * 0.5))
+                reached = max(i + 1, int(share * num_slots))
+                expected.append(reached - before)
+                before = reached
+            fields = {"num_steps": num_steps, "sampler": "halton", "schedule": "arccos"}
+            assert revealed(num_slots, **fields, counts="published") == expected, fields
+            different += revealed(num_slots, **fields) != expected
+    assert 0 < different < 20
+
+
+@pytest.mark.parametrize("counts", ["exact", "published"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sampler", ["confidence", "halton", "entropy"])
-def test_every_table_reveals_everything_once(schedule: MaskSchedule, sampler: Any) -> None:
+def test_every_table_reveals_everything_once(
+    schedule: MaskSchedule, sampler: Any, counts: Any
+) -> None:
     """Invariant 4, for every number of steps that is allowed."""
     for num_slots in (*range(1, 20), 64, 127):
         for num_steps in range(1, num_slots + 1):
-            rows = table(num_slots, num_steps=num_steps, schedule=schedule, sampler=sampler)
+            fields = {"num_steps": num_steps, "schedule": schedule, "sampler": sampler}
+            rows = table(num_slots, **fields, counts=counts)
             assert [row.step for row in rows] == list(range(1, num_steps + 1))
             assert sum(row.revealed for row in rows) == num_slots
             assert rows[-1].hidden == 0
@@ -211,6 +266,7 @@ def test_a_table_reads_like_a_table() -> None:
         ({"schedule": "root"}, "schedule: expected arccos, cosine, linear, square, found 'root'"),
         ({"guidance_schedule": "late"}, "guidance_schedule: expected constant, linear, cosine, fo"),
         ({"halton_groups": "both"}, "halton_groups: expected passes, together, found 'both'"),
+        ({"counts": "exakt"}, "counts: expected exact, published, found 'exakt'"),
     ],
 )
 def test_impossible_settings_are_refused(fields: dict[str, Any], message: str) -> None:

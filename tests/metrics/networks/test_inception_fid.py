@@ -193,11 +193,12 @@ def test_another_resizer_is_another_metric(genuine: InceptionFid) -> None:
                 if name != "tf1":
                     size = (SIDE, SIDE)
                     enlarged = F.interpolate(pixels, size, mode=name, align_corners=False)
+                    enlarged = enlarged.clamp(0, 1)  # bicubic overshoots
                 own.update(genuine.pooled(enlarged))
     reference = statistics.pop("tf1")
     assert reference.count == 32
     found = {name: frechet_distance(own, reference) for name, own in statistics.items()}
-    assert found["bilinear"] > 3, found  # 6.2 and 32.5 when it was added
+    assert found["bilinear"] > 3, found  # 6.2 and 31.3 when it was added
     assert found["bicubic"] > 15, found
 
 
