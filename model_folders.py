@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from .tokenizers.base import Tokenizer
 from .tokenizers.probe import PROBE
 
 CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "card.json"
+NOT_STATED = "not stated"
+"""What is said of a fact that a card does not have."""
 OWN_TOKENIZER = "tokenizer"
 """Folder inside a generator's folder that holds its tokenizer, if none of its own does."""
 _LASTING = ("sampling", "data", "licence", "imported")
@@ -211,3 +214,21 @@ def write_model(
         json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     return facts
+
+
+def trained_on(card: Mapping[str, Any] | None) -> str:
+    """What a model learned from, in a few words for people: `emoji, 1,381 images`.
+
+    Args:
+        card: Card of a model, such as `generator.card`; None: of a model that was not loaded.
+
+    Returns:
+        Name of the data and number of images, as far as the card has them; `not stated` otherwise.
+    """
+    data = (card or {}).get("data")
+    if isinstance(data, str):
+        return data or NOT_STATED
+    if not isinstance(data, Mapping) or not isinstance(source := data.get("source"), str):
+        return NOT_STATED
+    images = data.get("images")
+    return f"{source}, {images:,} images" if isinstance(images, int) else source
