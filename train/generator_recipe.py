@@ -162,6 +162,7 @@ def check_val_source(config: TrainGeneratorConfig, store: TokenStore, val: Image
         if both:
             raise ConfigError(
                 f"data.store holds {both} of the {len(val)} images of {val.name} that would be "
-                "held out for validation; name others with data.val_source, or leave data.store "
-                "out: the run then writes a store without them"
+                f"held out for validation; encode it with --val-share {config.data.val_share:g}, "
+                "name others with data.val_source, or leave data.store out: the run then writes a "
+                "store without them"
             )
