@@ -230,11 +230,12 @@ def write_emoji_packages(root: Path) -> Path:
     return root
 
 
-def test_emoji_full(tmp_path, monkeypatch):
+def test_emoji_full(tmp_path, monkeypatch, capsys):
     source = write_emoji_packages(tmp_path / "in")
     recipe = dataclasses.replace(RECIPES["emoji-full"], counts={"train": 54, "val": 6})
     monkeypatch.setitem(prepare_module.RECIPES, "emoji-full", recipe)
     prepare("emoji-full", tmp_path / "out", source=source)
+    assert "drawing emoji: 100% 54/54" in capsys.readouterr().err
     val = open_source(tmp_path / "out", "val")
     assert len(val) == 6 and val.classes[val.read(0).label] == "animal"
     assert val.read(0).caption.startswith("animal ")
