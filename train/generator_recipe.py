@@ -28,7 +28,9 @@ class GeneratorDataConfig(SourceSettings):
         val_share: Share of the images that is held out for validation if there is no `val_source`
             and the source has no split `val`: at least 16 images, at most a quarter of fewer than
             64, chosen by a hash of their names.
-        image_member: Which member of a sample in a tar is the image; see `SourceSettings`.
+        image_member: Which member of a sample in a tar is the image, by the end of its name after
+            the first dot, e.g. `left.png`; `*`: every image member is a sample of its own. None:
+            the only one, or the one without a second dot (`0001.jpg` beside `0001.seg.png`).
         max_pixels: Largest number of pixels of a decoded image; larger ones are skipped as broken.
         tokens: Origin of the tokens: `store` reads tokens that were encoded beforehand, `images`
             encodes freshly augmented images in every step.
@@ -162,6 +164,7 @@ def check_val_source(config: TrainGeneratorConfig, store: TokenStore, val: Image
         if both:
             raise ConfigError(
                 f"data.store holds {both} of the {len(val)} images of {val.name} that would be "
-                "held out for validation; name others with data.val_source, or leave data.store "
-                "out: the run then writes a store without them"
+                f"held out for validation; encode it with --val-share {config.data.val_share:g}, "
+                "name others with data.val_source, or leave data.store out: the run then writes a "
+                "store without them"
             )

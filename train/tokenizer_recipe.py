@@ -28,7 +28,9 @@ class DataConfig(SourceSettings):
         val_share: Share of the images that is held out for validation if there is no `val_source`
             and the source has no split `val`: at least 16 images, at most a quarter of fewer than
             64, chosen by a hash of their names.
-        image_member: Which member of a sample in a tar is the image; see `SourceSettings`.
+        image_member: Which member of a sample in a tar is the image, by the end of its name after
+            the first dot, e.g. `left.png`; `*`: every image member is a sample of its own. None:
+            the only one, or the one without a second dot (`0001.jpg` beside `0001.seg.png`).
         max_pixels: Largest number of pixels of a decoded image; larger ones are skipped as broken.
         augment: Random augmentation of the training images.
         num_workers: Reader processes per training process; 0 is best for small cached sets.
