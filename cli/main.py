@@ -26,7 +26,7 @@ COMMANDS = {
     "reconstruct": ("encode", "Measure and write reconstructions of images."),
     "sample": ("sample", "Draw pictures."),
     "store": ("store", "Join token stores, and exchange them with other programs."),
-    "verify": ("verify", "Check that a tokenizer still reconstructs its probe images."),
+    "verify": ("verify", "Check that a model is intact and still reconstructs as measured."),
 }
 """Module in this folder and line in `tessella --help` of each command."""
 
