@@ -23,7 +23,7 @@ from tessella.evaluation.reconstructed import Measures, Reconstructed
 from tessella.evaluation.reconstructions import measure_reconstructions
 from tessella.metrics.perceptual import PerceptualDistance
 from tessella.tokenizers.base import Tokenizer
-from tessella.tokenizers.probe import choose_probe
+from tessella.tokenizers.probe import choose_probe, describe_probe, synthetic_probe
 from tessella.train.command import (
     flat_config,
     log_alarms,
@@ -156,15 +156,18 @@ def train(
             "perceptual_features": features,
             "validation": {"source": val_source.name, "split": "val", **measured},
         }
+        side = state.tokenizer.resolution
+        probe = choose_probe(val_source, side) if run.probe_images else synthetic_probe(side)
         facts = save_tokenizer(
             state.ema.module,
             out / "tokenizer",
             card=card,
             overwrite=True,
             run=folder.id,
-            probe=choose_probe(val_source, state.tokenizer.resolution),
+            probe=probe,
         )
         say(main, f"wrote {out / 'tokenizer'} (fingerprint {facts['fingerprint']})")
+        say(main, describe_probe(probe, "run.probe_images=false"))
     return measured
 
 
