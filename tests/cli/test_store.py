@@ -23,7 +23,7 @@ from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.vqgan import VQGAN, VQGANConfig
 from tessella.tokens import row_files, store_writer
-from tessella.tokens.store import TokenStore
+from tessella.tokens.store import StoreError, TokenStore
 from tessella.tokens.tokens import Tokens
 
 
@@ -83,6 +83,13 @@ def test_a_signal_keeps_finished_work_and_says_how_to_continue(
     last = result.stderr.splitlines()[-1]
     assert last.startswith(f"Error: interrupted; 4 rows are kept in {out}.unfinished; ")
     assert "--resume" in last and not out.exists()
+    facts = json.loads(run("info", f"{out}.unfinished", "--json").stdout)
+    assert (facts["kind"], facts["images"]) == ("unfinished token store", 4)
+    for name in (out, f"{out}.unfinished"):
+        result = run("decode", "--tokenizer", model, name, "--out", tmp_path / "no", code=1)
+        assert "no such file" in result.stderr or "the store is unfinished" in result.stderr
+    with pytest.raises(StoreError, match=r"store\.json is missing; the store is unfinished"):
+        TokenStore(out)
     made = json.loads(run(*words, "--out", out, "--resume", "--json").stdout)
     assert made["resumed"] == 4 and made["images"] == 8
     assert contents(out) == contents(tmp_path / "quiet")
