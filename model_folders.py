@@ -74,7 +74,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
 
     Args:
         path: Folder, `bundled:NAME`, `hub:owner/name`, or the bare name of a bundled model where
-            nothing else has that name.
+            nothing else has that name. `hub:owner/name@revision` takes a branch, tag or commit.
 
     Raises:
         CheckpointError: If there is none; the message suggests or lists bundled names.
@@ -90,12 +90,17 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
             raise CheckpointError(f"{name}: no such bundled model; {hint}")
         return _BUNDLED / wanted
     if name.startswith("hub:"):
+        repository, at, revision = name.removeprefix("hub:").partition("@")
+        if not repository or (at and not revision):
+            raise CheckpointError(f"{name}: expected hub:owner/name or hub:owner/name@revision")
         from huggingface_hub import snapshot_download
 
         files = [CONFIG, WEIGHTS, CARD, PROBE]
         files += [f"{OWN_TOKENIZER}/{file}" for file in files]
         try:
-            return Path(snapshot_download(name.removeprefix("hub:"), allow_patterns=files))
+            return Path(
+                snapshot_download(repository, revision=revision or None, allow_patterns=files)
+            )
         except Exception as error:  # network, permission, name: the hub has many ways to fail
             raise CheckpointError(f"{name}: {error}") from None
     folder = Path(name)

@@ -14,6 +14,7 @@ from .._version import __version__
 COMMANDS = {
     "bits": ("bits", "Measure bits per dimension of a generator."),
     "compare": ("compare", "Compare reports of one protocol."),
+    "config": ("config_command", "List the keys of training configs."),
     "data": ("data", "Get data sets and weights of feature networks."),
     "decode": ("encode", "Decode tokens to PNG files."),
     "edit": ("edit", "Draw parts of a picture anew."),
