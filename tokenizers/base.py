@@ -174,11 +174,13 @@ class Tokenizer(nn.Module):
         config: Config dataclass from which it was built.
         fingerprint: Hash of config and weights; None until it is loaded from a folder.
         card: Model card of the folder; None until it is loaded from a folder.
+        origin: Folder, `bundled:NAME` or `hub:owner/name` that it was loaded from; else None.
     """
 
     config: Any
     fingerprint: str | None = None
     card: dict[str, Any] | None = None
+    origin: str | None = None
     spec: TokenSpec
     resolution: int
     loss_names: tuple[str, ...] = ()

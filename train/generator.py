@@ -17,7 +17,8 @@ import click
 import tessella
 from tessella.checkpoints import find_folder, load_tokenizer, save_generator
 from tessella.codec.encode import encode_source
-from tessella.data.sources import ImageSource, open_source
+from tessella.data.image_source import ImageSource
+from tessella.data.train_val import held_out, open_train_and_val, open_val
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.probe import NoProbe, check_store, verify_probe, verify_store_probe
 from tessella.tokens.store import TokenStore
@@ -127,13 +128,17 @@ def train(
 ) -> dict[str, Any] | None:
     """Run or resume a training; returns the final measurements, or None if it was interrupted."""
     data, store, own_store = config.data, None, out / "store"
-    val_source = open_source(data.val_source or data.source, "val")
+    labelled = config.generator.num_classes != 0
     unused = data.store is not None and (data.views > 1 or data.augment.enabled)
     if data.store is not None:
-        store, source = TokenStore(data.store), val_source
-        check_val_source(config, store.header.source, val_source.name)
+        store = TokenStore(data.store)
+        known = store.classes if labelled else ()
+        source = val_source = open_val(data.source, data.val_source, data, classes=known)
+        check_val_source(config, store, val_source)
     else:
-        source = open_source(data.source, "train")
+        source, val_source = open_train_and_val(
+            data.source, data.val_source, data, same_classes=labelled
+        )
     config = resolve_generator(config, num_classes_of(source if store is None else store))
     run, num_classes = config.run, config.generator.num_classes or 0
     accelerator = build_accelerator(run, out)
@@ -181,6 +186,8 @@ def train(
         f"{device}, {run.mixed_precision} precision",
     )
     say(main, verified)
+    if line := held_out(val_source):
+        say(main, line)
     if unused:
         say(main, f"data.views and data.augment are not used: {data.store} has views of its own")
     accumulation = run.gradient_accumulation_steps

@@ -29,6 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config import read_yaml, to_dict, to_yaml
+from ..data.images import MAX_PIXELS
+from ..data.splits import VAL_SHARE
 from ..files import (
     MARKER,
     SaveError,
@@ -71,6 +73,10 @@ _NAMES = (
     MARKER,
 )
 """Names that a run writes in its folder."""
+
+
+_ADDED = {"data.val_share": VAL_SHARE, "data.max_pixels": MAX_PIXELS}
+"""Keys that configs of older runs lack, with the values that leave such a run as it was."""
 
 
 class RunError(ValueError):
@@ -309,7 +315,8 @@ def check_processes(saved: int, running: int) -> None:
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    before, now = _flatten(old), _flatten(new)
+    now = _flatten(new)
+    before = {key: value for key, value in _ADDED.items() if key in now} | _flatten(old)
     changed = sorted(
         key
         for key in before.keys() | now.keys()

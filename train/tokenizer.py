@@ -16,13 +16,14 @@ import click
 
 import tessella
 from tessella.checkpoints import save_tokenizer
+from tessella.data.image_source import ImageSource
 from tessella.data.loader import ImageDataset, eval_batches, make_loader
-from tessella.data.sources import ImageSource, open_source
+from tessella.data.train_val import held_out, open_train_and_val
 from tessella.evaluation.reconstructed import Measures, Reconstructed
 from tessella.evaluation.reconstructions import measure_reconstructions
 from tessella.metrics.perceptual import PerceptualDistance
 from tessella.tokenizers.base import Tokenizer
-from tessella.tokenizers.probe import choose_probe
+from tessella.tokenizers.probe import choose_probe, describe_probe, synthetic_probe
 from tessella.train.command import (
     flat_config,
     log_alarms,
@@ -75,8 +76,8 @@ def train(
     run = config.run
     accelerator = build_accelerator(run, out)
     main = accelerator.is_main_process
-    source = open_source(config.data.source, "train")
-    val_source = open_source(config.data.val_source or config.data.source, "val")
+    data = config.data
+    source, val_source = open_train_and_val(data.source, data.val_source, data, same_classes=False)
     state = TokenizerRun(config, accelerator)
     dataset = ImageDataset(source, state.tokenizer.resolution, config.data.augment, seed=run.seed)
     preview = next(eval_batches(val_source, state.tokenizer.resolution, 16, 16))["images"]
@@ -97,6 +98,8 @@ def train(
         accelerator.init_trackers("tessella-tokenizer", config=flat_config(config))
     perceptual = state.objective.perceptual
     features = perceptual.id if perceptual is not None else "none"
+    if line := held_out(val_source):
+        say(main, line)
     say(
         main,
         f"{state.tokenizer.num_parameters()['total']:,} parameters, {state.tokenizer.spec}, "
@@ -153,15 +156,18 @@ def train(
             "perceptual_features": features,
             "validation": {"source": val_source.name, "split": "val", **measured},
         }
+        side = state.tokenizer.resolution
+        probe = choose_probe(val_source, side) if run.probe_images else synthetic_probe(side)
         facts = save_tokenizer(
             state.ema.module,
             out / "tokenizer",
             card=card,
             overwrite=True,
             run=folder.id,
-            probe=choose_probe(val_source, state.tokenizer.resolution),
+            probe=probe,
         )
         say(main, f"wrote {out / 'tokenizer'} (fingerprint {facts['fingerprint']})")
+        say(main, describe_probe(probe, "run.probe_images=false"))
     return measured
 
 

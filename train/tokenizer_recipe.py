@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..config import STRICT, ConfigError
+from ..data.image_source import SourceSettings
+from ..data.splits import VAL_SHARE
 from ..data.transforms import AugmentConfig
 from ..metrics.networks.build import available_features
 from ..tokenizers.build import TokenizerConfig
@@ -16,12 +18,18 @@ from .schedules import BoostConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(SourceSettings):
     """Training and validation data.
 
     Args:
         source: Images: `bundled:emoji`, a folder, tars, or `hf:owner/name`; split `train`.
-        val_source: Source of the validation split `val`; None: the same source.
+        val_source: Source of the validation split `val`, or a plain folder of validation images;
+            None: the same source.
+        val_share: Share of the images that is held out for validation if there is no `val_source`
+            and the source has no split `val`: at least 16 images, at most a quarter of fewer than
+            64, chosen by a hash of their names.
+        image_member: Which member of a sample in a tar is the image; see `SourceSettings`.
+        max_pixels: Largest number of pixels of a decoded image; larger ones are skipped as broken.
         augment: Random augmentation of the training images.
         num_workers: Reader processes per training process; 0 is best for small cached sets.
     """
@@ -29,6 +37,7 @@ class DataConfig:
     __pydantic_config__ = STRICT
     source: str = "bundled:emoji"
     val_source: str | None = None
+    val_share: float = VAL_SHARE
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     num_workers: int = 0
 

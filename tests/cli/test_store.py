@@ -15,12 +15,13 @@ from PIL import Image
 
 from tessella.checkpoints import save_tokenizer
 from tessella.cli.main import main
+from tessella.cli.store import FORMATS
 from tessella.sample.samples import open_samples
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.vqgan import VQGAN, VQGANConfig
-from tessella.tokens import store_writer
+from tessella.tokens import row_files, store_writer
 from tessella.tokens.store import TokenStore
 from tessella.tokens.tokens import Tokens
 
@@ -164,6 +165,27 @@ def test_decode_takes_stores_token_files_and_arrays(
     ):
         result = run(*words, tmp_path / name, "--out", tmp_path / "no", code=1)
         assert message in result.stderr and not (tmp_path / "no").exists()
+
+
+def test_export_and_import_on_the_command_line(model: Path, pictures: Path, tmp_path: Path) -> None:
+    assert FORMATS == row_files.FORMATS == tuple(row_files.READERS) == tuple(row_files.WRITERS)
+    run("encode", "--tokenizer", model, pictures, "--out", tmp_path / "store")
+    words = ["store", "export", tmp_path / "store", "--to", "npy", "--out", tmp_path / "out"]
+    words += ["--offset", 1000, "--bos", 998, "--eos", 999, "--order", "hilbert"]
+    facts = json.loads(run(*words, "--json").stdout)
+    assert facts["ids_per_image"] == 66 and facts["vocabulary"] == 1032
+    assert (facts["first_id"], facts["last_id"]) == (1000, 1031)
+    ids = np.load(tmp_path / "out" / "ids.npy")
+    assert ids.shape == (8, 66) and (ids[:, 0] == 998).all() and (ids[:, -1] == 999).all()
+    run("store", "import", tmp_path / "out", "--out", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "store")
+    np.save(tmp_path / "out" / "ids.npy", np.roll(ids, 1, axis=0))
+    result = run("store", "import", tmp_path / "out", "--out", tmp_path / "new", code=1)
+    assert "ids.npy: damaged, its SHA-256" in result.stderr
+    run("store", "import", tmp_path / "out", "--out", tmp_path / "new", "--changed")
+    assert TokenStore(tmp_path / "new")[1:].equal(TokenStore(tmp_path / "store")[:-1])
+    wrong = run(*words[:-6], "--bos", 1001, "--overwrite", code=1)
+    assert "bos: found 1001, expected an id >= 0 outside" in wrong.stderr
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
