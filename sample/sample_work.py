@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..documents import read_json
+from ..documents import parse_json, read_json
 from ..files import SaveError, atomic_file
 from ..manifest import sha256_file, some_of
 from ..tokens.store_work import describe_differences
@@ -139,11 +139,11 @@ class SampleWork:
 
     def read(self, first: int, count: int) -> Tensor | None:
         """Tokens of a batch, (count, P) uint8; None if it is not complete, or was changed."""
-        path = self.path / f"batch-{first:06d}.safetensors"
+        name = f"batch-{first:06d}.safetensors"
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(self.path / name, "pt") as file:
                 packed: Tensor = file.get_tensor("packed")
-                expected = json.loads((file.metadata() or {}).get("sha256", "null"))
+                expected = parse_json((file.metadata() or {}).get("sha256", "null"), name=name)
             found = [sha256_file(self.path / file_of(i)) for i in range(first, first + count)]
         except (OSError, SafetensorError, ValueError):
             return None
@@ -193,7 +193,7 @@ class SampleWork:
         self._lock = descriptor
 
     def _compare(self, settings: Mapping[str, Any]) -> None:
-        now = json.loads(json.dumps(dict(settings)))
+        now = parse_json(json.dumps(dict(settings)), name=SETTINGS)
         try:
             before = read_json(self.path / SETTINGS, dict[str, Any])
         except (OSError, ValueError) as error:
