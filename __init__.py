@@ -21,6 +21,7 @@ from ._version import __version__
 
 _PUBLIC = {
     ".tokens.tokens": ("TokenSpec", "Tokens"),
+    ".tokens.sequences": ("SequenceFormat",),
     ".tokens.store": ("TokenStore", "load_tokens"),
     ".data.image_batches": ("read_images", "save_images"),
     ".tokenizers.base": ("Quantizer", "Tokenizer"),
@@ -47,6 +48,7 @@ __all__ = [
     "Bernoulli",
     "Generator",
     "Quantizer",
+    "SequenceFormat",
     "TokenSpec",
     "TokenStore",
     "Tokenizer",
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from .tokenizers.quantizers.fsq import FSQ
     from .tokenizers.quantizers.lfq import LFQ
     from .tokenizers.quantizers.vq import VQ
+    from .tokens.sequences import SequenceFormat
     from .tokens.store import TokenStore, load_tokens
     from .tokens.tokens import Tokens, TokenSpec
 

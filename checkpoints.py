@@ -1,53 +1,63 @@
-"""Model folders: `config.yaml`, `model.safetensors` and `card.json`, without pickles.
+"""Saving and loading of models, as folders of `config.yaml`, `model.safetensors` and `card.json`.
 
-The config rebuilds the module. The card describes it and holds the fingerprint: a hash of config
-and weights that token stores repeat, and that detects damage. A tokenizer's folder may also hold
-`probe.safetensors`, a few images with the PSNR it reached (`tokenizers/probe.py`).
+The config rebuilds the module. The card describes it and holds the fingerprint, which is checked
+before anything is built (`model_folders.py`). A tokenizer's folder may also hold
+`probe.safetensors`, a few images with the PSNR it reached (`tokenizers/probe.py`); a generator's
+may hold its tokenizer's folder, `tokenizer/`.
 """
 
-import difflib
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .config import build_config, read_yaml, to_dict, to_yaml
-from .documents import read_json
-from .files import atomic_folder
+from .building import Misfit, build_on_meta, fill
+from .config import ConfigError, build_config
+from .files import atomic_folder, some_of
 from .generators.base import Generator
 from .generators.build import GeneratorFileConfig, TokensConfig, build_generator
-from .manifest import MARKER, check_files
+from .model_folders import (
+    CARD,
+    CONFIG,
+    OWN_TOKENIZER,
+    WEIGHTS,
+    CheckpointError,
+    bundled_models,
+    card_of,
+    find_folder,
+    fingerprint,
+    full_name,
+    is_local,
+    read_card,
+    read_config,
+    read_weights,
+    write_model,
+)
 from .tokenizers.base import Tokenizer
 from .tokenizers.build import build_tokenizer, tokenizer_config
-from .tokenizers.probe import PROBE, store_probe
+from .tokenizers.probe import ProbeError, read_probe, store_probe
 
-CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "card.json"
-_BUNDLED = Path(__file__).parent / "assets" / "models"
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "WEIGHTS",
+    "CheckpointError",
+    "describe_model",
+    "find_folder",
+    "fingerprint",
+    "load_generator",
+    "load_tokenizer",
+    "read_card",
+    "read_config",
+    "save_generator",
+    "save_tokenizer",
+]
 
-
-class CheckpointError(ValueError):
-    """A model folder that is missing, incomplete or damaged."""
-
-
-def fingerprint(config: dict[str, Any], state: dict[str, torch.Tensor]) -> str:
-    """Hash of a config and of every tensor's name, type, shape and bytes, 32 hexadecimal digits.
-
-    The config is hashed as it is stored in the file, so a field that a later version adds, with
-    its default, does not change the fingerprint of models without it.
-    """
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def save_tokenizer(
@@ -63,8 +73,12 @@ def save_tokenizer(
 ) -> dict[str, Any]:
     """Write a tokenizer's folder atomically and return its card.
 
+    What is saved loads again: weights that `config` does not describe are refused. A tokenizer
+    that was loaded keeps the facts of its card and its probe images, with their PSNR measured
+    anew; facts that were measured are kept only while the weights are the same.
+
     Args:
-        tokenizer: Tokenizer from `build_tokenizer`, with its `config`.
+        tokenizer: Tokenizer from `build_tokenizer` or `load_tokenizer`, with its `config`.
         path: Folder to create.
         card: Further facts: data, licence, command, seed, steps, metrics. Facts computed here
             override them, so the card of a loaded model can be passed on.
@@ -74,12 +88,15 @@ def save_tokenizer(
         dtype: Type of float weights in the file, e.g. torch.float16 for half the size; None:
             unchanged. Loading gives float32 again.
         probe: A few 8-bit images (B, 3, R, R) and a description of their source, stored with the
-            PSNR that the weights in the file reach, for `verify_probe`.
+            PSNR that the weights in the file reach, for `verify_probe`. They can be seen by
+            everyone who gets the folder; `synthetic_probe` gives images that show nothing.
 
     Raises:
         FileExistsError: If the folder exists and must stay; see `files.check_replaceable`.
         SaveError: If writing fails.
+        ValueError: If the weights are not those of a tokenizer of its `config`.
     """
+    _check_complete(tokenizer, partial(build_tokenizer, tokenizer.config))
     facts = {
         "kind": "tokenizer",
         "system": tokenizer.config.type,
@@ -88,14 +105,25 @@ def save_tokenizer(
         "resolution": tokenizer.resolution,
         "parameters": tokenizer.num_parameters(),
     }
+    probe = _stored_probe(tokenizer) if probe is None else probe
     with atomic_folder(
         path, kind="tokenizer", overwrite=overwrite, inputs=inputs, facts={"run": run}
     ) as folder:
-        written = _write(folder, tokenizer, tokenizer.config, facts, card, dtype)
+        written = write_model(folder, tokenizer, tokenizer.config, facts, card, dtype)
         if probe is not None:
             stored = load_tokenizer(folder, device=tokenizer.device)
             store_probe(stored, folder, probe[0], source=probe[1])
     return written
+
+
+def _stored_probe(tokenizer: Tokenizer) -> tuple[torch.Tensor, str] | None:
+    """Probe images of the folder that a tokenizer was loaded from, and their source."""
+    if tokenizer.origin is None:
+        return None
+    try:
+        return read_probe(find_folder(tokenizer.origin), tokenizer.resolution)
+    except (CheckpointError, ProbeError):  # none, or the folder is gone
+        return None
 
 
 def save_generator(
@@ -112,12 +140,21 @@ def save_generator(
 ) -> dict[str, Any]:
     """Write a generator's folder atomically and return its card.
 
+    What is saved loads again, with its tokenizer: `save_generator(load_generator(F), P)` is a whole
+    model. Without `tokenizer_path`, the attached tokenizer is referred to if the folder that it was
+    loaded from still holds it as it is, outside of `path` and of other models; otherwise it is
+    stored in `path` itself, under `tokenizer/`. A generator that was loaded keeps the facts of its
+    card, such as the defaults of sampling; facts that were measured are kept only while the weights
+    are the same.
+
     Args:
-        generator: Generator from `build_generator`, with its `config`, `spec` and `classes`.
+        generator: Generator from `build_generator` or `load_generator`, with its `config`, `spec`
+            and `classes`.
         path: Folder to create.
-        tokenizer_path: Its tokenizer: a folder, `bundled:NAME` or `hub:owner/name`. A folder is
+        tokenizer_path: Its tokenizer: a folder, a bundled model or `hub:owner/name`. A folder is
             stored both as given and relative to `path`.
-        tokenizer_fingerprint: Fingerprint of the tokenizer; None: of the attached one.
+        tokenizer_fingerprint: Fingerprint of the tokenizer; None: of the attached one, or else of
+            the one at `tokenizer_path`. A generator with neither loads with a `tokenizer=` only.
         card: Further facts; facts computed here override them.
         overwrite: Whether to replace an existing generator that tessella wrote.
         inputs: Files and folders that the model was read from, which are never replaced.
@@ -127,18 +164,18 @@ def save_generator(
     Raises:
         FileExistsError: If the folder exists and must stay; see `files.check_replaceable`.
         SaveError: If writing fails.
+        CheckpointError: If the fingerprint has to be read at `tokenizer_path` and is not there.
+        ValueError: If the weights are not those of a generator of its `config`.
     """
-    spec, where = generator.spec, os.fspath(tokenizer_path)
+    spec, where, kept = generator.spec, full_name(tokenizer_path), None
+    _check_complete(generator, partial(build_generator, generator.config, spec))
     if tokenizer_fingerprint is None and (attached := vars(generator).get("_tokenizer")):
-        tokenizer_fingerprint = attached[0].fingerprint
-    config = GeneratorFileConfig(
-        generator=generator.config,
-        tokens=TokensConfig(
-            shape=spec.shape, codebook_sizes=spec.codebook_sizes, ordered=spec.ordered
-        ),
-        tokenizer=tokenizer_fingerprint,
-        classes=tuple(generator.classes),
-    )
+        if where or _can_refer(attached[0], Path(path)):
+            where, tokenizer_fingerprint = where or attached[0].origin, attached[0].fingerprint
+        else:
+            kept = attached[0]
+    if where and tokenizer_fingerprint is None:
+        tokenizer_fingerprint = card_of(find_folder(where), "tokenizer")["fingerprint"]
     facts = {
         "kind": "generator",
         "system": generator.config.type,
@@ -146,61 +183,85 @@ def save_generator(
         "bits_per_image": spec.bits_per_image,
         "num_classes": generator.num_classes,
         "parameters": generator.num_parameters(),
-        "tokenizer": {"path": where, "fingerprint": tokenizer_fingerprint},
+        "tokenizer": {"path": where},
     }
-    if where and not where.startswith(("bundled:", "hub:")):
+    if kept is not None:
+        facts["tokenizer"]["relative_path"] = OWN_TOKENIZER
+    elif where and is_local(where):
         facts["tokenizer"]["relative_path"] = os.path.relpath(where, path)
     with atomic_folder(
         path, kind="generator", overwrite=overwrite, inputs=inputs, facts={"run": run}
     ) as folder:
-        return _write(folder, generator, config, facts, card, dtype)
+        if kept is not None:
+            own = save_tokenizer(kept, folder / OWN_TOKENIZER)
+            tokenizer_fingerprint = own["fingerprint"]
+        facts["tokenizer"]["fingerprint"] = tokenizer_fingerprint
+        config = GeneratorFileConfig(
+            generator=generator.config,
+            tokens=TokensConfig(
+                shape=spec.shape, codebook_sizes=spec.codebook_sizes, ordered=spec.ordered
+            ),
+            tokenizer=tokenizer_fingerprint,
+            classes=tuple(generator.classes),
+        )
+        return write_model(folder, generator, config, facts, card, dtype)
 
 
-def _write(
-    folder: Path,
-    module: nn.Module,
-    config: Any,
-    facts: dict[str, Any],
-    card: dict[str, Any] | None,
-    dtype: torch.dtype | None,
-) -> dict[str, Any]:
-    """Write config, weights and card of any model; return the card, where `facts` override it."""
-    state = {
-        name: t.detach()
-        .cpu()
-        .to(dtype if dtype and t.is_floating_point() else t.dtype)
-        .contiguous()
-        for name, t in module.state_dict().items()
-    }
-    facts = facts | {"fingerprint": fingerprint(to_dict(config), state)}
-    facts |= {name: fact for name, fact in (card or {}).items() if name not in facts}
-    (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-    save_file(state, folder / WEIGHTS, {"fingerprint": facts["fingerprint"]})
-    (folder / CARD).write_text(
-        json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+def _can_refer(tokenizer: Tokenizer, path: Path) -> bool:
+    """Whether a tokenizer is still where it was loaded from, and will be when `path` is written."""
+    if tokenizer.origin is None:
+        return False
+    if is_local(tokenizer.origin):
+        place = Path(tokenizer.origin).resolve()
+        if path.resolve() in (place, *place.parents) or (place.parent / CARD).exists():
+            return False
+    try:
+        stored = load_tokenizer(tokenizer.origin)
+    except (CheckpointError, ConfigError):
+        return False
+    found, now = stored.state_dict(), tokenizer.state_dict()
+    return stored.fingerprint == tokenizer.fingerprint and all(
+        torch.equal(tensor, now[name].cpu()) for name, tensor in found.items()
     )
-    return facts
+
+
+def _check_complete(module: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Refuse weights that would not load again, before anything is written."""
+    expected = {n: t.shape for n, t in build_on_meta(build).state_dict().items()}
+    found = {n: t.shape for n, t in module.state_dict().items()}
+    if found != expected:
+        names = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
+        raise ValueError(
+            f"the weights are not those that the config describes, so the folder would not load: "
+            f"{some_of(names)}; expected a model as it was built or loaded"
+        )
 
 
 def load_tokenizer(
     path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
 ) -> Tokenizer:
-    """Load a tokenizer in eval mode, from a local folder, `bundled:NAME` or `hub:owner/name`.
+    """Load a tokenizer in eval mode.
 
-    Only `hub:` uses the network. The fingerprint is recomputed and compared with the card.
-    The result has `.fingerprint` and `.card`.
+    Only `hub:` uses the network. The fingerprint is recomputed and compared with the card before
+    the tokenizer is built. Weights are float32 copies: the file may be replaced later.
+
+    Args:
+        path: Local folder, `bundled:NAME`, `hub:owner/name`, or the bare name of a bundled model.
+        device: Device to load it on.
+
+    Returns:
+        The tokenizer; `.fingerprint`, `.card` and `.origin` are set.
 
     Raises:
         CheckpointError: If the folder or one of its files is missing, truncated, changed, or does
             not fit the config; the message names the file.
     """
     folder = find_folder(path)
-    card = _card_of(folder, "tokenizer")
-    stored = read_config(folder)
+    card, stored = card_of(folder, "tokenizer"), read_config(folder)
     config = tokenizer_config(stored, name=str(folder / CONFIG))
-    with torch.random.fork_rng(devices=[]):  # loading must not change the global random state
-        tokenizer = build_tokenizer(config)
-    tokenizer.fingerprint, tokenizer.card = _fill(tokenizer, folder, stored, card), card
+    state, found = read_weights(folder, stored, card)
+    tokenizer = _built(folder, partial(build_tokenizer, config), state)
+    tokenizer.fingerprint, tokenizer.card, tokenizer.origin = found, card, _origin(path)
     return tokenizer.eval().to(device)
 
 
@@ -213,14 +274,15 @@ def load_generator(
     """Load a generator in eval mode with its tokenizer.
 
     Args:
-        path: Folder of the generator, `bundled:NAME` or `hub:owner/name`.
+        path: Folder of the generator, `bundled:NAME`, `hub:owner/name`, or the bare name of a
+            bundled model.
         tokenizer: Tokenizer, or its path. None: the one with the fingerprint that the generator
             names, looked for at the path in its card, relative to its folder and as given, and
             among the bundled tokenizers.
         device: Device to load generator and tokenizer on.
 
     Returns:
-        The generator; `.tokenizer`, `.classes`, `.fingerprint` and `.card` are set.
+        The generator; `.tokenizer`, `.classes`, `.fingerprint`, `.card` and `.origin` are set.
 
     Raises:
         CheckpointError: If the folder is missing, damaged or does not fit its config, or the
@@ -228,6 +290,7 @@ def load_generator(
     """
     folder = find_folder(path)
     generator, expected = _load_generator(folder)
+    generator.origin = _origin(path)
     if tokenizer is None:
         named = (generator.card or {}).get("tokenizer") or {}
         if not isinstance(named, dict) or {type(v) for v in named.values()} - {str, type(None)}:
@@ -258,17 +321,32 @@ def describe_model(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _load_generator(folder: Path) -> tuple[Generator, str | None]:
     """A generator without its tokenizer, and the fingerprint of the tokenizer."""
-    card = _card_of(folder, "generator")
-    stored = read_config(folder)
+    card, stored = card_of(folder, "generator"), read_config(folder)
     config = build_config(GeneratorFileConfig, stored, name=str(folder / CONFIG))
-    try:
-        with torch.random.fork_rng(devices=[]):
-            generator = build_generator(config.generator, config.tokens.spec())
-    except (ValueError, RuntimeError) as error:  # tokens or a backend that cannot be used here
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-    generator.fingerprint, generator.card = _fill(generator, folder, stored, card), card
+    state, found = read_weights(folder, stored, card)
+    spec = config.tokens
+    generator = _built(folder, lambda: build_generator(config.generator, spec.spec()), state)
+    generator.fingerprint, generator.card = found, card
     generator.classes = config.classes
     return generator.eval(), config.tokenizer
+
+
+def _built(folder: Path, build: Callable[[], Module], state: dict[str, torch.Tensor]) -> Module:
+    """The module of a folder with its weights, which are read and checked already."""
+    try:
+        module = build_on_meta(build)
+    except (ValueError, RuntimeError) as error:  # too large, tokens or a backend of no use here
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+    try:
+        fill(module, state)
+    except Misfit as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: does not fit {CONFIG}; {error}") from None
+    return module
+
+
+def _origin(path: str | os.PathLike[str]) -> str:
+    """Name by which a model is found again from any current folder."""
+    return os.path.abspath(path) if is_local(path) else full_name(path)
 
 
 def _find_tokenizer(folder: Path, expected: str | None, named: dict[str, Any]) -> Tokenizer:
@@ -296,101 +374,6 @@ def _places(folder: Path, named: dict[str, Any]) -> Iterator[str]:
         yield str(folder / named["relative_path"])
     if named.get("path"):
         yield named["path"]
-    for bundled in sorted(_BUNDLED.iterdir()) if _BUNDLED.is_dir() else []:
-        if read_card(bundled).get("kind", "tokenizer") == "tokenizer":
-            yield f"bundled:{bundled.name}"
-
-
-def _card_of(folder: Path, kind: str) -> dict[str, Any]:
-    """The card of a model folder, which must be of this kind and have a fingerprint."""
-    read_config(folder)  # has the clearest messages for a folder that holds no model
-    card = read_card(folder)
-    found = card.get("kind", "tokenizer")
-    if found != kind:
-        raise CheckpointError(f"{folder}: holds a {found}, not a {kind}")
-    if "fingerprint" not in card:
-        raise CheckpointError(f"{folder / CARD}: has no fingerprint, so damage is not detectable")
-    check_files(folder, (CARD,), error=CheckpointError)
-    return card
-
-
-def _fill(module: nn.Module, folder: Path, stored: dict[str, Any], card: dict[str, Any]) -> str:
-    """Load a folder's weights into a module; return the fingerprint, which the card must have."""
-    state, expected = _read_weights(folder / WEIGHTS), module.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    unexpected = sorted(state.keys() - expected.keys())
-    wrong = [n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape]
-    if missing or unexpected or wrong:
-        raise CheckpointError(
-            f"{folder / WEIGHTS}: does not fit {CONFIG}; missing {missing or 'none'}, "
-            f"unexpected {unexpected or 'none'}, other shape {sorted(wrong) or 'none'}"
-        )
-    module.load_state_dict(state)
-    found = fingerprint(stored, state)
-    if found != card["fingerprint"]:
-        raise CheckpointError(
-            f"{folder}: config or weights were changed or damaged; "
-            f"fingerprint {found}, the card says {card['fingerprint']}"
-        )
-    return found
-
-
-def find_folder(path: str | os.PathLike[str]) -> Path:
-    """Local folder of a path, `bundled:NAME` or `hub:owner/name` (which is downloaded).
-
-    Raises:
-        CheckpointError: If there is none; the message suggests or lists bundled names.
-    """
-    name = os.fspath(path)
-    if not name:
-        raise CheckpointError("no path given; expected a folder, bundled:NAME or hub:owner/name")
-    if name.startswith("bundled:"):
-        names = sorted(p.name for p in _BUNDLED.iterdir()) if _BUNDLED.is_dir() else []
-        wanted = name.removeprefix("bundled:")
-        if wanted not in names:
-            near = difflib.get_close_matches(wanted, names, n=1)
-            hint = f"did you mean bundled:{near[0]}?" if near else f"there are: {', '.join(names)}"
-            raise CheckpointError(f"{name}: no such bundled model; {hint}")
-        return _BUNDLED / wanted
-    if name.startswith("hub:"):
-        from huggingface_hub import snapshot_download
-
-        files = [CONFIG, WEIGHTS, CARD, PROBE, MARKER]
-        try:
-            return Path(snapshot_download(name.removeprefix("hub:"), allow_patterns=files))
-        except Exception as error:  # network, permission, name: the hub has many ways to fail
-            raise CheckpointError(f"{name}: {error}") from None
-    folder = Path(name)
-    if not folder.is_dir():
-        what = "a file, not a folder" if folder.exists() else "no such folder"
-        raise CheckpointError(f"{folder}: {what}; expected one with {CONFIG}, {WEIGHTS}, {CARD}")
-    return folder
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Config of a model folder as plain values."""
-    if (folder / "checkpoints").is_dir():
-        models = sorted(str(p.parent) for p in folder.glob(f"*/{WEIGHTS}"))
-        hint = f"the model is in {', '.join(models)}" if models else "it holds no finished model"
-        raise CheckpointError(f"{folder}: a training run, not a model folder; {hint}")
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder}: {CONFIG} is missing; this is not a model folder")
-    return read_yaml(folder / CONFIG)
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """Card of a model folder."""
-    path = folder / CARD
-    try:
-        return read_json(path, dict[str, Any], error=CheckpointError, non_finite=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: {CARD} is missing; the folder is incomplete") from None
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent}: {WEIGHTS} is missing; the folder is incomplete")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: truncated or damaged ({error})") from None
+    for name in bundled_models():
+        if read_card(find_folder(f"bundled:{name}")).get("kind", "tokenizer") == "tokenizer":
+            yield f"bundled:{name}"

@@ -14,6 +14,7 @@ from .._version import __version__
 COMMANDS = {
     "bits": ("bits", "Measure bits per dimension of a generator."),
     "compare": ("compare", "Compare reports of one protocol."),
+    "config": ("config_command", "List the keys of training configs."),
     "data": ("data", "Get data sets and weights of feature networks."),
     "decode": ("encode", "Decode tokens to PNG files."),
     "edit": ("edit", "Draw parts of a picture anew."),
@@ -21,11 +22,12 @@ COMMANDS = {
     "evaluate": ("evaluate", "Measure a generator, a tokenizer or samples."),
     "import": ("import_command", "Convert a public checkpoint to a model folder."),
     "info": ("info", "Describe a model folder, a token store, a token file or a run."),
+    "models": ("models", "List the models that ship with tessella."),
     "probe": ("probe", "Train a linear classifier on features of a generator."),
     "reconstruct": ("encode", "Measure and write reconstructions of images."),
     "sample": ("sample", "Draw pictures."),
     "store": ("store", "Join token stores, and exchange them with other programs."),
-    "verify": ("verify", "Check that a tokenizer still reconstructs its probe images."),
+    "verify": ("verify", "Check that a model is intact and still reconstructs as measured."),
 }
 """Module in this folder and line in `tessella --help` of each command."""
 

@@ -8,10 +8,10 @@ image is skipped as in all other sources.
 from collections.abc import Iterable
 from typing import Any
 
-from .image_source import DataError, ImageSource, Sample
+from .image_source import WHOLE, DataError, ImageSource, NoSplit, Sample, SourceSettings, Undivided
 from .images import BrokenImage, read_image
+from .splits import split_names
 
-_SPLIT_NAMES = {"val": ("val", "validation", "valid", "dev")}
 _CAPTION_COLUMNS = ("caption", "text")
 
 
@@ -22,14 +22,18 @@ class HubSource(ImageSource):
         dataset: Loaded split.
         name: Short name for logs.
         split: Name of the split.
+        settings: Settings of reading.
 
     Raises:
         DataError: If there is no Image column or no row.
         ImportError: If `datasets` is not installed.
     """
 
-    def __init__(self, dataset: Any, *, name: str, split: str) -> None:
+    def __init__(
+        self, dataset: Any, *, name: str, split: str, settings: SourceSettings = WHOLE
+    ) -> None:
         datasets = _import_datasets()
+        self._max_pixels = settings.max_pixels
         self.name, self.split = name, split
         self.licence = dataset.info.license or None
         features = dataset.features
@@ -65,12 +69,21 @@ class HubSource(ImageSource):
 
     def read(self, index: int) -> Sample:
         """Decode one image; see `ImageSource.read`."""
+        return self._decode(index, None)
+
+    def read_near(self, index: int, side: int) -> Sample:
+        """Decode one image, perhaps reduced; see `ImageSource.read_near`."""
+        return self._decode(index, side)
+
+    def _decode(self, index: int, side: int | None) -> Sample:
         self._check(index)
         row, name = self._rows[index], self.id_of(index)
         cell = row[self._image]
         if not cell or not (cell.get("bytes") or cell.get("path")):
             raise BrokenImage(name, "empty cell")
-        image = read_image(cell.get("bytes") or cell["path"], name=name)
+        image = read_image(
+            cell.get("bytes") or cell["path"], name=name, max_pixels=self._max_pixels, side=side
+        )
         label = row[self._label] if self._label else None
         caption = row[self._caption] if self._caption else None
         known = label is not None and label >= 0  # -1 stands for a hidden label on the Hub
@@ -82,24 +95,32 @@ class HubSource(ImageSource):
         return self._classes
 
 
-def open_hub(path: str, split: str) -> HubSource:
+def open_hub(path: str, split: str, settings: SourceSettings = WHOLE) -> HubSource:
     """Load one split of a dataset through the `datasets` library.
 
     Args:
-        path: `owner/name` or `owner/name:config`.
+        path: `owner/name`, `owner/name:config`, or either with a revision, which is a branch, tag
+            or commit of the dataset: `owner/name@revision:config`.
         split: `train`, `val` or `test`; `val` also finds `validation`, `valid` and `dev`.
+        settings: Settings of reading.
 
     Raises:
-        DataError: If `datasets` is missing, or the dataset or split does not exist.
+        NoSplit: If the dataset has no such split.
+        DataError: If `datasets` is missing, or the dataset does not exist.
     """
-    name, _, config = path.partition(":")
+    address, _, config = path.partition(":")
+    name, at, revision = address.partition("@")
+    if not name or (at and not revision):
+        raise DataError(f"hf:{path}: expected hf:owner/name, hf:owner/name@revision or :config")
+    options = {"revision": revision} if revision else {}
     try:
         datasets = _import_datasets()
-        available = datasets.get_dataset_split_names(name, config or None)
-        accepted = [key for key in _SPLIT_NAMES.get(split, (split,)) if key in available]
-        if not accepted:
-            raise DataError(f"hf:{path}: no split {split!r}, found {sorted(available)}")
-        rows = datasets.load_dataset(name, config or None, split=accepted[0])
+        available = datasets.get_dataset_split_names(name, config or None, **options)
+        found = split_names(available, f"hf:{path}")
+        if split not in found:
+            fault = Undivided if list(found) == ["train"] == list(available) else NoSplit
+            raise fault(f"hf:{path}: no split {split!r}, found {sorted(available)}")
+        rows = datasets.load_dataset(name, config or None, split=found[split], **options)
     except ImportError as error:
         raise DataError(
             f"hf:{path} needs the datasets library; install it with: pip install tessella[hub-data]"
@@ -108,7 +129,7 @@ def open_hub(path: str, split: str) -> HubSource:
         if isinstance(error, DataError):
             raise
         raise DataError(f"hf:{path}: cannot be loaded ({error})") from error
-    return HubSource(rows, name=name, split=split)
+    return HubSource(rows, name=name, split=split, settings=settings)
 
 
 def _import_datasets() -> Any:

@@ -1,25 +1,21 @@
 """Pictures as tensors and back in one call: what a program needs before and after a model."""
 
-import glob
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from .image_source import DataError
-from .images import read_image, save_png, to_pil, to_tensor, upright_rgb
+from .images import IMAGE_SUFFIXES, read_image, save_png, to_pil, to_tensor, upright_rgb
 from .path_source import open_paths
-from .tar_source import IMAGE_SUFFIXES
+from .patterns import files_that_fit, given_path, is_reserved
 from .transforms import resize_center_crop
 
-Picture = str | os.PathLike[str] | Image.Image
-_SCHEME = re.compile(r"[a-z0-9+]{2,}:")
-"""Beginning of a data source such as `bundled:emoji`, in which brackets are no pattern."""
+Picture = str | os.PathLike[str] | Image.Image | IO[bytes]
 
 
 def read_images(
@@ -41,7 +37,8 @@ def read_images(
 
     Args:
         pictures: A file, a folder, a glob pattern, a data source such as `bundled:emoji`, a PIL
-            image, or several of them. A path that exists is that path, whatever its characters.
+            image, a file that is open for reading bytes, or several of them. A path that exists is
+            that path, whatever its characters.
         resolution: Side of the result in pixels; each picture is resized so that its shorter side
             fits, and its centre is cropped. None: pictures keep their size, which must be equal.
         limit: Largest number of pictures that are read; None: all.
@@ -57,7 +54,8 @@ def read_images(
     for name, value in (("resolution", resolution), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, found {value}")
-    several = isinstance(pictures, Iterable) and not isinstance(pictures, str | Image.Image)
+    one = isinstance(pictures, str | Image.Image) or hasattr(pictures, "read")
+    several = isinstance(pictures, Iterable) and not one
     given: list[Any] = [*pictures] if several else [pictures]  # type: ignore[misc] # asked above
     found: list[Tensor] = []
     for image in _decoded(given):
@@ -126,18 +124,18 @@ def _decoded(pictures: Sequence[Picture]) -> Iterable[Image.Image]:
             yield upright_rgb(picture)
             continue
         if not isinstance(picture, str | os.PathLike):
-            raise TypeError(
-                f"pictures: expected paths or PIL images, found {type(picture).__name__}"
-            )
+            if not hasattr(picture, "read"):
+                raise TypeError(
+                    "pictures: expected paths, files open for reading bytes or PIL images, found "
+                    f"{type(picture).__name__}"
+                )
+            yield read_image(picture)
+            continue
         name = os.fspath(picture)
-        files = [name]
-        if not Path(name).exists() and glob.has_magic(name) and not _SCHEME.match(name):
-            files = sorted(glob.glob(name))
-            if not files:
-                raise DataError(f"{name}: no file fits this pattern")
-        for file in files:
-            if Path(file).suffix.lower() in IMAGE_SUFFIXES and not Path(file).is_dir():
-                yield read_image(file)
+        for file in [name] if is_reserved(name) else files_that_fit(name):
+            path = given_path(file)
+            if path.suffix.lower() in IMAGE_SUFFIXES and not os.path.isdir(path):
+                yield read_image(path)
             else:
                 source = open_paths([file])
                 yield from (source.read(i).image for i in range(len(source)))

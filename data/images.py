@@ -5,21 +5,39 @@ Pixel values are uint8 0..255 outside the models and floats in [-1, 1] inside; o
 `convert("RGB")` alone would show the arbitrary colours that editors leave under transparent pixels.
 """
 
+import contextlib
+import functools
 import io
-from collections.abc import Sequence
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..files import atomic_file
 
-MAX_PIXELS = 89_478_485
-"""Largest number of pixels that is read; Pillow warns above it."""
+MAX_PIXELS = 100_000_000
+"""Largest number of pixels of an image that is decoded, where no other is given."""
+MOST_PIXELS = 178_956_970
+"""Largest number of pixels that can be given: Pillow refuses larger images."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""Formats that are read, as Pillow names them; no other decoder or program sees a file."""
+READ_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+    | {".avif", ".jp2", ".j2k", ".jpx"}
+)
+"""Endings of files in these formats."""
+IMAGE_SUFFIXES = READ_SUFFIXES | {".heic", ".heif", ".jxl", ".tga"}
+"""Endings of files that count as images; those that cannot be read are broken images."""
+_SHARES = {"JPEG2000": 2}  # its decoder takes 20 bytes a pixel
+_STRIP = 1 << 20  # pixels that are converted at once, which bounds the memory
 _SOFTWARE = "tessella"
 _GAP = 2  # pixels between the cells of a grid
 _BACKGROUND = (232, 232, 232)  # not white: the borders of white images stay visible
@@ -42,38 +60,86 @@ class BrokenImage(ValueError):
         return f"{self.name}: {self.reason}"
 
 
-def read_image(source: str | Path | bytes, *, name: str | None = None) -> Image.Image:
+def read_image(
+    source: str | os.PathLike[str] | bytes | IO[bytes],
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    side: int | None = None,
+) -> Image.Image:
     """Decode an image file into an upright RGB image of its stored size.
 
     EXIF orientation is applied, transparency (alpha, palette or colour key) is flattened on white,
     16-bit grey is scaled to 8 bits, CMYK and grey are converted; of an animation, the first frame.
+    Only the formats of `FORMATS` are read, whatever the name of the file.
 
     Args:
-        source: Path of a file, or the bytes of one.
+        source: Path of a file, the bytes of one, or a file that is open for reading bytes, such as
+            `io.BytesIO`, which is read from its beginning.
         name: Name used in errors; the path by default.
+        max_pixels: Largest number of pixels that is decoded; of a JPEG 2000 half of it.
+        side: If given, a JPEG is decoded at an eighth, a quarter or half of its size, the smallest
+            whose shorter side has at least this number of pixels. None: at its stored size.
 
     Returns:
         PIL image, mode RGB, values 0..255.
 
     Raises:
-        BrokenImage: If the file is missing, truncated, not an image, larger than 89 million
-            pixels, or has no defined range (32-bit integers above 65535, floats).
+        BrokenImage: If the file is missing, truncated, no image of these formats, larger than
+            `max_pixels`, or has no defined range (32-bit integers above 65535, floats).
     """
     if name is None:
-        name = "<bytes>" if isinstance(source, bytes) else str(source)
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "<bytes>"
     try:
-        blob = source if isinstance(source, bytes) else Path(source).read_bytes()
-        with Image.open(io.BytesIO(blob)) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(f"{opened.width}x{opened.height} pixels, limit {MAX_PIXELS}")
+        with _file(source) as file, _opened(file) as opened:
+            if side is not None and opened.format in ("JPEG", "MPO"):
+                opened.draft(None, (side, side))
+            most = max_pixels // _SHARES.get(opened.format, 1)
+            if opened.width * opened.height > most:
+                raise ValueError(
+                    f"{opened.width}x{opened.height} pixels, limit {most} (max_pixels)"
+                )
             opened.load()
             return upright_rgb(opened)
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error
         reason = str(error).replace(repr(name), "").strip() or "unreadable"
         if isinstance(error, UnidentifiedImageError):
-            size = f"{len(blob)} bytes" if blob else "empty file"
-            reason = f"not an image file that Pillow knows ({size})"
+            reason = f"not an image in a format that is read ({', '.join(_formats())})"
         raise BrokenImage(name, f"{reason} ({type(error).__name__})") from error
+
+
+@contextlib.contextmanager
+def _file(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[IO[bytes]]:
+    """The file of a source; a pipe is refused, since it might never answer."""
+    if isinstance(source, bytes):
+        if not source:
+            raise ValueError("empty file")
+        yield io.BytesIO(source)
+    elif isinstance(source, str | os.PathLike):
+        mode = os.stat(source).st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise ValueError(f"{what}, expected an image file")
+        with open(source, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ValueError("empty file")
+            yield file
+    else:
+        yield source
+
+
+def _opened(file: IO[bytes]) -> Any:
+    """A file as an image that is not decoded yet; Pillow's warning of size gives way to ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file, formats=_formats())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow has."""
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -82,29 +148,51 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: If the pixels have no defined range.
     """
-    return _to_rgb(ImageOps.exif_transpose(image))
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _grey16_to_rgb(image)
+        if image.mode == "I":
+            low, high = (int(value) for value in image.getextrema())  # type: ignore[arg-type]
+            if low < 0 or high > 65535:
+                raise ValueError(f"found grey values {low}..{high}, expected 16 bits (0..65535)")
+        return _by_strips(image, _grey16_to_rgb)
     if image.mode == "F":
         raise ValueError("float pixels have no defined range; expected 8 or 16 bits per channel")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        if image.mode in ("RGBa", "La"):
-            image = image.convert(image.mode.upper())
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
+        return _by_strips(image, _flattened)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert pixel by pixel, a strip at a time, since a conversion needs several copies."""
+    width, height = image.size
+    if width * height <= _STRIP:
+        return convert(image)
+    result = Image.new("RGB", image.size)
+    tall = height >= width
+    step = max(1, _STRIP // min(width, height))
+    for start in range(0, max(width, height), step):
+        end = min(start + step, max(width, height))
+        box = (0, start, width, end) if tall else (start, 0, end, height)
+        result.paste(convert(image.crop(box)), box)
+    return result
+
+
+def _flattened(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def _grey16_to_rgb(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(
-            f"found grey values {values.min()}..{values.max()}, expected 16 bits (0..65535)"
-        )
     grey = np.rint(values / 257).astype(np.uint8)  # 65535 -> 255
     key = image.info.get("transparency")
     if isinstance(key, int):

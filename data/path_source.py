@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .image_source import DataError, ImageSource, Sample
-from .images import read_image
-from .sources import expand_pattern, open_source
-from .tar_source import IMAGE_SUFFIXES
+from .image_source import WHOLE, DataError, ImageSource, Sample, SourceSettings
+from .images import IMAGE_SUFFIXES, read_image
+from .patterns import expand_pattern, given_path, is_reserved
+from .sources import open_source
 
 
 class FileSource(ImageSource):
@@ -19,15 +19,17 @@ class FileSource(ImageSource):
 
     Args:
         files: Paths of the image files.
+        settings: Settings of reading.
 
     Raises:
         DataError: If a file does not exist, or two files have the same name.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], settings: SourceSettings = WHOLE) -> None:
         self.name, self.split, self.licence = "files", "train", None
+        self._max_pixels = settings.max_pixels
         self._files = [Path(file).absolute() for file in files]
-        missing = [str(file) for file in files if not Path(file).is_file()]
+        missing = [str(file) for file in files if not os.path.isfile(file)]
         if missing:
             raise DataError(
                 f"{missing[0]}: no such file ({len(missing)} of {len(files)} files are missing)"
@@ -54,9 +56,16 @@ class FileSource(ImageSource):
 
     def read(self, index: int) -> Sample:
         """Decode one image; see `ImageSource.read`."""
+        return self._decode(index, None)
+
+    def read_near(self, index: int, side: int) -> Sample:
+        """Decode one image, perhaps reduced; see `ImageSource.read_near`."""
+        return self._decode(index, side)
+
+    def _decode(self, index: int, side: int | None) -> Sample:
         self._check(index)
         file = self._files[index]
-        image = read_image(file, name=file.name)
+        image = read_image(file, name=file.name, max_pixels=self._max_pixels, side=side)
         return Sample(image=image, id=file.name, label=None, caption=None)
 
     @property
@@ -102,7 +111,16 @@ class ChainSource(ImageSource):
         """Decode one image; see `ImageSource.read`."""
         self._check(index)
         source, position = self._locate(index)
-        sample = source.read(position)
+        return self._named(index, source.read(position))
+
+    def read_near(self, index: int, side: int) -> Sample:
+        """Decode one image, perhaps reduced; see `ImageSource.read_near`."""
+        self._check(index)
+        source, position = self._locate(index)
+        return self._named(index, source.read_near(position, side))
+
+    def _named(self, index: int, sample: Sample) -> Sample:
+        """A sample of one of the sources as one of this source."""
         return Sample(image=sample.image, id=self.id_of(index), label=None, caption=sample.caption)
 
     @property
@@ -126,32 +144,44 @@ def local_places(*names: str | os.PathLike[str] | None) -> list[Path]:
     """
     places: list[Path] = []
     for name in names:
-        text = "" if name is None else os.fspath(name).strip()
-        if not text or re.match(r"[a-z0-9+]{2,}:", text):
+        text = "" if name is None else os.fspath(name)
+        if not text.strip() or is_reserved(text):
             continue
-        path = Path(text).expanduser()
+        path = given_path(text)
         places.append(path)
-        if re.search(r"[{*?]", text) and not path.exists():
+        if re.search(r"[{*?\[]", text) and not os.path.exists(path):
             with contextlib.suppress(DataError):  # opening the source will report the error
                 places += expand_pattern(str(path))
     return places
 
 
-def open_paths(paths: Sequence[str], split: str = "train") -> ImageSource:
+def open_paths(
+    paths: Sequence[str], split: str = "train", settings: SourceSettings = WHOLE
+) -> ImageSource:
     """Open image files, folders, tars and other sources, alone or combined.
 
     Args:
         paths: Paths of image files, and names of sources as for `open_source`.
         split: Split of the sources.
+        settings: Settings of reading.
 
     Raises:
         DataError: If a file or source cannot be opened.
     """
-    named = [Path(p).suffix.lower() in IMAGE_SUFFIXES and not Path(p).is_dir() for p in paths]
-    files = [Path(path) for path, image in zip(paths, named, strict=True) if image]
-    others = [path for path, image in zip(paths, named, strict=True) if not image]
-    sources: list[ImageSource] = [FileSource(files)] if files else []
-    sources += [open_source(path, split) for path in others]
+    files: list[Path] = []
+    others: list[str] = []
+    for name in paths:
+        path = given_path(name)
+        if (
+            path.suffix.lower() in IMAGE_SUFFIXES
+            and not os.path.isdir(path)
+            and not is_reserved(name)
+        ):
+            files.append(path)
+        else:
+            others.append(name)
+    sources: list[ImageSource] = [FileSource(files, settings)] if files else []
+    sources += [open_source(name, split, settings) for name in others]
     if not sources:
         raise DataError("no images named; expected image files, a folder or a data source")
     return sources[0] if len(sources) == 1 else ChainSource(sources)

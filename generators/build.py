@@ -1,10 +1,12 @@
 """The closed list of generators, their builder, and the config stored in their folders."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
 
+from ..building import check_size
 from ..config import STRICT
 from ..tokens.tokens import TokenSpec
 from .autoregressive import AutoregressiveConfig
@@ -63,5 +65,7 @@ def build_generator(config: GeneratorConfig, spec: TokenSpec) -> Generator:
 
     Raises:
         ValueError: If it cannot learn tokens of `spec`, with the reason.
+        TooLarge: If this machine cannot hold it; see `building.py`.
     """
+    check_size(partial(config.build, spec))
     return config.build(spec)

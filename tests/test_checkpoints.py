@@ -5,14 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tessella import checkpoints
+from tessella import model_folders
 from tessella.checkpoints import CheckpointError, fingerprint, load_tokenizer, save_tokenizer
 from tessella.config import ConfigError, build_config, read_yaml, to_dict
-from tessella.files import add_to_marker
+from tessella.tests.folders import sign
 from tessella.tokenizers.vqgan import VQGAN, VQGANConfig
 
 QUANTIZERS = [
@@ -104,11 +105,8 @@ def test_a_config_without_a_later_field_keeps_its_fingerprint(folder: Path) -> N
     del config["autoencoder"]["mid_attention"]
     state = load_file(folder / "model.safetensors")
     (folder / "config.yaml").write_text(json.dumps(config))
-    card = json.loads((folder / "card.json").read_text())
-    card["fingerprint"] = fingerprint(config, state)
-    (folder / "card.json").write_text(json.dumps(card))
-    add_to_marker(folder, "card.json")
-    assert load_tokenizer(folder).fingerprint == card["fingerprint"]
+    sign(folder)
+    assert load_tokenizer(folder).fingerprint == fingerprint(config, state)
 
 
 def test_half_precision_files_load_as_float32(tmp_path: Path) -> None:
@@ -150,13 +148,29 @@ def change_config(folder: Path) -> None:
     path.write_text(path.read_text().replace("symmetric", "unit"))
 
 
-def change_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+def change_weights(
+    change: Callable[[dict[str, torch.Tensor]], None], *, signed: bool = True
+) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         state = load_file(folder / "model.safetensors")
         change(state)
         save_file(state, folder / "model.safetensors")
+        if signed:
+            sign(folder)
 
     return damage
+
+
+def transpose(state: dict[str, torch.Tensor]) -> None:
+    """Turn a square matrix, which leaves every name and shape as it was."""
+    name = next(n for n, t in state.items() if t.ndim == 4 and t.shape[0] == t.shape[1])
+    state[name] = state[name].transpose(0, 1).contiguous()
+
+
+def swap(state: dict[str, torch.Tensor]) -> None:
+    """Exchange two tensors of one shape."""
+    one, two = "encoder.levels.0.blocks.0.conv1.weight", "encoder.levels.0.blocks.0.conv2.weight"
+    state[one], state[two] = state[two], state[one]
 
 
 def change_kind(folder: Path) -> None:
@@ -173,6 +187,8 @@ NAME = "decoder.conv_out.weight"
         (empty, r"model\.safetensors: truncated or damaged"),
         (flip_byte, r"changed or damaged; fingerprint \w+, the card says \w+"),
         (change_config, r"changed or damaged; fingerprint"),
+        (change_weights(transpose, signed=False), r"changed or damaged; fingerprint"),
+        (change_weights(swap, signed=False), r"changed or damaged; fingerprint"),
         (change_weights(lambda s: s.pop(NAME)), rf"missing \['{NAME}'\], unexpected none"),
         (
             change_weights(lambda s: s.update(extra=torch.ones(1))),
@@ -211,15 +227,31 @@ def test_paths_that_are_no_folders(tmp_path: Path) -> None:
 
 
 def test_bundled_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "_BUNDLED", folder.parent)
+    monkeypatch.setattr(model_folders, "_BUNDLED", folder.parent)
     assert load_tokenizer("bundled:model").spec == tiny().spec
     with pytest.raises(CheckpointError, match="did you mean bundled:model"):
         load_tokenizer("bundled:modle")
     with pytest.raises(CheckpointError, match="no such bundled model; there are: model"):
         load_tokenizer("bundled:zzz")
-    monkeypatch.setattr(checkpoints, "_BUNDLED", folder / "nothing")
+    monkeypatch.setattr(model_folders, "_BUNDLED", folder / "nothing")
     with pytest.raises(CheckpointError, match="no such bundled model"):
         load_tokenizer("bundled:model")
+
+
+def test_a_revision_of_a_repository(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for name in ("hub:owner/name", "hub:owner/name@v1.0", "hub:owner/name@" + "0f" * 20):
+        assert load_tokenizer(name).spec == tiny().spec
+    assert asked == [("owner/name", None), ("owner/name", "v1.0"), ("owner/name", "0f" * 20)]
+    for wrong in ("hub:", "hub:owner/name@", "hub:@v1"):
+        with pytest.raises(CheckpointError, match="expected hub:owner/name or hub:owner/name@rev"):
+            load_tokenizer(wrong)
 
 
 def test_loading_leaves_the_global_rng_alone(folder: Path) -> None:

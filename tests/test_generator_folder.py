@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tessella
-from tessella import checkpoints
+from tessella import model_folders
 from tessella.checkpoints import (
     CheckpointError,
     describe_model,
@@ -26,6 +26,7 @@ from tessella.files import add_to_marker
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator, MaskGITConfig
 from tessella.generators.networks.bert import TransformerConfig
 from tessella.sample.generate import generate
+from tessella.tests.folders import sign
 from tessella.tokenizers.vqgan import VQGAN, VQGANConfig
 from tessella.tokens.tokens import Tokens
 
@@ -196,7 +197,7 @@ def test_a_bundled_tokenizer_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     other = save_tokenizer(tiny_tokenizer(seed=9), bundled / "a-tokenizer")
     card = save_tokenizer(tiny_tokenizer(), bundled / "b-tokenizer")
     save_generator(tiny_generator(), bundled / "a-generator")
-    monkeypatch.setattr(checkpoints, "_BUNDLED", bundled)
+    monkeypatch.setattr(model_folders, "_BUNDLED", bundled)
     for number, place in enumerate(("bundled:b-tokenizer", "")):
         folder = tmp_path / f"generator-{number}"
         fields = {"tokenizer_path": place, "tokenizer_fingerprint": card["fingerprint"]}
@@ -287,12 +288,14 @@ def flip_byte(folder: Path) -> None:
     path.write_bytes(blob)
 
 
-def change_config(old: str, new: str) -> Callable[[Path], None]:
+def change_config(old: str, new: str, *, signed: bool = False) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         path = folder / "config.yaml"
         text = path.read_text()
         assert old in text, text
         path.write_text(text.replace(old, new))
+        if signed:
+            sign(folder)
 
     return damage
 
@@ -302,6 +305,7 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callabl
         state = load_file(folder / "model.safetensors")
         change(state)
         save_file(state, folder / "model.safetensors")
+        sign(folder)
 
     return damage
 
@@ -313,11 +317,22 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callabl
         (flip_byte, r"changed or damaged; fingerprint \w+, the card says \w+"),
         (change_config("arccos", "linear"), "changed or damaged; fingerprint"),
         (change_config("cat, sleeping", "dog"), "changed or damaged; fingerprint"),
-        (change_config("num_classes: 3", "num_classes: 4"), r"other shape \['class_embedding"),
-        (change_config("num_classes: 3", "num_classes: null"), "config.yaml: num_classes: not"),
-        (change_config("type: maskbit", "type: maskgit"), r"does not fit config\.yaml; missing"),
         (
-            change_config("codebook_sizes: [2, 2, 2, 2]", "codebook_sizes: [3, 2, 2, 2]"),
+            change_config("num_classes: 3", "num_classes: 4", signed=True),
+            r"other shape \['class_embedding",
+        ),
+        (
+            change_config("num_classes: 3", "num_classes: null", signed=True),
+            "config.yaml: num_classes: not",
+        ),
+        (
+            change_config("type: maskbit", "type: maskgit", signed=True),
+            r"does not fit config\.yaml; missing",
+        ),
+        (
+            change_config(
+                "codebook_sizes: [2, 2, 2, 2]", "codebook_sizes: [3, 2, 2, 2]", signed=True
+            ),
             r"config\.yaml: MaskBit reads bits",
         ),
         (change_weights(lambda s: s.pop("position")), r"missing \['position'\], unexpected none"),
@@ -362,7 +377,7 @@ def test_kinds_are_told_apart(pair: tuple[Path, Path], tmp_path: Path) -> None:
 def test_a_backend_that_is_missing_here_is_named_with_the_file(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change_config("attention: auto", "attention: xformers")(pair[0])
+    change_config("attention: auto", "attention: xformers", signed=True)(pair[0])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
     with pytest.raises(CheckpointError, match=r"config\.yaml: attention: xformers is not insta"):
         load_generator(pair[0])

@@ -23,13 +23,14 @@ from tessella.tokenizers.vqgan import VQGAN, VQGANConfig
 
 ROOT = Path(tessella.__file__).resolve().parent
 ORDER = (
-    {"documents", "errors", "_version"},
+    {"documents", "errors", "building", "progress", "_version"},
     {"manifest"},
     {"unfinished"},
     {"kernels", "config", "files", "collectives"},
     {"data", "tokens", "low_bit"},
     {"tokenizers", "metrics"},
     {"generators", "codec"},
+    {"model_folders"},
     {"checkpoints", "sample"},
     {"importers", "evaluation"},
     {"train"},

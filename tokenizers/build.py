@@ -1,9 +1,11 @@
 """The closed list of tokenizers: config in, module out."""
 
+from functools import partial
 from typing import Annotated, Any, assert_never, cast
 
 from pydantic import Discriminator, Tag
 
+from ..building import check_size
 from ..config import build_config
 from .base import Tokenizer
 from .binary_autoencoder import BinaryAutoencoder, BinaryAutoencoderConfig
@@ -43,7 +45,16 @@ def tokenizer_config(data: Any, *, name: str) -> TokenizerConfig:
 
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
-    """The tokenizer that a config describes, freshly initialized from the global torch RNG."""
+    """The tokenizer that a config describes, freshly initialized from the global torch RNG.
+
+    Raises:
+        TooLarge: If this machine cannot hold it; see `building.py`.
+    """
+    check_size(partial(_build, config))
+    return _build(config)
+
+
+def _build(config: TokenizerConfig) -> Tokenizer:
     match config:
         case BinaryAutoencoderConfig():
             return BinaryAutoencoder(config)

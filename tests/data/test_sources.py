@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 
+from tessella.data.image_source import SourceSettings
 from tessella.data.loader import eval_batches
 from tessella.data.sources import BrokenImage, DataError, open_source
 from tessella.tests.cases import over
@@ -193,8 +194,15 @@ def test_hub_source(monkeypatch, make_png):
     rows.append({"img": {"bytes": b"no"}, "label": -1, "text": None})
     module = types.ModuleType("datasets")
     module.Image, module.ClassLabel = image, label
-    module.get_dataset_split_names = lambda name, config: ["train", "validation"]
-    module.load_dataset = lambda name, config, split: _Rows(rows, features)
+    asked = []
+    module.get_dataset_split_names = lambda name, config, **options: splits
+
+    def load_dataset(name, config, split, **options):
+        asked.append((name, config, split, options))
+        return _Rows(rows, features)
+
+    splits = ["train", "validation"]
+    module.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", module)
     source = open_source("hf:owner/name", "val")
     assert (len(source), source.classes, source.licence) == (2, ("x", "y"), "mit")
@@ -203,6 +211,20 @@ def test_hub_source(monkeypatch, make_png):
         source.read(1)
     with pytest.raises(DataError, match="no split 'test'"):
         open_source("hf:owner/name", "test")
+    open_source("hf:owner/name@v1.0:small")
+    open_source("hf:owner/name:small")
+    assert asked == [
+        ("owner/name", None, "validation", {}),
+        ("owner/name", "small", "train", {"revision": "v1.0"}),
+        ("owner/name", "small", "train", {}),
+    ]
+    for wrong in ("hf:owner/name@", "hf:@v1", "hf:"):
+        with pytest.raises(DataError, match="expected hf:owner/name"):
+            open_source(wrong)
+    splits[:] = ["train"]
+    shared = SourceSettings(val_share=0.5)
+    parts = [open_source("hf:owner/name", split, shared) for split in ("train", "val")]
+    assert sorted(part.id_of(0) for part in parts) == ["train/000000", "train/000001"]
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install tessella\[hub-data\]"):
         open_source("hf:owner/name")

@@ -222,7 +222,7 @@ def test_where_attention_stands_tells_the_resolution() -> None:
             "head_activation is True, expected False",
         ),
         (
-            {"quantizer": {"type": "lfq", "bits": 32}},
+            {"quantizer": {"type": "lfq", "bits": 16}},
             "quantizer.type is lfq, expected bernoulli",
         ),
         (

@@ -8,7 +8,7 @@ images to latents, the decoder latents to images.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from typing import Literal
 
 import torch
@@ -241,7 +241,7 @@ class Level(nn.Module):
         config: ConvAutoencoderConfig,
     ) -> None:
         super().__init__()
-        widths = [in_channels] + [out_channels] * num_blocks
+        widths = chain([in_channels], repeat(out_channels, num_blocks))
         self.blocks = nn.ModuleList(ResBlock(a, b, config) for a, b in pairwise(widths))
         self.attention = nn.ModuleList(
             Attention(out_channels, config) for _ in range(num_blocks if attention else 0)

@@ -7,11 +7,13 @@ allows 2 levels.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ...building import derive
 from ...config import STRICT
 from ..base import Quantizer, QuantizerOutput, finite_latents, float_latents, settled
 from .vector import straight_through
@@ -60,7 +62,7 @@ class FSQ(Quantizer):
         self.dim = len(config.levels)
         self.codebook_sizes = config.levels
         # Integers, so that converting the module to half precision leaves the bound exact.
-        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
+        derive(self, "levels", partial(torch.tensor, config.levels))
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Rounded levels with the gradient of the bound: amplitude * (1 - tanh**2) / step."""
