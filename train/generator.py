@@ -39,7 +39,13 @@ from tessella.train.generator_run import GeneratorRun
 from tessella.train.health import loss_alarms, memorization_alarms, prediction_alarms
 from tessella.train.pictures import draw_samples
 from tessella.train.run_folder import RunFolder
-from tessella.train.steps import end_run, log_measurements, training_steps, update_curves
+from tessella.train.steps import (
+    end_run,
+    log_measurements,
+    of_validation,
+    training_steps,
+    update_curves,
+)
 from tessella.train.token_batches import ImageReader, StoreReader, TokenReader, encode_split
 
 DEFAULT_CONFIG = Path(tessella.__file__).parent / "configs" / "generator" / "maskbit_emoji_64.yaml"
@@ -155,7 +161,10 @@ def train(
             source, tokenizer, data.augment, num_classes, run.seed, data.num_workers
         )
     batch_size = run.batch_size_per_device
-    validation = encode_split(tokenizer, val_source, num_classes, batch_size, EVAL_IMAGES)
+    broken: dict[str, str] = {}  # validation images
+    validation = encode_split(
+        tokenizer, val_source, num_classes, batch_size, EVAL_IMAGES, broken=broken
+    )
     classes = source.classes if store is None else store.classes
     state = GeneratorRun(config, accelerator, tokenizer, classes)
     # The first update of the averaged weights replaces what is fitted here to try the sampler.
@@ -225,7 +234,7 @@ def train(
         if step.saves:
             state.seconds = step.seconds
             state.save(folder, reader.fingerprint, ids)
-    if not end_run(state, run, reader.broken, folder, accelerator, command):
+    if not end_run(state, run, reader.broken | of_validation(broken), folder, accelerator, command):
         return None
     if main:
         update_curves(folder, panels)

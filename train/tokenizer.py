@@ -35,7 +35,13 @@ from tessella.train.engine import build_accelerator, run_facts
 from tessella.train.health import check_first_batch, code_alarms, loss_alarms
 from tessella.train.pictures import draw_reconstructions
 from tessella.train.run_folder import RunFolder
-from tessella.train.steps import end_run, log_measurements, training_steps, update_curves
+from tessella.train.steps import (
+    end_run,
+    log_measurements,
+    of_validation,
+    training_steps,
+    update_curves,
+)
 from tessella.train.tokenizer_recipe import TrainTokenizerConfig, resolve
 from tessella.train.tokenizer_run import TokenizerRun
 
@@ -57,10 +63,14 @@ def evaluate(
     perceptual: PerceptualDistance | None,
     batch_size: int,
     limit: int = 1000,
+    broken: dict[str, str] | None = None,
 ) -> dict[str, float]:
-    """PSNR, SSIM and perceptual distance of 8-bit reconstructions of the first `limit` images."""
+    """PSNR, SSIM and perceptual distance of 8-bit reconstructions of the first `limit` images.
+
+    The dict `broken` is filled with the reasons for skipped images, by name.
+    """
     measures = Measures(distance=perceptual)
-    batches = eval_batches(source, tokenizer.resolution, batch_size, limit)
+    batches = eval_batches(source, tokenizer.resolution, batch_size, limit, broken=broken)
     found = measure_reconstructions(tokenizer, batches, Reconstructed(measures), measures)
     result = found.meter.compute()
     if perceptual is not None:
@@ -80,7 +90,9 @@ def train(
     source, val_source = open_train_and_val(data.source, data.val_source, data, same_classes=False)
     state = TokenizerRun(config, accelerator)
     dataset = ImageDataset(source, state.tokenizer.resolution, config.data.augment, seed=run.seed)
-    preview = next(eval_batches(val_source, state.tokenizer.resolution, 16, 16))["images"]
+    broken: dict[str, str] = {}  # validation images
+    first = eval_batches(val_source, state.tokenizer.resolution, 16, 16, broken=broken)
+    preview = next(first)["images"]
     # What can be refused is refused here: before anything is written, and on every process.
     for images in (dataset.sample(0)["images"], preview):
         check_first_batch(images)
@@ -139,12 +151,16 @@ def train(
             draw_reconstructions(preview, pictures, path)
             update_curves(folder, PANELS, hint=step.last)
         if main and step.evaluates:
-            measured = evaluate(state.ema.module, val_source, perceptual, run.batch_size_per_device)
+            measured = evaluate(
+                state.ema.module, val_source, perceptual, run.batch_size_per_device, broken=broken
+            )
             log_measurements(measured, step.number, folder, accelerator)
         if step.saves:
             state.seconds = step.seconds
             state.save(folder, ids)
-    if not end_run(state, run, dataset.broken, folder, accelerator, command):
+    if not end_run(
+        state, run, dataset.broken | of_validation(broken), folder, accelerator, command
+    ):
         return None
     if main:
         update_curves(folder, PANELS)
