@@ -24,8 +24,8 @@ def describe(path: str) -> dict[str, Any]:
         path: Folder or file, `bundled:NAME` or `hub:owner/name`.
 
     Returns:
-        Facts by name; `kind` is `tokenizer`, `generator`, `token store`, `tokens` or `run`, and the
-        other names depend on it.
+        Facts by name; `kind` is `tokenizer`, `generator`, `token store`, `unfinished token store`,
+        `tokens` or `run`, and the other names depend on it.
 
     Raises:
         ValueError: If it is none of these, or damaged.
@@ -39,6 +39,8 @@ def describe(path: str) -> dict[str, Any]:
         read_card,
     )
     from ..tokens.store import TokenStore, load_tokens
+    from ..tokens.store_work import read_state
+    from ..tokens.tokens import TokenSpec
 
     place = Path(path or "no path given")
     if (place / "store.json").is_file():
@@ -57,6 +59,9 @@ def describe(path: str) -> dict[str, Any]:
             "shards": len(store.header.shards),
             **({"part": f"{part.index} of 0 to {part.count - 1}"} if part else {}),
         }
+    if state := read_state(place):
+        spec = TokenSpec(**state.settings["tokens"])
+        return {"kind": "unfinished token store", "images": state.rows, "tokens": str(spec)}
     if place.is_file():
         tokens = load_tokens(place)
         return {
