@@ -95,6 +95,14 @@ def test_every_option_of_the_sampler_reaches_it(folders: Folders, tmp_path: Path
     assert {name: stored[name] for name in settings} == settings
 
 
+@pytest.mark.parametrize("words", [["num_steps=1e1"], ["--num-steps", "1e1"], ["num_steps=10.0"]])
+def test_whole_numbers_may_be_written_with_an_exponent(
+    folders: Folders, tmp_path: Path, words: list[str]
+) -> None:
+    run("sample", "--generator", folders[0], *words, "--num", 1, "--out", tmp_path / "out")
+    assert records(tmp_path / "out")[0]["sampling"]["num_steps"] == 10
+
+
 @pytest.mark.parametrize(
     ("words", "labels"),
     [
@@ -246,6 +254,9 @@ def test_wrong_usage_exits_with_2(folders: Folders) -> None:
         ["--seed", 2**64],
         ["--batch-size", 0],
         ["--precision", "fp16"],
+        ["--num-steps", "2.5"],
+        ["--num-steps", "nan"],
+        ["--num-steps", "many"],
     ):
         run("sample", "--generator", folders[0], "--out", "x", *words, code=2)
 
