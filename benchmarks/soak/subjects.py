@@ -160,7 +160,9 @@ def _import(name: str) -> Callable[[Path], None]:
 
 
 def _recipe(root: Path) -> None:
-    def train(config: Any, out: Path, *, resume: bool, command: str) -> dict[str, Any]:
+    def train(
+        config: Any, out: Path, *, resume: bool, command: str, changed: bool
+    ) -> dict[str, Any]:
         print(config)
         return {}
 
@@ -170,9 +172,11 @@ def _recipe(root: Path) -> None:
     def script() -> None:
         run_script(
             *("train/tokenizer.py", train, TrainTokenizerConfig),
+            default_config=root / "run.yaml",
             config_path=root / "run.yaml",
             out=root / "out",
             resume=False,
+            changed=False,
             overrides=(),
         )
 

@@ -1,5 +1,6 @@
 """`tessella sample` as a person uses it, in one process and in two."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -159,7 +160,11 @@ def test_the_table_is_printed_and_nothing_drawn(folders: Folders, tmp_path: Path
     ]
     result = run(*words)
     config = MaskedSampling(num_steps=5, guidance=2.0)
-    assert result.stdout == format_table(sampling_table(config, 128)) + "\n"
+    table = sampling_table(config, 128)
+    assert result.stdout == format_table(table) + "\n"
+    steps = json.loads(run(*words, "--json").stdout)["steps"]
+    assert steps == [dataclasses.asdict(step) for step in table]
+    assert sum(step["revealed"] for step in steps) == 128
     assert not (tmp_path / "o").exists()
     assert run(*words[:-2]).stdout == result.stdout  # needs no --out
     assert "129 steps for 128 slots" in run(*words[:-4], "--num-steps", 129, code=1).stderr
