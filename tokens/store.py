@@ -259,7 +259,7 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
         return TokenStore(path).tokens()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no token file or store here")
-    tensors, about = load_tensors(path, error=ValueError)
+    tensors, about = load_tensors(path, error=ValueError, what="token file")
     if TOKENS_KEY not in about:
         raise ValueError(f"{path}: a safetensors file, but not one of tokens")
     check_names(tensors, ("packed", "lengths"), path=path, error=ValueError)

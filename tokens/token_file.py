@@ -39,7 +39,11 @@ def save_tensors(
 
 
 def load_tensors(
-    path: str | os.PathLike[str], *, error: type[ValueError], digest: bool = False
+    path: str | os.PathLike[str],
+    *,
+    error: type[ValueError],
+    digest: bool = False,
+    what: str = "file of tensors",
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file whole, and check its digest, which files before 0.6 do not have.
 
@@ -47,6 +51,7 @@ def load_tensors(
         path: The file.
         error: Type of the error that is raised.
         digest: Whether the file must have one.
+        what: Name of such a file, for the message.
 
     Returns:
         Tensors by name, and the metadata.
@@ -60,7 +65,7 @@ def load_tensors(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about: dict[str, str] = file.metadata() or {}
     except SafetensorError as fault:
-        raise error(f"{path}: truncated or damaged ({fault})") from None
+        raise error(f"{path}: truncated or damaged, not a whole {what} ({fault})") from None
     stored = tensors.pop(DIGEST, None)
     if stored is None and digest:
         raise error(f"{path}: has no digest, so damage is not detectable")
