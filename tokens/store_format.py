@@ -8,6 +8,7 @@ from typing import Any
 from ..config import STRICT
 from ..documents import check, read_json
 from ..files import sha256_file
+from ..manifest import check_files
 from .tokens import TokenSpec
 
 FORMAT_VERSION = 1
@@ -119,6 +120,7 @@ def read_header(folder: Path) -> StoreHeader:
     rows = [shard.rows for shard in header.shards]
     if header.count < 1 or header.count != sum(rows):
         raise StoreError(f"{path}: damaged, {header.count} images but shards of {rows} rows")
+    check_files(folder, (HEADER,), error=StoreError)
     return header
 
 

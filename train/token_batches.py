@@ -42,6 +42,11 @@ class TokenBatch:
     ids: list[str]
     numbers: Tensor
 
+    def first(self, count: int) -> "TokenBatch":
+        """The first samples of this batch."""
+        rows = slice(count)
+        return TokenBatch(self.tokens[rows], self.labels[rows], self.ids[rows], self.numbers[rows])
+
     def to(self, device: torch.device) -> "TokenBatch":
         """The same samples on another device."""
         tokens = self.tokens.to(device, non_blocking=True)
