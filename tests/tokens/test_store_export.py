@@ -243,6 +243,10 @@ def test_wrong_calls(tmp_path: Path) -> None:
         (tmp_path / "out" / "export.json").write_text(json.dumps(data | changes))
         with pytest.raises(StoreError, match=message):
             import_store(tmp_path / "out", tmp_path / "no")
+    changed = data | {"sequence": data["sequence"] | {"offset": 1}}
+    (tmp_path / "out" / "export.json").write_text(json.dumps(changed))
+    with pytest.raises(StoreError, match=r"export\.json"):
+        import_store(tmp_path / "out", tmp_path / "no")
     with pytest.raises(SaveError, match="cannot write"):
         export_store(store, tmp_path / "out" / "export.json" / "x", to="npy")
 
