@@ -71,6 +71,7 @@ def mask_rows(mask: Tensor, count: int, spec: TokenSpec) -> Tensor:
     Raises:
         ValueError: If it has another shape, or a mask of pixels marks none.
     """
+    found = tuple(mask.shape)
     mask = mask[None] if mask.ndim == 1 else mask
     if mask.ndim == 2 and mask.shape[1] == spec.num_tokens and len(mask) in (1, count):
         return mask.expand(count, -1)
@@ -81,8 +82,7 @@ def mask_rows(mask: Tensor, count: int, spec: TokenSpec) -> Tensor:
     if len(spec.shape) == 2:
         grid = f", or ({spec.shape[0]} k, {spec.shape[1]} k) pixels"
     raise ValueError(
-        f"mask: expected (N,) or (1 or {count}, N) with N = {spec.num_tokens}{grid}, found "
-        f"{tuple(mask.shape)}"
+        f"mask: expected (N,) or (1 or {count}, N) with N = {spec.num_tokens}{grid}, found {found}"
     )
 
 

@@ -46,6 +46,7 @@ from tessella.train.steps import (
     log_measurements,
     measurements_of,
     noting,
+    of_validation,
     training_steps,
     trial,
     update_curves,
@@ -165,7 +166,10 @@ def train(
             source, tokenizer, data.augment, num_classes, run.seed, data.num_workers
         )
     batch_size = run.batch_size_per_device
-    validation = encode_split(tokenizer, val_source, num_classes, batch_size, EVAL_IMAGES)
+    broken: dict[str, str] = {}  # validation images
+    validation = encode_split(
+        tokenizer, val_source, num_classes, batch_size, EVAL_IMAGES, broken=broken
+    )
     classes = source.classes if store is None else store.classes
     state = GeneratorRun(config, accelerator, tokenizer, classes)
     # The first update of the averaged weights replaces what is fitted here to try the sampler.
@@ -277,7 +281,8 @@ def train(
                 draw(out / "samples" / f"step_{state.step:07d}.png")
         update_curves(folder, panels, hint=True)
         say(main, write_model(out / "generator", measured))
-    finished = end_run(state, run, reader.broken, folder, accelerator, command)
+    skipped = reader.broken | of_validation(broken)
+    finished = end_run(state, run, skipped, folder, accelerator, command)
     return measured if finished else None
 
 

@@ -282,6 +282,11 @@ def update_curves(folder: RunFolder, panels: dict[str, list[str]], *, hint: bool
         say(folder.writes, CURVES_HINT)
 
 
+def of_validation(broken: dict[str, str]) -> dict[str, str]:
+    """Reasons for skipped images, by names that say that these are validation images."""
+    return {f"{name} (val)": reason for name, reason in broken.items()}
+
+
 def end_run(
     state: Counters,
     run: RunConfig,

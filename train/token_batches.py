@@ -216,9 +216,16 @@ class ImageReader:
 
 
 def encode_split(
-    tokenizer: Tokenizer, source: ImageSource, num_classes: int, batch_size: int, limit: int
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    num_classes: int,
+    batch_size: int,
+    limit: int,
+    broken: dict[str, str] | None = None,
 ) -> TokenBatch:
     """Tokens of the first `limit` images of a source, not augmented, on the CPU.
+
+    The dict `broken` is filled with the reasons for skipped images, by name.
 
     Raises:
         DataError: If no image can be read or a label is out of range.
@@ -227,7 +234,7 @@ def encode_split(
     tokens: list[Tokens] = []
     labels: list[Tensor] = []
     ids: list[str] = []
-    for batch in eval_batches(source, tokenizer.resolution, batch_size, limit):
+    for batch in eval_batches(source, tokenizer.resolution, batch_size, limit, broken=broken):
         check_first_batch(batch["images"])
         tokens.append(tokenizer.encode(batch["images"].to(tokenizer.device)).to("cpu"))
         labels.append(batch["labels"])

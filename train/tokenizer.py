@@ -44,6 +44,7 @@ from tessella.train.steps import (
     log_measurements,
     measurements_of,
     noting,
+    of_validation,
     training_steps,
     trial,
     update_curves,
@@ -69,10 +70,14 @@ def evaluate(
     perceptual: PerceptualDistance | None,
     batch_size: int,
     limit: int = 1000,
+    broken: dict[str, str] | None = None,
 ) -> dict[str, float]:
-    """PSNR, SSIM and perceptual distance of 8-bit reconstructions of the first `limit` images."""
+    """PSNR, SSIM and perceptual distance of 8-bit reconstructions of the first `limit` images.
+
+    The dict `broken` is filled with the reasons for skipped images, by name.
+    """
     measures = Measures(distance=perceptual)
-    batches = eval_batches(source, tokenizer.resolution, batch_size, limit)
+    batches = eval_batches(source, tokenizer.resolution, batch_size, limit, broken=broken)
     found = measure_reconstructions(tokenizer, batches, Reconstructed(measures), measures)
     result = found.meter.compute()
     if perceptual is not None:
@@ -94,7 +99,9 @@ def train(
     run = config.run
     state = TokenizerRun(config, accelerator)
     dataset = ImageDataset(source, state.tokenizer.resolution, config.data.augment, seed=run.seed)
-    preview = next(eval_batches(val_source, state.tokenizer.resolution, 16, 16))["images"]
+    broken: dict[str, str] = {}  # validation images
+    first = eval_batches(val_source, state.tokenizer.resolution, 16, 16, broken=broken)
+    preview = next(first)["images"]
     # What can be refused is refused here: before anything is written, and on every process.
     for images in (dataset.sample(0)["images"], preview):
         check_first_batch(images)
@@ -183,7 +190,7 @@ def train(
             draw(preview, out / "previews" / f"step_{step.number:07d}.png")
             update_curves(folder, PANELS)
         if main and step.evaluates:
-            measured = evaluate(state.ema.module, val_source, perceptual, batch_size)
+            measured = evaluate(state.ema.module, val_source, perceptual, batch_size, broken=broken)
             log_measurements(measured, step.number, folder, accelerator)
         if step.saves:
             state.seconds = step.seconds
@@ -194,12 +201,15 @@ def train(
         if not measured:
             with noting(f"{written}, which is whole but not measured"):
                 draw(preview, out / "previews" / f"step_{state.step:07d}.png")
-                measured = evaluate(state.ema.module, val_source, perceptual, batch_size)
+                measured = evaluate(
+                    state.ema.module, val_source, perceptual, batch_size, broken=broken
+                )
                 log_measurements(measured, state.step, folder, accelerator)
         update_curves(folder, PANELS, hint=True)
         say(main, write_model(out / "tokenizer", measured))
         say(main, describe_probe(probe, "run.probe_images=false"))
-    finished = end_run(state, run, dataset.broken, folder, accelerator, command)
+    skipped = dataset.broken | of_validation(broken)
+    finished = end_run(state, run, skipped, folder, accelerator, command)
     return measured if finished else None
 
 

@@ -175,7 +175,7 @@ def test_reconstruct_without_features_takes_fewer_images(model: Path, tmp_path: 
     assert [key for key in none if "@" in key] == ["features@random"]
     assert by_itself["psnr"] == none["psnr"] > 0
     result = run(*start, "--features", "random", "--out", tmp_path / "out", code=1)
-    assert "5 images are too few, expected at least 6" in result.stderr
+    assert "too few images, found 5, expected at least 6" in result.stderr
     assert not (tmp_path / "out").exists()
     folder = tmp_path / "data" / "val"
     folder.mkdir(parents=True)

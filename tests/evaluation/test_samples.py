@@ -249,7 +249,7 @@ def test_curves_over_guidance_alone_know_their_steps(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--num", 5], "5 images are too few, expected at least 6"),
+        (["--num", 5], "too few images, found 5, expected at least 6"),
         (["--num-steps", 999], "999 steps for"),
         (["--curve-steps", "2,999"], "999 steps for"),
         (["--protocol", "torch-fidelity", "--num", 9], "measures 50,000 images, asked for 9"),
@@ -311,7 +311,7 @@ def test_reference_images_are_refused_before_the_first_sample(
         save_png(noise(1, seed=label)[0], few / f"{label} {name}" / "a.png")
     words = ["--protocol", "val-paired", "--data", tmp_path / "few", "--num", 9]
     result = run(*start, *words, *out, code=1)
-    assert "a reference of 3 images is too small, expected at least 6" in result.stderr
+    assert "too few reference images, found 3, expected at least 6" in result.stderr
 
     for label, name in enumerate(CLASSES):
         folder = tmp_path / "broken" / "val" / f"{label} {name}"
