@@ -82,13 +82,15 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def show(result: dict[str, Any], *, as_json: bool) -> None:
-    """Print a result as text or as JSON on stdout; broken images are listed on stderr."""
+    """Print a result as text or as JSON on stdout; broken images and notes go to stderr as well."""
+    for note in result.get("notes", []):
+        echo(one_line(f"note: {note}"), err=True)
     for name, reason in result.get("broken", {}).items():
         echo(one_line(f"skipped broken image {name}: {reason}"), err=True)
     if as_json:
         echo(json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False))
         return
-    _show_section(result, "")
+    _show_section({name: value for name, value in result.items() if name != "notes"}, "")
 
 
 def _finite(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """`tessella sample`: drawing of pictures with a generator."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,11 @@ def sample(
                 f"--table: generators of type {generator.config.type} have none; all their steps "
                 "are alike"
             )
-        echo(format_table(rows(generator, sampling)))
+        steps = rows(generator, sampling)
+        if options["as_json"]:
+            show({"steps": [dataclasses.asdict(step) for step in steps]}, as_json=True)
+        else:
+            echo(format_table(steps))
         return
     if labels is not None:
         wanted = parse_numbers("--labels", labels, "3,7")

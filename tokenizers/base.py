@@ -73,8 +73,8 @@ class Quantizer(KeepsBuffers):
     - The decoder reads exactly `lookup(indices)`; an estimator adds a gradient, never a rounding.
     - A latent half-way between two codes gets the lower one: bit 0, the lower index of a codebook
       (equal rows included), the even one of two levels (as `torch.round`).
-    - The codes of a latent do not depend on the rest of its batch. Bernoulli logits are an ordinary
-      matrix product and do by its rounding; a bit may differ where its logit is 0 to about 1e-6.
+    - The codes of a latent do not depend on the rest of its batch: sums whose order depends on it
+      (distances, logits) are made again, or at all, in float64 where their rounding could decide.
     - Latents from 1e-30 to 1e15, zero included, give finite losses and gradients. A latent without
       a direction passes its gradient unchanged wherever a method would divide by its length.
     - Batches of one position, of equal latents, and codebooks with one code in use are no special
