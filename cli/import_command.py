@@ -37,6 +37,7 @@ class Format(click.ParamType[str]):
 )
 @click.option("--tokenizer", help="Tokenizer of a generator: folder, bundled:NAME, hub:owner/name.")
 @click.option("--no-average", is_flag=True, help="Take the weights of the last step, not the EMA.")
+@click.option("--section", help="Section of FILE with the weights [told by its name].")
 @click.option("--overwrite", is_flag=True, help="Replace a model folder of tessella's at --out.")
 @json_option
 @one_clear_error
@@ -48,11 +49,13 @@ def import_command(
     resolution: int | None,
     tokenizer: str | None,
     no_average: bool,
+    section: str | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
     """Convert the public checkpoint FILE to a model folder.
 
+    FILE is safetensors or from torch.save, the index of several, or a folder with one of these.
     docs/importing.md lists every FORMAT and the checkpoints that it reads.
     """
     from ..importers.import_checkpoint import import_checkpoint
@@ -66,6 +69,7 @@ def import_command(
         resolution=resolution,
         tokenizer=tokenizer,
         average=not no_average,
+        section=section,
         overwrite=overwrite,
     )
     if not as_json:  # summarize hundreds of keys by their few reasons

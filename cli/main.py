@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "Measure a generator, a tokenizer or samples."),
     "import": ("import_command", "Convert a public checkpoint to a model folder."),
     "info": ("info", "Describe a model folder, a token store, a token file or a run."),
+    "models": ("models", "List the models that ship with tessella."),
     "probe": ("probe", "Train a linear classifier on features of a generator."),
     "reconstruct": ("encode", "Measure and write reconstructions of images."),
     "sample": ("sample", "Draw pictures."),

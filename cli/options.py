@@ -180,6 +180,22 @@ class NumberList(click.ParamType[list[Any]]):
         return numbers
 
 
+class WholeNumber(click.ParamType[int]):
+    """Option type of a whole number, which may be written like 1e3."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Parse the number, or fail with a usage error."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not number.is_integer() or abs(number) >= 2**53:
+            self.fail(f"{value!r} is not a valid integer.", param, ctx)
+        return int(number)
+
+
 class DrawingCommand(click.Command):
     """A command that draws with a generator; its help ends with the settings of every sampler."""
 
@@ -206,7 +222,9 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
             "--temperature", type=float, help="Temperature of the predictions [the generator's]."
         ),
         click.option("--guidance", type=float, help="Guidance scale; 1 = off [the generator's]."),
-        click.option("--num-steps", type=int, help="Number of sampling steps [the generator's]."),
+        click.option(
+            "--num-steps", type=WholeNumber(), help="Number of sampling steps [the generator's]."
+        ),
         click.option(
             "--seed",
             type=click.IntRange(0, 2**62),

@@ -60,11 +60,8 @@ def translate_bld(
 ) -> GeneratorTranslation:
     """Translate a state dict; see `generator_formats.translate_generator`.
 
-    The prefix `module.` before all keys and the prefix `_denoise_fn.` of the network's keys are
-    removed.
+    The prefix `_denoise_fn.` of the network's keys is removed.
     """
-    if all(name.startswith("module.") for name in stored):
-        stored = {name.removeprefix("module."): tensor for name, tensor in stored.items()}
     table = shape_of(stored, "scheduler.k_final", 1)
     num_bits, width = shape_of(stored, "_denoise_fn.tok_emb.weight", 2)
     num_classes = 0

@@ -4,13 +4,12 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from .._version import __version__
+from ..building import build_on_meta, fill
 from ..checkpoints import load_tokenizer, save_generator, save_tokenizer
 from ..config import STRICT, build_config, read_yaml
 from ..data.path_source import local_places
@@ -18,11 +17,12 @@ from ..data.sources import open_source
 from ..files import check_replaceable, sha256_file
 from ..generators.base import Generator
 from ..generators.build import GeneratorConfig, build_generator
+from ..model_folders import NOT_STATED
 from ..sample.samplers import published_sampling
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.build import TokenizerConfig, build_tokenizer, tokenizer_config
 from ..tokenizers.probe import DEFAULT_DATA, choose_probe
-from .checkpoint_file import AVERAGE, read_weights
+from .checkpoint_file import read_weights
 from .generator_formats import FORMATS as GENERATOR_FORMATS
 from .generator_formats import translate_generator
 from .tensors import LayoutError
@@ -52,25 +52,30 @@ def import_checkpoint(
     resolution: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     average: bool = True,
+    section: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Convert a public checkpoint to a model folder; after any error nothing is written.
 
     Args:
         format_name: Name of the format, one of `FORMATS`.
-        file: File in safetensors format or from `torch.save`; pickles are read as plain data.
+        file: File in safetensors format or from `torch.save`, the index of a checkpoint in several
+            files, or a folder with one of these; pickles are read as plain data.
         out: Folder to create.
         config: YAML file of the model to build: a training config, or its section `tokenizer` or
             `generator`. None: the sizes are inferred from the shapes.
         resolution: Image size of a tokenizer, in pixels; None: that of the config, else 256.
         tokenizer: Folder of a generator's tokenizer, `bundled:NAME` or `hub:owner/name`.
         average: Whether to take the running average of the weights (EMA) if the file has one.
+        section: Section of the file that holds the weights; None: told by its name.
         overwrite: Whether to replace a model folder of the same kind that tessella wrote.
 
     Returns:
         Facts for the user: `kind`, `format`, `out`, `tokens`, `parameters`, `fingerprint`,
-        `weights`, `stored_as` (types in the file), `missing` and `unexpected` (empty, since the
-        load is strict), and `dropped`, the keys that were left out, each with the reason.
+        `container` (kind of file), `sections` (number of tensors of each that was found),
+        `section` (the one taken; "" = the file has no other), `weights`, `stored_as` (types in the
+        file), `missing` and `unexpected` (empty, since the load is strict), and `dropped`, the keys
+        that were left out, each with the reason.
 
     Raises:
         CheckpointError: If the file cannot be read without running code from it, or at all.
@@ -91,21 +96,23 @@ def import_checkpoint(
         raise ValueError(
             f"tokenizer: {format_name} is a tokenizer itself; only a generator is given one"
         )
-    weights = read_weights(file, average=average)
-    card: dict[str, Any] = {
-        "imported": {
-            "format": format_name,
-            "file": Path(file).name,
-            "sha256": sha256_file(file),
-            "by": f"tessella {__version__}",
-        }
+    weights = read_weights(file, average=average, section=section)
+    first, *others = weights.files
+    imported: dict[str, Any] = {
+        "format": format_name,
+        "file": first.name,
+        "sha256": sha256_file(first),
+        "by": f"tessella {__version__}",
     }
-    averaged = weights.section == AVERAGE
+    if others:
+        imported["parts"] = {part.name: sha256_file(part) for part in others}
+    card: dict[str, Any] = {"imported": imported, "licence": NOT_STATED}
+    averaged = weights.averaged
     try:
         if is_generator:
             found = load_tokenizer(tokenizer) if tokenizer is not None else None
-            section = _generator_config(config)
-            generator, dropped = _generator(format_name, weights.tensors, section, found)
+            chosen_config = _generator_config(config)
+            generator, dropped = _generator(format_name, weights.tensors, chosen_config, found)
             card |= published_sampling(generator.config)
             card = save_generator(
                 generator,
@@ -133,29 +140,33 @@ def import_checkpoint(
             )
     except LayoutError as error:
         raise LayoutError(f"{file}: {error}") from None
-    others = {f"{name}.*": reason for name, reason in weights.ignored.items()}
+    kind_of_weights = "running average" if averaged else "as stored"
+    if weights.completed:
+        kind_of_weights += f", which lacks {weights.completed} tensors: those are as stored"
     return {
         "kind": card["kind"],
         "format": format_name,
         "out": str(out),
         "tokens": card["tokens"],
         "parameters": card["parameters"],
-        "weights": "running average" if averaged else "as stored",
+        "container": weights.container,
+        "sections": weights.found,
+        "section": weights.section,
+        "weights": kind_of_weights,
         "stored_as": sorted(
             {str(t.dtype).removeprefix("torch.") for t in weights.tensors.values()}
         ),
         "fingerprint": card["fingerprint"],
         "missing": [],
         "unexpected": [],
-        "dropped": others | dropped,
+        "dropped": {f"{name}.*": why for name, why in weights.ignored.items()} | dropped,
     }
 
 
 def _filled(build: Callable[[], Module], state: dict[str, Tensor]) -> Module:
     """A module with exactly these weights, in eval mode."""
-    with torch.random.fork_rng(devices=[]):  # importing must not change the global random state
-        module = build()
-    module.load_state_dict(state)
+    module = build_on_meta(build)
+    fill(module, state)
     return module.eval()
 
 

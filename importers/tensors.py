@@ -73,10 +73,10 @@ def shape_of(stored: Mapping[str, Tensor], name: str, num_axes: int) -> torch.Si
     """Shape of a required tensor.
 
     Raises:
-        LayoutError: If the tensor is missing or does not have `num_axes` axes.
+        LayoutError: If the tensor is missing or does not have `num_axes` axes of at least 1.
     """
     shape = stored[name].shape if name in stored else None
-    if shape is None or len(shape) != num_axes:
+    if shape is None or len(shape) != num_axes or 0 in shape:
         found = "is missing" if shape is None else f"has shape {tuple(shape)}"
         raise LayoutError(
             f"{name} {found}; expected {num_axes} axes, from which the sizes of the network are "

@@ -4,10 +4,11 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from torch import Tensor
 
+from ..building import build_on_meta
 from ..generators.build import GeneratorConfig, build_generator
 from ..tokens.tokens import TokenSpec
 from .tensors import LayoutError, match_tensors
@@ -55,8 +56,7 @@ def matched(
             those of the generator and the ones left out.
     """
     try:
-        with torch.device("meta"):
-            generator = build_generator(config, spec)
+        generator = build_on_meta(partial(build_generator, config, spec))
     except ValueError as error:
         raise LayoutError(str(error)) from None
     wanted = {name: tensor.shape for name, tensor in generator.state_dict().items()}

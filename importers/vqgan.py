@@ -10,11 +10,13 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..building import TooLarge, build_on_meta
 from ..config import ConfigError, to_dict
 from ..tokenizers.build import TokenizerConfig, build_tokenizer, tokenizer_config
 from .binary_autoencoder import (
@@ -127,8 +129,11 @@ def _translate_flat(
 
 def _shapes(config: TokenizerConfig) -> dict[str, torch.Size]:
     """Shape of every tensor of the tokenizer that a config describes, by Tessella name."""
-    with torch.device("meta"):
-        return {n: t.shape for n, t in build_tokenizer(config).state_dict().items()}
+    try:
+        tokenizer = build_on_meta(partial(build_tokenizer, config))
+    except TooLarge as error:
+        raise LayoutError(str(error)) from None
+    return {name: tensor.shape for name, tensor in tokenizer.state_dict().items()}
 
 
 class _Reader:
