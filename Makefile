@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LINKS ?= $(VENV)/links
 
-.PHONY: setup demo test test-kernels check style types clean
+.PHONY: setup demo test test-kernels soak check style types clean
 
 setup: $(VENV)/.done
 
@@ -36,6 +36,14 @@ test: $(VENV)/.triton
 # With the kernels in the interpreter and compiled for sm_90, whether they changed or not.
 test-kernels: $(VENV)/.triton
 	TESSELLA_TEST_KERNELS=1 $(PYTEST) tests/kernels
+
+# Fuzzing of every reader, and kills of every writer: docs/files.md.
+MINUTES ?= 10
+SEED ?= 0
+soak: setup
+	mkdir -p "$(LINKS)" && ln -sfn "$(CURDIR)" "$(LINKS)/tessella"
+	PYTHONPATH="$(LINKS)" OMP_NUM_THREADS=1 $(BIN)/python -m tessella.benchmarks.soak.soak \
+		--minutes $(MINUTES) --seed $(SEED)
 
 check: style types
 

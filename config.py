@@ -109,6 +109,8 @@ def parse_setting(word: str) -> tuple[str, Any]:
 def build_config(cls: type[T], data: Any, *, name: str = "config") -> T:
     """Build and validate a config from plain values.
 
+    A float without a fraction, such as `1e3`, is the whole number where one is expected.
+
     Args:
         cls: A config dataclass, or a union of them discriminated by `type`.
         data: Nested dicts, lists, strings, numbers, bools and None.
@@ -119,7 +121,7 @@ def build_config(cls: type[T], data: Any, *, name: str = "config") -> T:
     """
     try:
         checked: T = documents.adapter_of(typing.cast(Any, cls)).validate_json(
-            json.dumps(data), strict=True
+            json.dumps(_whole_numbers(data)), strict=True
         )
         return checked
     except TypeError as error:
@@ -127,6 +129,16 @@ def build_config(cls: type[T], data: Any, *, name: str = "config") -> T:
     except ValidationError as error:
         faults = [_describe(fault, cls) for fault in error.errors(include_url=False)]
         raise ConfigError(f"{name}: " + "; ".join(faults)) from None
+
+
+def _whole_numbers(data: Any) -> Any:
+    """Plain values with floats that are whole numbers as such; float fields take both."""
+    if isinstance(data, dict):
+        return {key: _whole_numbers(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_whole_numbers(value) for value in data]
+    exact = isinstance(data, float) and abs(data) < 2**53 and data.is_integer()
+    return int(data) if exact else data
 
 
 def load_config(cls: type[T], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> T:

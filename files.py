@@ -21,6 +21,7 @@ from .manifest import (
     MARKER,
     StrPath,
     entries_of,
+    hashes_of,
     marker_text,
     read_marker,
     sha256_file,
@@ -113,7 +114,9 @@ def atomic_folder(
         with workshop(path) as place:
             place.item.mkdir()
             yield place.item
-            text = marker_text(kind, entries_of(place.item), facts)
+            entries = entries_of(place.item)
+            sums = {"sha256": hashes_of(place.item, entries)}
+            text = marker_text(kind, entries, facts | sums)
             (place.item / MARKER).write_text(text, encoding="utf-8")
             for file in place.item.rglob("*"):
                 if file.is_file():
@@ -268,6 +271,8 @@ def add_to_marker(folder: StrPath, name: str) -> None:
     marker = read_marker(folder)
     if marker is not None:
         facts = {key: value for key, value in marker.items() if key not in ("kind", "files")}
+        if "sha256" in facts:
+            facts["sha256"] |= hashes_of(Path(folder), [name])
         size = (Path(folder) / name).stat().st_size
         write_marker(folder, marker["kind"], marker["files"] | {name: size}, **facts)
 

@@ -1,7 +1,10 @@
 """Markers: the file `.tessella.json` in every folder that tessella wrote.
 
-It says the kind of the folder, and lists its files; what is not listed there, tessella did not
-write.
+It says the kind of the folder, and lists its files with their sizes; what is not listed there,
+tessella did not write. Of files that are small it has the SHA-256 as well, so that a changed bit in
+a card, a config, the header of a store or a list of samples is an error when that file is read.
+Large files of tensors carry a hash of their own: weights have the fingerprint in the card, shards
+their entry in the header, checkpoints `checksums.json`, token files a digest in their metadata.
 """
 
 import hashlib
@@ -18,6 +21,8 @@ MARKER = ".tessella.json"
 """File in every folder that tessella wrote: its kind, its files, and facts such as the run."""
 CHECKSUMS = "checksums.json"
 """File of a checkpoint with the SHA-256 of each other file."""
+MOST_HASHED = 2**24
+"""Largest file whose SHA-256 the marker has, in bytes; pictures have none."""
 StrPath = str | os.PathLike[str]
 
 
@@ -27,6 +32,7 @@ class _Marker:
 
     kind: str
     files: dict[str, int]
+    sha256: dict[str, str] | None = None
 
 
 def read_marker(folder: StrPath) -> dict[str, Any] | None:
@@ -60,6 +66,53 @@ def marker_text(kind: str, files: Mapping[str, int], facts: Mapping[str, Any]) -
     return json.dumps({"kind": kind, "files": files, **facts}, indent=1) + "\n"
 
 
+def hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of those files of a folder that get one, by name."""
+    return {name: sha256_file(folder / name) for name in names if _is_hashed(folder / name)}
+
+
+def _is_hashed(path: Path) -> bool:
+    """Whether the marker has the hash of a file: not of large ones, pictures, links and folders."""
+    if path.is_symlink() or not path.is_file() or path.suffix == ".png":
+        return False
+    return path.stat().st_size <= MOST_HASHED
+
+
+def check_files(folder: StrPath, names: Iterable[str], *, error: type[ValueError]) -> bool:
+    """Compare files with the hashes in the marker of their folder.
+
+    Args:
+        folder: Folder of the files.
+        names: Names of the files; one that does not exist is not looked at.
+        error: Type of the error that is raised.
+
+    Returns:
+        Whether there are hashes: folders of older versions, and those that lost their marker, have
+        none, and nothing is compared.
+
+    Raises:
+        ValueError: Of the type `error`, if a file or the marker was changed since it was written.
+    """
+    folder = Path(folder)
+    try:
+        marker = read_json(folder / MARKER, dict[str, Any], error=error)
+    except FileNotFoundError:
+        return False
+    sums = check(marker, _Marker, name=str(folder / MARKER), error=error).sha256
+    if sums is None:
+        return False
+    for name in names:
+        path = folder / name
+        if not path.is_file() or not (name in sums or _is_hashed(path)):
+            continue
+        if sha256_file(path) != sums.get(name):
+            raise error(
+                f"{path}: changed or damaged since it was written, its SHA-256 is not that in "
+                f"{MARKER}; if you changed it yourself, remove {folder / MARKER}"
+            )
+    return True
+
+
 def entries_of(folder: Path) -> dict[str, int]:
     """Relative paths of all files and links to their sizes; empty subfolders end in a slash."""
     found: dict[str, int] = {}
@@ -89,6 +142,11 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def told(checked: bool) -> str:
+    """Whether the files of a folder could be checked, in words for the user."""
+    return "agree" if checked else f"none (of an older version, or without its {MARKER})"
 
 
 def write_sums(folder: Path) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from .config import read_yaml, to_dict, to_yaml
 from .documents import read_json
 from .generators.base import Generator
+from .manifest import MARKER, check_files
 from .tokenizers.base import Tokenizer
 from .tokenizers.probe import PROBE
 
@@ -95,7 +96,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
             raise CheckpointError(f"{name}: expected hub:owner/name or hub:owner/name@revision")
         from huggingface_hub import snapshot_download
 
-        files = [CONFIG, WEIGHTS, CARD, PROBE]
+        files = [CONFIG, WEIGHTS, CARD, PROBE, MARKER]
         files += [f"{OWN_TOKENIZER}/{file}" for file in files]
         try:
             return Path(
@@ -144,6 +145,7 @@ def card_of(folder: Path, kind: str) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: holds a {found}, not a {kind}")
     if "fingerprint" not in card:
         raise CheckpointError(f"{folder / CARD}: has no fingerprint, so damage is not detectable")
+    check_files(folder, (CARD,), error=CheckpointError)
     return card
 
 

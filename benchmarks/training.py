@@ -31,12 +31,12 @@ from tessella.data.loader import ImageDataset, make_loader
 from tessella.data.sources import open_source
 from tessella.files import atomic_file, check_file
 from tessella.train.engine import build_accelerator, seed_step
+from tessella.train.layout import Layout
 from tessella.train.tokenizer import DEFAULT_CONFIG
 from tessella.train.tokenizer_recipe import TrainTokenizerConfig, resolve
 from tessella.train.tokenizer_run import TokenizerRun
 
 Precision = Literal["no", "bf16"]
-Layout = Literal["channels_last", "contiguous"]
 VARIANTS: tuple[tuple[Precision, Layout], ...] = (
     ("no", "channels_last"),
     ("no", "contiguous"),
@@ -44,14 +44,13 @@ VARIANTS: tuple[tuple[Precision, Layout], ...] = (
     ("bf16", "contiguous"),
 )
 NAMES = {"no": "fp32", "bf16": "bf16"}
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 class Step:
     """One training step of a config, in one precision and one memory layout."""
 
     def __init__(self, config: TrainTokenizerConfig, precision: Precision, layout: Layout) -> None:
-        run = dataclasses.replace(config.run, mixed_precision=precision)
+        run = dataclasses.replace(config.run, mixed_precision=precision, memory_format=layout)
         config = dataclasses.replace(config, run=run)
         AcceleratorState._reset_state(True)  # accelerate allows one precision per process
         self.name = f"{NAMES[precision]} {layout.replace('_', '-')}"
@@ -60,8 +59,6 @@ class Step:
         adversarial = config.adversarial
         if adversarial is not None:
             self.run.step = adversarial.start_step + adversarial.ramp_steps
-        for module in filter(None, (self.run.tokenizer, self.run.discriminator)):
-            module.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
 
     def __call__(self, images: Tensor) -> None:
         """Train on one batch; always the same step number, so that rates and weights stay."""

@@ -31,7 +31,7 @@ _OPTIONS = {
 )
 @click.option(
     "--box",
-    help="Box to draw anew: LEFT,TOP,RIGHT,BOTTOM in pixels of the tokenizer's resolution.",
+    help="Box to draw anew: LEFT,TOP,RIGHT,BOTTOM in pixels of --image.",
 )
 @click.option(
     "--outside", is_flag=True, help="Draw anew what lies outside --box instead (outpainting)."
@@ -57,7 +57,10 @@ _OPTIONS = {
     help="Number of pictures; each has the next seed, except on the way between two classes.",
 )
 @click.option(
-    "--paste", is_flag=True, help="Keep the picture's own pixels outside --mask or --box."
+    "--paste/--no-paste",
+    default=None,
+    help="Put what is drawn into --image, or write the square that the model drew "
+    "[--paste with --mask or --box].",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace existing pictures that tessella wrote.")
@@ -74,16 +77,19 @@ def edit(
     to_label: int | None,
     to_class: str | None,
     num: int,
-    paste: bool,
+    paste: bool | None,
     out: Path,
     overwrite: bool,
     **options: Any,
 ) -> None:
     """Draw parts of --image anew, or interpolate between two classes.
 
-    One of --mask, --box, --variation and --enrich says which parts. With --to-class or --to-label
-    the pictures lead from one class to another, all with the same seed, with --image or without.
-    If --num is above 1, the files are NAME-0.png, NAME-1.png and so on. Settings of the generator's
+    One of --mask, --box, --variation and --enrich says which parts. With --mask and --box the
+    result is --image in its size, unchanged outside the region, and what is drawn does not depend
+    on the pixels that it replaces; the others give the centre crop in the size of the model.
+    With --to-class or --to-label the pictures lead from one class to another, all with the same
+    seed, with --image or without. If --num is above 1, the files are NAME-0.png, NAME-1.png and
+    so on. Settings of the generator's
     sampler are given as KEY=VALUE; they are listed below.
     """
     if label is not None and class_ is not None:

@@ -50,6 +50,23 @@ limit_option = click.option(
 @click.option(
     "--random-crop", type=float, help="Smallest area of random crops, as a share [1: no crops]."
 )
+@click.option(
+    "--val-share",
+    type=click.FloatRange(0, 0.5),
+    default=0.0,
+    help="Share of images without a split val that --split train leaves out and --split val takes, "
+    "0.05 as a training does [0: all images are train].",
+)
+@click.option(
+    "--image-member",
+    help="Which member of a sample in a tar is the image, e.g. left.png; *: each [the only one, or "
+    "the one without a second dot in its name].",
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    help="Largest number of pixels of an image; larger ones are skipped [100,000,000].",
+)
 @limit_option
 @click.option(
     "--workers",
@@ -77,6 +94,9 @@ def encode(
     flip: bool,
     views: int,
     random_crop: float | None,
+    val_share: float,
+    image_member: str | None,
+    max_pixels: int | None,
     limit: int | None,
     workers: int,
     shard: tuple[int, int] | None,
@@ -91,13 +111,20 @@ def encode(
     """
     from ..checkpoints import load_tokenizer
     from ..codec.encode import encode_source
+    from ..data.image_source import SourceSettings
+    from ..data.images import MAX_PIXELS
     from ..data.path_source import local_places, open_paths
     from ..data.transforms import AugmentConfig
 
+    settings = SourceSettings(
+        val_share=val_share,
+        image_member=image_member,
+        max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
+    )
     random = flip and views > 1
     augment = AugmentConfig(random_crop=1.0 if random_crop is None else random_crop, flip=random)
     tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
-    source = open_paths(images, split)
+    source = open_paths(images, split, settings)
     result = encode_source(
         tokenizer,
         source,

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,11 +14,14 @@ from .options import (
     choose_attention,
     chosen_device,
     chosen_sampling,
-    echo,
     one_clear_error,
     sampling_options,
     show,
 )
+
+if TYPE_CHECKING:
+    from ..generators.base import Generator
+    from ..sample.sampler import Sampling
 
 
 @click.command(cls=DrawingCommand)
@@ -105,34 +108,24 @@ def evaluate(
     drawing |= {"--compile": compile or None, "--attention": options["attention"]}
     drawing |= {"--low-bit-precision": options["low_bit_precision"]}
     given = [name for name, value in drawing.items() if value is not None] + [*options["settings"]]
-    from ..checkpoints import load_generator
     from ..collectives import join_processes
-    from ..data.path_source import local_places
     from ..evaluation.curves import Curves
-    from ..evaluation.evaluate import check_repetitions, check_subject
     from ..evaluation.evaluate import evaluate as measure
-    from ..evaluation.report.charts import require_charts
-    from ..evaluation.settings import check_out
 
-    check_subject(generator=generator_path, tokenizer=tokenizer_path, samples=samples)
     if generator_path is None and given:
         raise ValueError(f"{', '.join(given)}: only of use with --generator, which is not given")
-    check_repetitions(generator=generator_path, samples=samples, repeats=repeats, nearest=nearest)
-    inputs = local_places(generator_path, tokenizer_path, samples, data)
-    check_out(out, overwrite=overwrite, inputs=inputs)
-    device, curves, sampling = chosen_device(options["device"]), None, None
+    curves = None
     if curve_steps or curve_guidance:
-        require_charts()
         steps, scales = tuple(curve_steps or ()), tuple(curve_guidance or ())
         curves = Curves(num_steps=steps, guidance=scales, num=curve_num)
-    generator = None
-    if generator_path is not None:
-        generator = load_generator(generator_path, tokenizer=tokenizer_path, device=device)
+
+    def prepared(generator: "Generator") -> "Sampling":
         choose_attention(generator, options)
-        sampling = chosen_sampling(generator, options)
+        return chosen_sampling(generator, options)
+
     evaluation = measure(
-        generator=generator,
-        tokenizer=tokenizer_path if generator is None else None,
+        generator=generator_path,
+        tokenizer=tokenizer_path,
         samples=samples,
         data=data,
         split=split,
@@ -142,19 +135,17 @@ def evaluate(
         features=features,
         curves=curves,
         nearest=nearest,
-        sampling=sampling,
+        sampling=None if generator_path is None else prepared,
         seed=options["seed"],
         batch_size=options["batch_size"],
         precision=options["precision"],
         compile=compile,
-        device=device,
+        device=chosen_device(options["device"]),
         processes=join_processes(),
         cache=not no_cache,
         out=out,
         overwrite=overwrite,
         command=shlex.join(["tessella", *sys.argv[1:]]),
-        name=generator_path or "",
-        inputs=inputs,
     )
     if evaluation is None:  # the main process prints
         return
@@ -169,9 +160,8 @@ def evaluate(
             "report": str(out / "report.html"),
             "protocol": evaluation.protocol.id,
             "metrics": values,
+            "notes": evaluation.notes,
             "broken": evaluation.broken,
         },
         as_json=False,
     )
-    for note in evaluation.notes:
-        echo(f"note: {note}", err=True)

@@ -24,13 +24,14 @@ def describe(path: str) -> dict[str, Any]:
         path: Folder or file, `bundled:NAME` or `hub:owner/name`.
 
     Returns:
-        Facts by name; `kind` is `tokenizer`, `generator`, `token store`, `tokens` or `run`, and the
-        other names depend on it.
+        Facts by name; `kind` is `tokenizer`, `generator`, `token store`, `unfinished token store`,
+        `tokens` or `run`, and the other names depend on it.
 
     Raises:
         ValueError: If it is none of these, or damaged.
     """
     from ..checkpoints import (
+        CARD,
         CONFIG,
         WEIGHTS,
         CheckpointError,
@@ -38,7 +39,12 @@ def describe(path: str) -> dict[str, Any]:
         find_folder,
         read_card,
     )
-    from ..tokens.store import TokenStore, load_tokens
+    from ..manifest import check_files, told
+    from ..tokens.store import StoreError, TokenStore, load_tokens
+    from ..tokens.store_format import HEADER
+    from ..tokens.store_work import read_state
+    from ..tokens.token_file import has_digest
+    from ..tokens.tokens import TokenSpec
 
     place = Path(path or "no path given")
     if (place / "store.json").is_file():
@@ -56,7 +62,11 @@ def describe(path: str) -> dict[str, Any]:
             "fingerprint": store.fingerprint,
             "shards": len(store.header.shards),
             **({"part": f"{part.index} of 0 to {part.count - 1}"} if part else {}),
+            "checksums": told(check_files(place, [HEADER], error=StoreError)),
         }
+    if state := read_state(place):
+        spec = TokenSpec(**state.settings["tokens"])
+        return {"kind": "unfinished token store", "images": state.rows, "tokens": str(spec)}
     if place.is_file():
         tokens = load_tokens(place)
         return {
@@ -64,6 +74,7 @@ def describe(path: str) -> dict[str, Any]:
             "images": len(tokens),
             "tokens": str(tokens.spec),
             "bits_per_image": tokens.bits_per_image,
+            "checksums": told(has_digest(place)),
         }
     if (place / "checkpoints").is_dir():
         steps = sorted(p.name for p in (place / "checkpoints").glob("step_*"))
@@ -75,4 +86,5 @@ def describe(path: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: neither a model, a token store nor a run; it holds {found or 'nothing'}"
         )
-    return describe_model(folder)
+    card = describe_model(folder)
+    return card | {"checksums": told(check_files(folder, [CARD], error=CheckpointError))}

@@ -82,13 +82,15 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def show(result: dict[str, Any], *, as_json: bool) -> None:
-    """Print a result as text or as JSON on stdout; broken images are listed on stderr."""
+    """Print a result as text or as JSON on stdout; broken images and notes go to stderr as well."""
+    for note in result.get("notes", []):
+        echo(one_line(f"note: {note}"), err=True)
     for name, reason in result.get("broken", {}).items():
         echo(one_line(f"skipped broken image {name}: {reason}"), err=True)
     if as_json:
         echo(json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False))
         return
-    _show_section(result, "")
+    _show_section({name: value for name, value in result.items() if name != "notes"}, "")
 
 
 def _finite(value: Any) -> Any:
@@ -178,6 +180,22 @@ class NumberList(click.ParamType[list[Any]]):
         return numbers
 
 
+class WholeNumber(click.ParamType[int]):
+    """Option type of a whole number, which may be written like 1e3."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Parse the number, or fail with a usage error."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not number.is_integer() or abs(number) >= 2**53:
+            self.fail(f"{value!r} is not a valid integer.", param, ctx)
+        return int(number)
+
+
 class DrawingCommand(click.Command):
     """A command that draws with a generator; its help ends with the settings of every sampler."""
 
@@ -204,7 +222,9 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
             "--temperature", type=float, help="Temperature of the predictions [the generator's]."
         ),
         click.option("--guidance", type=float, help="Guidance scale; 1 = off [the generator's]."),
-        click.option("--num-steps", type=int, help="Number of sampling steps [the generator's]."),
+        click.option(
+            "--num-steps", type=WholeNumber(), help="Number of sampling steps [the generator's]."
+        ),
         click.option(
             "--seed",
             type=click.IntRange(0, 2**62),

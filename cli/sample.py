@@ -1,5 +1,6 @@
 """`tessella sample`: drawing of pictures with a generator."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from .options import (
 )
 @click.option("--compile", is_flag=True, help="Run the network through torch.compile.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to create.")
+@click.option(
+    "--resume", is_flag=True, help="Continue what an interrupted command left in OUT.unfinished."
+)
 @click.option("--overwrite", is_flag=True, help="Replace samples of tessella's at --out.")
 @click.option("--table", is_flag=True, help="Print the table of all steps, and draw nothing.")
 @one_clear_error
@@ -44,11 +48,14 @@ def sample(
     num: int,
     compile: bool,
     out: Path | None,
+    resume: bool,
     overwrite: bool,
     table: bool,
     **options: Any,
 ) -> None:
     """Draw --num pictures; image i has seed --seed + i.
+
+    An interrupted command keeps its finished batches and goes on from there with --resume.
 
     Settings of the generator's sampler are given as KEY=VALUE, e.g. sampler=halton top_k=100; they
     are listed below.
@@ -74,7 +81,11 @@ def sample(
                 f"--table: generators of type {generator.config.type} have none; all their steps "
                 "are alike"
             )
-        echo(format_table(rows(generator, sampling)))
+        steps = rows(generator, sampling)
+        if options["as_json"]:
+            show({"steps": [dataclasses.asdict(step) for step in steps]}, as_json=True)
+        else:
+            echo(format_table(steps))
         return
     if labels is not None:
         wanted = parse_numbers("--labels", labels, "3,7")
@@ -92,6 +103,7 @@ def sample(
         batch_size=options["batch_size"],
         precision=options["precision"],
         compile=compile,
+        resume=resume,
         overwrite=overwrite,
         inputs=places_of(generator, options),
         name=options["generator_path"],

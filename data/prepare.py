@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from ..documents import read_json
 from ..files import sha256_file, some_of
+from ..progress import progress_bar
 from .image_source import DataError
 from .providers import (
     CIFAR_CLASSES,
@@ -195,11 +194,12 @@ def _write_split(scratch: Path, split: str, recipe: Recipe, samples: Samples) ->
     per_class: collections.Counter[int] = collections.Counter()
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         _add(tar, "classes.json", _json({"classes": list(recipe.classes)}))
-        bar = tqdm(samples, desc=f"writing {path.name}", total=recipe.counts[split], unit="image")
-        for number, (suffix, image, record) in enumerate(bar):
-            _add(tar, f"{number:06d}.{suffix}", image)
-            _add(tar, f"{number:06d}.json", _json(record))
-            per_class[record["class_id"]] += 1
+        with progress_bar(recipe.counts[split], "image", title=f"writing {path.name}") as bar:
+            for number, (suffix, image, record) in enumerate(samples):
+                _add(tar, f"{number:06d}.{suffix}", image)
+                _add(tar, f"{number:06d}.json", _json(record))
+                per_class[record["class_id"]] += 1
+                bar.update(1)
     total, expected = per_class.total(), recipe.counts[split]
     if total != expected:
         raise DataError(f"{split}: found {total} images, expected {expected}")

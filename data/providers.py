@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..documents import parse_json, read_json
+from ..progress import progress_bar
 from .image_source import DataError
 from .images import BrokenImage, read_image
 from .packages import candidates, locate
@@ -181,8 +182,16 @@ def read_emoji_full(source: Path | None, scratch: Path, *, fetch: bool) -> dict[
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     path = scratch / "emoji.tar"
-    script.build(path, noto, twemoji=twemoji, fluent3d=fluent, skin_tones=True)
+    script.build(path, noto, twemoji=twemoji, fluent3d=fluent, skin_tones=True, show=_shown)
     return {split: _tar_samples(path, split) for split in ("train", "val")}
+
+
+def _shown(pictures: list[Any]) -> Iterator[Any]:
+    """Pass on pictures that are drawn one by one, and show how many were."""
+    with progress_bar(len(pictures), "image", title="drawing emoji") as bar:
+        for picture in pictures:
+            yield picture
+            bar.update(1)
 
 
 def _cifar_sheets(folder: Path) -> dict[str, Labelled]:

@@ -6,7 +6,7 @@ folder is given. `samples.py`, `reconstructions.py` and `given_images.py` measur
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def evaluate(
     features: str | None = None,
     curves: Curves | None = None,
     nearest: int | None = None,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Callable[[Generator], Sampling] | None = None,
     seed: int = 0,
     batch_size: int = 16,
     precision: Precision = "auto",
@@ -82,7 +82,8 @@ def evaluate(
         features: Network of the distances, which makes another protocol; None: the preset's.
         curves: Further settings of the sampler to measure; None: no curves.
         nearest: Number of samples whose nearest training images are found; None: 128.
-        sampling: Settings of the generator's sampler; None: its own.
+        sampling: Settings of the generator's sampler, or a function that chooses them for the
+            generator once it is loaded; None: its own.
         seed: Base of all seeds.
         batch_size: Number of images processed at once, per process.
         precision: Precision of the generator, as in `generate`.
@@ -110,7 +111,7 @@ def evaluate(
         WeightsMissing: If the weights of a network are not on this machine; the message names the
             command that gets them.
     """
-    check_subject(generator=generator, tokenizer=tokenizer, samples=samples)
+    _check_subject(generator=generator, tokenizer=tokenizer, samples=samples)
     if generator is None and knobs:
         raise TypeError(f"evaluate: {', '.join(knobs)} unknown, or only of use with a generator")
     if generator is None and (curves is not None or sampling is not None):
@@ -125,7 +126,7 @@ def evaluate(
             )
     if isinstance(generator, Generator) and tokenizer is not None:
         raise ValueError("tokenizer: a loaded generator has its tokenizer; give one of the two")
-    check_repetitions(generator=generator, samples=samples, repeats=repeats, nearest=nearest)
+    _check_repetitions(generator=generator, samples=samples, repeats=repeats, nearest=nearest)
     given = (generator, tokenizer, samples)
     subjects = [named for named in given if isinstance(named, str | os.PathLike)]
     places = [*inputs, *local_places(*(os.fspath(named) for named in subjects), data)]
@@ -180,6 +181,8 @@ def evaluate(
             assert generator is not None
             if not isinstance(generator, Generator):
                 generator = load_generator(generator, tokenizer=tokenizer, device=device)
+            if callable(sampling):
+                sampling = sampling(generator)
             evaluation = evaluate_generator(
                 generator,
                 source,
@@ -196,17 +199,8 @@ def evaluate(
     return evaluation
 
 
-def check_subject(*, generator: object, tokenizer: object, samples: object) -> None:
-    """Refuse several subjects, or none.
-
-    Args:
-        generator: Generator, or None if not given.
-        tokenizer: Tokenizer, or None if not given.
-        samples: Samples, or None if not given.
-
-    Raises:
-        ValueError: If there is no subject, or samples and another one.
-    """
+def _check_subject(*, generator: object, tokenizer: object, samples: object) -> None:
+    """Refuse several subjects, or none; what is not given is None."""
     if samples is not None and (generator is not None or tokenizer is not None):
         raise ValueError(
             "give one of generator, tokenizer and samples; found samples and another one"
@@ -215,20 +209,10 @@ def check_subject(*, generator: object, tokenizer: object, samples: object) -> N
         raise ValueError("nothing to measure: give a generator, a tokenizer or samples")
 
 
-def check_repetitions(
+def _check_repetitions(
     *, generator: object, samples: object, repeats: int | None, nearest: int | None
 ) -> None:
-    """Refuse repetitions of existing images, and the nearest images of reconstructions.
-
-    Args:
-        generator: Generator, or None if not given.
-        samples: Samples, or None if not given.
-        repeats: Number of repetitions, or None.
-        nearest: Number of samples whose nearest training images are found, or None.
-
-    Raises:
-        ValueError: If an option does not apply to the subject.
-    """
+    """Refuse repetitions of existing images, and the nearest images of reconstructions."""
     if nearest is not None and nearest < 0:
         raise ValueError(f"nearest: expected at least 0 samples, found {nearest}")
     if samples is not None and (repeats or 1) > 1:

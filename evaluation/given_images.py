@@ -151,7 +151,8 @@ def _inspect(
             if width != height or width != side:
                 wanted = "square images" if width != height else f"{side} x {side} as the first"
                 raise DataError(
-                    f"{samples.name}: {sample.id} is {width} x {height} pixels, expected {wanted}"
+                    f"{samples.name}: {sample.id} is {width} x {height} pixels, expected {wanted}: "
+                    "samples are measured as they are, without resizing"
                 )
             labels.append(-1 if sample.label is None else sample.label)
             bar.update()

@@ -8,6 +8,7 @@ import torch
 from ..checkpoints import find_folder, load_generator, load_tokenizer, read_card
 from ..data.sources import open_source
 from ..files import check_file
+from ..manifest import told
 from ..model_folders import is_local
 from ..tokenizers.probe import (
     DEFAULT_DATA,
@@ -21,6 +22,7 @@ from ..tokenizers.probe import (
     synthetic_probe,
     verify_probe,
 )
+from ..tokens.token_file import has_digest
 
 
 def verify_folder(
@@ -67,6 +69,7 @@ def verify_folder(
         "psnr_now": [round(value, 4) for value in result.found],
         "largest_difference_db": result.largest_difference,
         "tolerance_db": tolerance_db,
+        "checksums": told(has_digest(folder / PROBE)),
         "verified": True,
     }
 

@@ -175,7 +175,7 @@ class Reconstructed:
         self,
         protocol: Protocol,
         *,
-        calibration: Calibration | None = None,
+        calibration: Calibration | None,
         seed: int,
         device: str | torch.device = "cpu",
     ) -> dict[str, float]:
@@ -183,14 +183,15 @@ class Reconstructed:
 
         Args:
             protocol: Protocol of the numbers.
-            calibration: What noise gets; None: every metric is given.
+            calibration: What noise gets, which decides on the metrics of pairs; None only where
+                the distances of the two sets are not measured.
             seed: Seed of the subsets of KID.
             device: Device to compare features on.
         """
         values: dict[str, float] = {}
         if self.images is not None and self.originals is not None:
+            assert calibration is not None, "metrics of pairs are calibrated"
             values, _ = distances(self.images, self.originals, protocol, seed=seed, device=device)
-        if calibration is not None:
             values = calibration.kept(values)
         values |= self.pair_metrics()
         return values | ({} if self.tokens is None else self.tokens.compute())

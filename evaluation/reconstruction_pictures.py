@@ -25,6 +25,8 @@ from ..metrics.presets import MIN_IMAGES, find_preset
 from ..metrics.protocol import as_floats
 from ..progress import progress_bar
 from ..tokenizers.base import Tokenizer
+from .calibration import calibrate
+from .evaluation import few_images_note
 from .image_set import Networks
 from .reconstructed import Measures, Reconstructed
 from .reconstructions import is_random, measure_reconstructions
@@ -97,7 +99,8 @@ def reconstruct_source(
     Returns:
         `protocol`, the id under which the numbers were measured, and `networks`, with the hashes of
         their weights; facts of data and tokenizer; then every metric by the names of
-        `tessella evaluate`, and `images_per_second` of encoding and decoding alone.
+        `tessella evaluate`, `calibration` of the metrics of pairs, `notes` that a reader must
+        know, and `images_per_second` of encoding and decoding alone.
 
     Raises:
         ProtocolError: If there are too few images for the features asked for.
@@ -171,6 +174,11 @@ def reconstruct_source(
         if pictures is not None:
             pictures.close()
     protocol = found.protocol(source, preset, tokenizer.resolution, measures)
+    notes, calibration = [], None
+    if networks is not None and found.originals is not None:
+        bank, side = found.originals.bank, tokenizer.resolution
+        calibration = calibrate(bank, networks.extractor, side, settings)
+        notes = few_images_note(protocol) + calibration.notes(protocol.smaller_side)
     result: dict[str, Any] = {
         "protocol": protocol.id,
         "networks": {
@@ -182,9 +190,12 @@ def reconstruct_source(
         "split": source.split,
         "num_images": len(found),
         "resolution": tokenizer.resolution,
-        **found.metrics(protocol, seed=settings.seed, device=device),
+        **found.metrics(protocol, calibration=calibration, seed=settings.seed, device=device),
     }
+    if calibration is not None:
+        result["calibration"] = calibration.to_dict()
     if found.tokens is not None and found.tokens.groups is not None:
         result["group_sizes"] = list(found.tokens.groups)
     result |= {"images_per_second": len(found) / found.seconds}
-    return result | {"fingerprint": tokenizer.fingerprint, "broken": found.broken}
+    result |= {"fingerprint": tokenizer.fingerprint, "notes": notes}
+    return result | {"broken": found.broken}

@@ -1,22 +1,20 @@
 """Statistics of reference images: computed once, by all processes together, and cached.
 
 A reference is cached under `$TESSELLA_CACHE/references` (by default below `~/.cache/tessella`),
-named by a hash of the data's fingerprint, the rule of resizing and the networks; deleting the
-folder is always safe.
+named by a hash of the data's fingerprint, the rule of resizing and the networks. A file that was
+changed or damaged is not used, and the images are looked at again; deleting the folder is always
+safe.
 """
 
 import contextlib
 import hashlib
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .._version import __version__
 from ..collectives import broadcast_from_main, gather_merged, own_share
@@ -31,6 +29,7 @@ from ..metrics.networks.weights import cache_root
 from ..metrics.presets import Preset
 from ..metrics.protocol import ProtocolError
 from ..progress import progress_bar
+from ..tokens.token_file import load_tensors, save_tensors
 from .image_set import ImageSet, Networks, read_images
 
 MOST_VERIFIED = 100_000
@@ -103,7 +102,7 @@ def read_reference(
         return found
     if cache and not known and not found.broken:
         with contextlib.suppress(OSError), atomic_file(file) as temporary:
-            save_file(found.tensors(), temporary)
+            save_tensors(found.tensors(), temporary, {})
     if moments:
         _use_moments(found, moments)
     return found
@@ -164,9 +163,8 @@ def _cached(
     """Statistics in a file of the cache; None if it cannot be read or the images have changed."""
     found = ImageSet(networks, most=preset.reference_bank)
     try:
-        with safe_open(os.fspath(file), "pt") as stored:
-            found.load_tensors({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        found.load_tensors(load_tensors(file, error=ValueError, digest=True)[0])
+    except (OSError, KeyError, ValueError, TypeError):
         return None
     # Names and sizes agree: now pixels are compared, and labels are read again.
     chosen = evenly_spaced(len(source), MOST_VERIFIED)

@@ -130,7 +130,8 @@ class BinaryLatentDiffusion(Generator):
         of the calibrated prediction in nats, and `flip_loss_LOW_HIGH` of the images whose t / T is
         in that bucket, in percent; `bit_accuracy`, the share of bits of x_0 that it tells.
 
-        Source: arXiv:2304.04820 and its code, whose `focal = 0` is the balanced loss.
+        Source: arXiv:2304.04820 and its code, whose `focal = 0` is the balanced loss. The
+        variational term, eq. 7 (`aux`), has weight 0 in all published commands; it is left out.
         """
         x_0, valid = self._read(tokens)
         seeds = seeds_or_new(seeds, len(tokens), x_0.device)

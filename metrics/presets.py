@@ -84,7 +84,7 @@ class Preset:
         wanted = fixed or (available if num is None else num)
         if wanted < MIN_IMAGES:
             raise ProtocolError(
-                f"protocol {self.name}: {wanted} images are too few, expected at least "
+                f"protocol {self.name}: too few images, found {wanted}, expected at least "
                 f"{MIN_IMAGES} (density and coverage look at {MIN_IMAGES - 1} neighbours)"
             )
         if task == "reconstructions" and wanted > available:
@@ -105,8 +105,8 @@ class Preset:
         """
         if count < MIN_IMAGES:
             raise ProtocolError(
-                f"protocol {self.name}: a reference of {count} images is too small, expected at "
-                f"least {MIN_IMAGES}"
+                f"protocol {self.name}: too few reference images, found {count}, expected at least "
+                f"{MIN_IMAGES}"
             )
 
     def check_resolution(self, resolution: int) -> None:

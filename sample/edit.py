@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.images import read_image, to_tensor, upright_rgb
-from ..data.transforms import resize_center_crop
+from ..data.images import read_image, upright_rgb
 from ..generators.base import Generator
 from ..generators.noise import derive_seeds, uniform
 from ..tokens.tokens import Tokens, TokenSpec
@@ -31,27 +30,31 @@ _CELL = 2  # side of the cells of `enrich`, in tokens
 
 
 def read_masked_image(
-    picture: Path | str | Image.Image,
-    mask: Path | str | Image.Image | None,
-    resolution: int,
-) -> tuple[Tensor, Tensor | None]:
-    """Read a picture and its mask, resized and centre-cropped in the same way.
+    picture: Path | str | Image.Image, mask: Path | str | Image.Image | Tensor | None
+) -> tuple[Image.Image, Tensor | None]:
+    """Read a picture and its mask.
 
     Args:
         picture: Picture file or PIL image.
-        mask: Picture of the same size, light (128 to 255) where to draw anew; None: no mask.
-        resolution: Resolution of the tokenizer, in pixels.
+        mask: Picture of the same size, light (128 to 255) where to draw anew, or (H, W) bool;
+            None: no mask.
 
     Returns:
-        Image (3, R, R) in [-1, 1], and mask (R, R) bool, True where to draw anew, or None.
+        Picture, upright and RGB, and mask (H, W) bool, True where to draw anew, or None.
 
     Raises:
         ValueError: If a file cannot be read or the sizes differ.
     """
     image = _read(picture)
-    pixels = to_tensor(resize_center_crop(image, resolution))
     if mask is None:
-        return pixels, None
+        return image, None
+    if isinstance(mask, Tensor):
+        size = (image.height, image.width)
+        if mask.shape != size or mask.dtype != torch.bool:
+            raise ValueError(
+                f"mask: expected a picture or {size} bool, found {tuple(mask.shape)} {mask.dtype}"
+            )
+        return image, mask.cpu()
     shown = _read(mask)
     if shown.size != image.size:
         name = "mask" if isinstance(mask, Image.Image) else mask
@@ -59,64 +62,12 @@ def read_masked_image(
             f"{name}: the mask is {shown.width}x{shown.height}, the image "
             f"{image.width}x{image.height}; expected the same size"
         )
-    light = (np.asarray(shown.convert("L")) >= 128).astype(np.uint8) * 255
-    whole = Image.fromarray(light).convert("RGB")  # a smooth filter would leak over token borders
-    resized = resize_center_crop(whole, resolution, resample=Image.Resampling.BOX)
-    return pixels, torch.from_numpy(np.asarray(resized)[..., 0] > 0)
+    return image, torch.from_numpy(np.asarray(shown.convert("L")) >= 128)
 
 
 def _read(picture: Path | str | Image.Image) -> Image.Image:
     """A picture file or PIL image, upright and RGB."""
     return upright_rgb(picture) if isinstance(picture, Image.Image) else read_image(picture)
-
-
-def box_mask(box: tuple[int, int, int, int], resolution: int, *, outside: bool = False) -> Tensor:
-    """Mask of a box in pixels, (R, R) bool.
-
-    Args:
-        box: Left, top, right, bottom; right and bottom are not included.
-        resolution: Height and width of the picture, in pixels.
-        outside: Whether to mark what lies outside the box (outpainting), not what it covers.
-
-    Returns:
-        Mask (R, R) bool, True where to draw anew.
-
-    Raises:
-        ValueError: If the box is empty or extends beyond the picture.
-    """
-    left, top, right, bottom = box
-    if not (0 <= left < right <= resolution and 0 <= top < bottom <= resolution):
-        raise ValueError(
-            f"box {box}: expected 0 <= left < right <= {resolution} and "
-            f"0 <= top < bottom <= {resolution}"
-        )
-    mask = torch.zeros(resolution, resolution, dtype=torch.bool)
-    mask[top:bottom, left:right] = True
-    return ~mask if outside else mask
-
-
-def token_mask(mask: Tensor, spec: TokenSpec) -> Tensor:
-    """Positions with at least one marked pixel in their cell of the grid, (N,) bool.
-
-    Args:
-        mask: True at pixels to draw anew, (H, W) bool; H and W are multiples of the grid's sides.
-        spec: Spec of tokens in a two-dimensional grid.
-
-    Raises:
-        ValueError: If the tokens form no grid, the size does not fit, or no pixel is marked.
-    """
-    if len(spec.shape) != 2:
-        raise ValueError(
-            f"a mask of pixels needs a grid of tokens; {spec} have no grid of two dimensions"
-        )
-    rows, columns = spec.shape
-    height, width = mask.shape
-    if height % rows or width % columns:
-        raise ValueError(f"mask: {height}x{width} pixels are no multiple of {rows}x{columns} cells")
-    cells = mask.view(rows, height // rows, columns, width // columns).any(3).any(1).flatten()
-    if not cells.any():
-        raise ValueError("mask: nothing is marked inside the centre crop, so nothing to draw anew")
-    return cells
 
 
 def variation_mask(seeds: Tensor, spec: TokenSpec, share: float) -> Tensor:

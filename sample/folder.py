@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .._version import __version__
 from ..collectives import broadcast_from_main
 from ..data.images import image_grid, read_image, to_pil
 from ..files import atomic_folder, check_replaceable
@@ -23,6 +24,7 @@ from ..progress import progress_bar
 from ..tokens.tokens import Tokens
 from .generate import Precision, generate_batches
 from .request import Request
+from .sample_work import IMAGES, SampleWork, file_of, summary
 from .sampler import Sampling
 from .samplers import choose_sampling, with_steps
 
@@ -44,6 +46,7 @@ def sample_to_folder(
     batch_size: int = 16,
     precision: Precision = "auto",
     compile: bool = False,
+    resume: bool = False,
     overwrite: bool = False,
     inputs: Sequence[str | os.PathLike[str]] = (),
     progress: bool = True,
@@ -51,6 +54,9 @@ def sample_to_folder(
     processes: "PartialState | None" = None,
 ) -> dict[str, Any]:
     """Draw, decode and write one picture per label and seed.
+
+    Finished batches are kept in `OUT.unfinished` when the call ends with an error, is interrupted
+    or killed; with `resume` the next one goes on from there, to the same files.
 
     Args:
         generator: Generator in eval mode, as `load_generator` returns it.
@@ -62,6 +68,7 @@ def sample_to_folder(
         batch_size: Number of images drawn at once, per process.
         precision: Precision of the network, as in `generate`.
         compile: Whether to run the network through torch.compile, as in `generate`.
+        resume: Whether to continue what an earlier call left unfinished, if it did.
         overwrite: Whether to replace existing samples that tessella wrote.
         inputs: Files and folders that are being read, which are never replaced.
         progress: Whether to show a progress bar on stderr.
@@ -69,13 +76,15 @@ def sample_to_folder(
         processes: Processes that share the work, from `join_processes`; None: this one alone.
 
     Returns:
-        On the main process `folder`, `images`, `bits_per_image`, `images_per_second` and
-        `sampling`; empty on the others.
+        On the main process `folder`, `images`, `resumed` (those found finished), `bits_per_image`,
+        `images_per_second` and `sampling`; empty on the others.
 
     Raises:
-        ValueError: If labels, seeds or settings do not fit the generator.
-        FileExistsError: If `out` exists and must stay; see `files.check_replaceable`.
-        SaveError: If writing fails; nothing is left behind.
+        ValueError: If labels, seeds or settings do not fit the generator, or what is to be
+            continued was begun with others; the message has the differences.
+        FileExistsError: If `out` exists and must stay (see `files.check_replaceable`), or an
+            unfinished folder does and there is no `resume`.
+        SaveError: If writing fails.
     """
     sampling = with_steps(generator, choose_sampling(generator, sampling, {}))
     if not labels or len(labels) != len(seeds):
@@ -86,52 +95,82 @@ def sample_to_folder(
     # Checked here by every process, so that none waits for a main process that has failed.
     check_replaceable(out, "samples", overwrite=overwrite, inputs=inputs)
     rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
+    settings = {
+        IMAGES: len(labels),
+        "generator": generator.fingerprint,
+        "tokenizer": generator.tokenizer.fingerprint,
+        "name": name,
+        "sampling": dataclasses.asdict(sampling),
+        "labels": summary(labels),
+        "seeds": summary(seeds),
+        "batch size": batch_size,
+        "processes": world,
+        "precision": precision,
+        "compile": compile,
+        "attention": generator.attention,
+        "device": request.seeds.device.type,
+        "tessella": __version__,
+        "torch": str(torch.__version__),
+    }
+    if resume and None in settings.values():
+        raise ValueError(
+            "resume: this generator has no fingerprint, so it may be another one than before; "
+            "save it and load it"
+        )
     share = -(-len(request) // world)
     own = range(rank * share, min((rank + 1) * share, len(request)))
-    batches = generate_batches(
-        generator,
-        request[own.start : own.stop],
-        sampling,
-        batch_size=batch_size,
-        precision=precision,
-        compile=compile,
-    )
-    packed, number = [], own.start
-    started = time.perf_counter()
-    with (
-        _shared_folder(out, processes, overwrite, inputs) as folder,
-        progress_bar(len(own), "image", silent=not progress or rank > 0) as bar,
-    ):
-        for tokens in batches:
-            for image in generator.tokenizer.decode(tokens).cpu():
-                to_pil(image).save(folder / file_of(number))
-                number += 1
-            packed.append(tokens.pack().cpu())
-            bar.update(len(tokens))
+    parts = [
+        range(i, min(i + batch_size, own.stop)) for i in range(own.start, own.stop, batch_size)
+    ]
+    with _shared_work(out, processes, settings, resume, overwrite) as work:
+        found = {part.start: work.read(part.start, len(part)) for part in parts}
+        packed = {start: rows for start, rows in found.items() if rows is not None}
+        left = [part for part in parts if part.start not in packed]
+        num_left = sum(map(len, left))
+        started = time.perf_counter()
+        silent, before = not progress or rank > 0, len(own) - num_left
+        with progress_bar(len(own), "image", initial=before, silent=silent) as bar:
+            batches = generate_batches(
+                generator,
+                request[torch.tensor([i for part in left for i in part], dtype=torch.int64)],
+                sampling,
+                batch_size=batch_size,
+                precision=precision,
+                compile=compile,
+                advance=bar.update,
+            )
+            for part, tokens in zip(left, batches, strict=True):
+                images = generator.tokenizer.decode(tokens).cpu()
+                for number, image in zip(part, images, strict=True):
+                    work.save(number, to_pil(image))
+                packed[part.start] = tokens.pack().cpu()
+                work.add(part.start, len(part), packed[part.start])
         seconds = time.perf_counter() - started
-        parts = [packed]
+        everything = [(num_left, [packed[part.start] for part in parts])]
         if processes is not None:
             from accelerate.utils import gather_object
 
-            parts = gather_object([packed])
+            everything = gather_object(everything)
         if rank == 0:
-            everything = torch.cat([rows for part in parts for rows in part])
-            Tokens.unpack(everything, generator.spec).save(folder / "tokens.safetensors")
-            _describe(folder, generator, labels, seeds, sampling, name)
+            writing = atomic_folder(
+                out, kind="samples", overwrite=overwrite, inputs=inputs, flush=False
+            )
+            with writing as folder:
+                work.give_to(folder, len(labels))
+                rows = torch.cat([rows for _, batches in everything for rows in batches])
+                Tokens.unpack(rows, generator.spec).save(folder / "tokens.safetensors")
+                _describe(folder, generator, labels, seeds, sampling, name)
     if rank > 0:
         return {}
+    drawn = sum(count for count, _ in everything)
     return {
         "folder": str(out),
         "images": len(labels),
+        "resumed": len(labels) - drawn,
         "bits_per_image": generator.spec.bits_per_image,
-        "images_per_second": len(labels) / seconds,
+        "images_per_second": drawn / seconds,
         "sampling": dataclasses.asdict(sampling),
     }
-
-
-def file_of(number: int) -> str:
-    """File name of the picture of an image number."""
-    return f"{number:06d}.png"
 
 
 def class_name(generator: Generator, label: int) -> str:
@@ -170,22 +209,36 @@ def _describe(
 
 
 @contextlib.contextmanager
-def _shared_folder(
+def _shared_work(
     out: Path,
     processes: "PartialState | None",
+    settings: dict[str, Any],
+    resume: bool,
     overwrite: bool,
-    inputs: Sequence[str | os.PathLike[str]],
-) -> Iterator[Path]:
-    """Yield the main process's temporary folder to all; it is renamed when all have finished."""
-    with contextlib.ExitStack() as stack:
-        place = [""]
-        if processes is None or processes.is_main_process:
-            writing = atomic_folder(
-                out, kind="samples", overwrite=overwrite, inputs=inputs, flush=False
-            )
-            place[0] = str(stack.enter_context(writing))
-        yield Path(broadcast_from_main(place[0], processes))
-        if processes is not None:
-            processes.wait_for_everyone()
+) -> Iterator[SampleWork]:
+    """Yield the unfinished folder, which the main process begins and ends, to all processes."""
+    work, main = SampleWork(out), processes is None or processes.is_main_process
+    failure: Exception | None = None
+    if main:
+        try:
+            work.begin(settings, resume=resume, overwrite=overwrite)
+        except Exception as error:
+            failure = error
+    if broadcast_from_main(None if failure is None else str(failure), processes) is not None:
+        raise failure or ValueError("the main process could not begin")
+    try:
+        yield work
+    except BaseException as error:
+        if main:
+            kept = len(work.pictures())
+            work.end(keep=kept > 0)
+            if kept:
+                error.add_note(
+                    f"{kept:,} of {settings[IMAGES]:,} pictures are kept in {work.path}; the same "
+                    "again with resume (--resume) continues from there"
+                )
+        raise
+    if main:
+        work.end(keep=False)
     if processes is not None:
         processes.wait_for_everyone()

@@ -52,7 +52,8 @@ def generate(
         num: Number of images if neither labels nor seeds are given; None: 1, or that of `known`.
         sampling: Settings of the sampler; None: those in the generator's card, or the defaults.
         known: Tokens to keep where `mask` is False, one image for all or one each.
-        mask: True at positions to draw anew, (N,), (1, N) or (B, N) bool; goes with `known`.
+        mask: True where to draw anew, bool; goes with `known`. Positions (N,), (1, N) or (B, N), or
+            pixels (H, W), (1, H, W) or (B, H, W), of which one hides the whole token of its cell.
         lengths: Number of real positions of each image, for ordered tokens; None: all.
         batch_size: Number of images drawn at once.
         precision: Precision of the network; `auto` is bf16 on CUDA and fp32 on a CPU.

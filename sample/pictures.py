@@ -13,14 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.images import to_tensor
+from ..data.transforms import resize_center_crop
 from ..generators.base import Generator
 from ..tokens.tokens import Tokens
-from .edit import between, box_mask, read_masked_image, token_mask, variation_mask
+from .edit import between, read_masked_image, variation_mask
 from .edit import enrich as enrich_tokens
 from .generate import Precision, generate, generate_batches
+from .masks import box_mask, token_mask
 from .request import Request, class_labels, whole_numbers
 from .sampler import Sampling
 from .samplers import choose_sampling
+from .window import blend, choose_window, encode_known, resize_mask
 
 
 @torch.no_grad()
@@ -88,11 +92,16 @@ class Edited:
     """Result of an edit.
 
     Args:
-        images: Images (B, 3, R, R) in [-1, 1], on the CPU.
-        tokens: Tokens that the images were decoded from.
-        facts: Facts about the edit: `drawn_anew`, the mean number of positions that were drawn;
-            `known_unchanged`, whether all others have the same tokens as before; `label`, or
-            `labels` and `shares` of an interpolation.
+        images: Images (B, 3, H, W) in [-1, 1], on the CPU: of the picture's size where a mask or
+            a box was drawn anew and pasted, else of the tokenizer's.
+        tokens: Tokens that were drawn.
+        facts: Facts about the edit: `size` of the images; `drawn_anew`, the mean number of
+            positions that were drawn; `known_unchanged`, whether all others have the same tokens
+            as before; `label`, or `labels` and `shares` of an interpolation. With a picture
+            `trained_on`, the training data of the generator; with a mask or a box `window`, the
+            left, top and side of the square that was worked on, and `undecided`, the number of
+            positions outside the region that were drawn as well, because the known pixels do not
+            decide them.
     """
 
     images: Tensor
@@ -107,12 +116,12 @@ def edit(generator: Generator, image: Path | str | Image.Image | None = None, **
         >>> import tessella
         >>> from PIL import Image
         >>> generator = tessella.load_generator("bundled:maskbit-emoji-64")
-        >>> picture = Image.new("RGB", (90, 90), "red")
+        >>> picture = Image.new("RGB", (90, 80), "red")
         >>> tessella.edit(generator, picture, box=(0, 0, 32, 16), num_steps=2).shape
-        torch.Size([1, 3, 64, 64])
+        torch.Size([1, 3, 80, 90])
 
     Returns:
-        Images (num, 3, R, R) in [-1, 1], on the CPU.
+        Images (num, 3, H, W) in [-1, 1], on the CPU.
     """
     return draw_edit(generator, image, **how).images
 
@@ -131,7 +140,7 @@ def draw_edit(
     to: int | str | None = None,
     num: int = 1,
     seed: int = 0,
-    paste: bool = False,
+    paste: bool | None = None,
     sampling: Sampling | None = None,
     batch_size: int = 16,
     precision: Precision = "auto",
@@ -139,16 +148,18 @@ def draw_edit(
 ) -> Edited:
     """Draw parts of a picture anew, or interpolate between two classes.
 
-    Exactly one of `mask`, `box`, `variation` and `enrich` is given with a picture.
+    Exactly one of `mask`, `box`, `variation` and `enrich` is given with a picture. With `mask` and
+    `box` the result is the picture with the region drawn anew in its place and all other pixels
+    bit for bit as they were; what is drawn does not depend on the pixels that it replaces.
 
     Args:
         generator: Generator in eval mode with its tokenizer.
-        image: Picture of any size, resized and centre-cropped to the tokenizer's resolution. None:
-            whole pictures are drawn, only with `to`.
+        image: Picture of any size. With `mask` or `box`, a square around the region is resized to
+            the tokenizer's resolution (`window.choose_window`); with `variation` or `enrich`, its
+            centre crop. None: whole pictures are drawn, only with `to`.
         mask: Region to draw anew: a picture of the same size as `image`, light in the region, or
-            (R, R) bool, True in the region.
-        box: Region to draw anew as (left, top, right, bottom), in pixels of the tokenizer's
-            resolution.
+            (H, W) bool of that size, True in the region.
+        box: Region to draw anew as (left, top, right, bottom), in pixels of the picture.
         outside: Whether to draw anew what lies outside the box, not what it covers.
         variation: Share of randomly chosen positions to draw anew, in (0, 1].
         enrich: Number of times that everything is drawn anew, a quarter at a time.
@@ -156,7 +167,8 @@ def draw_edit(
         to: Class, by number or name, to which `num` mixtures lead from `label`, all with one seed.
         num: Number of pictures.
         seed: Seed of the first picture; the next pictures have the next seeds.
-        paste: Whether to restore the picture's own pixels outside the mask or box.
+        paste: Whether the region is put into the picture; False: the whole square is returned as
+            the tokenizer decodes it. None: True with a mask or a box.
         sampling: Settings of the sampler; None: the generator's own.
         batch_size: Number of pictures drawn at once.
         precision: Precision of the network, as in `generate`.
@@ -179,51 +191,70 @@ def draw_edit(
     )
     sampling = choose_sampling(generator, sampling, knobs)
     tokenizer, spec = generator.tokenizer, generator.spec
-    if isinstance(mask, Tensor):
-        side = tokenizer.resolution
-        if mask.shape != (side, side) or mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask: expected a picture or ({side}, {side}) bool, found {tuple(mask.shape)} "
-                f"{mask.dtype}"
-            )
     first, last = (_label(generator, chosen) for chosen in (label, to))
     labels = None if first is None else [first] * num
     facts: dict[str, Any] = {"label": first}
+    if image is not None:
+        facts["trained_on"] = training_data(generator)
     if first is not None and last is not None:
+        del facts["label"]
         generator, labels = between(generator, first, last, num), list(range(num))
-        facts = {"labels": [first, last], "shares": [i / (num - 1) for i in range(num)]}
+        facts |= {"labels": [first, last], "shares": [i / (num - 1) for i in range(num)]}
     seeds = seed + (torch.zeros(num, dtype=torch.int64) if to is not None else torch.arange(num))
     drawing: dict[str, Any] = {"seeds": seeds, "sampling": sampling}
     drawing |= {"batch_size": batch_size, "precision": precision}
     facts["drawn_anew"] = spec.num_tokens
-    pixels = hidden_pixels = None
+
+    def decoded(tokens: Tokens) -> Tensor:
+        parts = [tokens[i : i + batch_size] for i in range(0, num, batch_size)]
+        return torch.cat([tokenizer.decode(part).cpu() for part in parts])
+
+    def drawn_around(known: Tokens, hidden: Tensor) -> Tokens:
+        tokens = generate(generator, labels, known=known, mask=hidden, **drawing)
+        same = (tokens.indices == known.indices).all(-1)
+        facts["drawn_anew"] = int(hidden.sum(1).float().mean().round())
+        facts["known_unchanged"] = bool(same[~hidden.to(tokens.device)].all())
+        return tokens
+
+    def result(images: Tensor, tokens: Tokens) -> Edited:
+        return Edited(images, tokens, facts | {"size": f"{images.shape[3]}x{images.shape[2]}"})
+
     if image is None:
         tokens = generate(generator, labels, **drawing)
-    else:
-        mask_file = None if isinstance(mask, Tensor) else mask
-        pixels, hidden_pixels = read_masked_image(image, mask_file, tokenizer.resolution)
-        if isinstance(mask, Tensor):
-            hidden_pixels = mask.cpu()
-        if box is not None:
-            hidden_pixels = box_mask(box, tokenizer.resolution, outside=outside)
-        known = tokenizer.encode(pixels[None].to(tokenizer.device))
+        return result(decoded(tokens), tokens)
+    picture, region = read_masked_image(image, mask)
+    if box is not None:
+        region = box_mask(box, picture.height, picture.width, outside=outside)
+    if region is None:
+        crop = to_tensor(resize_center_crop(picture, tokenizer.resolution))
+        known = tokenizer.encode(crop[None].to(tokenizer.device))
         if enrich is not None:
             tokens = enrich_tokens(generator, known, labels, repeats=enrich, **drawing)
         else:
-            if hidden_pixels is not None:
-                hidden = token_mask(hidden_pixels, spec)[None].expand(num, -1)
-            else:
-                assert variation is not None
-                hidden = variation_mask(seeds, spec, variation)
-            tokens = generate(generator, labels, known=known, mask=hidden, **drawing)
-            same = (tokens.indices == known.indices).all(-1)
-            facts["drawn_anew"] = int(hidden.sum(1).float().mean().round())
-            facts["known_unchanged"] = bool(same[~hidden.to(tokens.device)].all())
-    parts = [tokenizer.decode(tokens[i : i + batch_size]).cpu() for i in range(0, num, batch_size)]
-    images = torch.cat(parts)
-    if paste and pixels is not None and hidden_pixels is not None:
-        images = torch.where(hidden_pixels, images, pixels)
-    return Edited(images, tokens, facts)
+            assert variation is not None
+            tokens = drawn_around(known, variation_mask(seeds, spec, variation))
+        return result(decoded(tokens), tokens)
+    window, pixels = choose_window(region, tokenizer.resolution), to_tensor(picture)
+    hidden = window.cut(region, True)  # nothing is known beyond the picture
+    known, undecided = encode_known(tokenizer, window.cut(pixels, 0.0), hidden)
+    marked = token_mask(resize_mask(hidden, tokenizer.resolution), spec)
+    facts["undecided"] = int((undecided & ~marked).sum())
+    facts["window"] = [window.left, window.top, window.side]
+    tokens = drawn_around(known, (marked | undecided)[None].expand(num, -1))
+    images = decoded(tokens)
+    if paste is not False:
+        cell = window.side / max(spec.shape)
+        images = blend(pixels, images, region, window, radius=max(1, round(cell / 2)))
+    return result(images, tokens)
+
+
+def training_data(generator: Generator) -> str:
+    """What a generator was trained on, as its card says; `unknown` if it does not."""
+    data = (generator.card or {}).get("data")
+    if not isinstance(data, dict) or not data.get("source"):
+        return "unknown" if not isinstance(data, str) else data
+    images = data.get("images")
+    return f"{data['source']}, {images:,} images" if isinstance(images, int) else data["source"]
 
 
 _NAMES = {name: name for name in ("image", "mask", "box", "outside", "variation", "enrich")}
@@ -241,7 +272,7 @@ def check_edit(
     label: int | str | None = None,
     to: int | str | None = None,
     num: int = 1,
-    paste: bool = False,
+    paste: bool | None = None,
     names: Mapping[str, str] = _NAMES,
 ) -> None:
     """Refuse arguments of `draw_edit` that contradict each other, before a model is loaded.
@@ -256,7 +287,7 @@ def check_edit(
         label: Class of the result, or None.
         to: Class to which an interpolation leads, or None.
         num: Number of pictures.
-        paste: Whether the picture's own pixels are restored outside the region.
+        paste: Whether the region is put into the picture, or None.
         names: Names of the arguments in messages, e.g. the options of a command line.
 
     Raises:
@@ -291,7 +322,7 @@ def check_edit(
         )
     if outside and box is None:
         raise ValueError(f"{names['outside']} goes with {names['box']}; no box given")
-    if paste and mask is None and box is None:
+    if paste is not None and mask is None and box is None:
         raise ValueError(
             f"{names['paste']} goes with {names['mask']} or {names['box']}, outside which the "
             "picture's own pixels are kept; neither is given"

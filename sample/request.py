@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..generators.base import Generator
 from ..tokens.tokens import Tokens, TokenSpec
+from .masks import mask_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ class Request:
             num: Number of images if neither labels nor seeds are given; None: that of `known`,
                 or 1.
             known: Tokens to keep where `mask` is False, one image for all or one each.
-            mask: True at positions to draw anew, (N,), (1, N) or (B, N) bool; goes with `known`.
+            mask: True where to draw anew, in tokens or pixels, see `mask_rows`; goes with `known`.
             lengths: Number of real positions of each image, for ordered tokens; None: that of
                 `known`, or all. Positions that this adds to `known` are drawn.
 
@@ -87,7 +88,7 @@ class Request:
         if known is not None:
             known = _one_each(known.require(generator.spec, reader="the generator"), count)
         if mask is not None:
-            mask = check_mask(_mask_rows(mask, count), count, generator.spec)
+            mask = check_mask(mask_rows(mask, count, generator.spec), count, generator.spec)
         request = cls(
             labels=_class_rows(generator, labels, count).to(device),
             seeds=(torch.arange(count) if seeds is None else seeds).to(device),
@@ -232,11 +233,3 @@ def _one_each(known: Tokens, count: int) -> Tokens:
     if len(known) != 1:
         raise ValueError(f"known: expected 1 or {count} images, found {len(known)}")
     return known[torch.zeros(count, dtype=torch.int64, device=known.device)]
-
-
-def _mask_rows(mask: Tensor, count: int) -> Tensor:
-    """A mask (N,), (1, N) or (count, N) as (count, N)."""
-    mask = mask[None] if mask.ndim == 1 else mask
-    if mask.ndim != 2 or len(mask) not in (1, count):
-        raise ValueError(f"mask: expected (N,) or (1 or {count}, N), found {tuple(mask.shape)}")
-    return mask.expand(count, -1)

@@ -11,6 +11,7 @@ from ..data.image_source import DataError, ImageSource, Sample
 from ..data.images import read_image
 from ..data.sources import open_source
 from ..documents import read_json_lines
+from ..manifest import check_files
 from .folder import RECORDS
 
 
@@ -36,6 +37,7 @@ class SampleFolder(ImageSource):
     def __init__(self, folder: Path) -> None:
         self.folder, self.name, self.split, self.licence = folder, folder.name, "train", None
         try:
+            check_files(folder, (RECORDS,), error=DataError)
             records = list(read_json_lines(folder / RECORDS, _Record, error=DataError))
         except FileNotFoundError as error:
             raise DataError(str(error)) from None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tessella.checkpoints import fingerprint
 from tessella.config import read_yaml
+from tessella.files import add_to_marker
 
 
 def sign(folder: Path) -> None:
@@ -17,6 +18,7 @@ def sign(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     card["fingerprint"] = fingerprint(read_yaml(folder / "config.yaml"), state)
     (folder / "card.json").write_text(json.dumps(card))
+    add_to_marker(folder, "card.json")
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

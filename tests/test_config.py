@@ -77,6 +77,20 @@ def test_exponents_reach_float_fields(tmp_path: Path) -> None:
     assert load_config(RunConfig, path, ["lr=3e-5", "steps=7"]).lr == 3e-5
 
 
+def test_exponents_and_whole_floats_reach_integer_fields(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("tokenizer: {quantizer: {type: lfq, bits: 6.0}}\nsteps: 2e3\n")
+    found = load_config(RunConfig, path)
+    assert (found.steps, type(found.steps)) == (2000, int)
+    assert found.tokenizer.quantizer.bits == 6
+    assert load_config(RunConfig, path, ["steps=1e4"]).steps == 10_000
+    built = build_config(RunConfig, run(steps=1e3, lr=1.0))
+    assert (built.steps, built.lr, type(built.lr)) == (1000, 1.0, float)
+    for wrong in (1e-3, 1e300, True):
+        with pytest.raises(ConfigError, match="steps: Input should be a valid integer"):
+            build_config(RunConfig, run(steps=wrong))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

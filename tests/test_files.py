@@ -250,11 +250,13 @@ def test_the_marker_says_kind_files_and_facts(tmp_path: Path) -> None:
         "kind": "thing",
         "files": {"b": len("ours b"), "sub/a": len("ours sub/a")},
         "run": "7",
+        "sha256": {name: sha256_file(path / name) for name in ("b", "sub/a")},
     }
     (path / "probe").write_text("later")
     add_to_marker(path, "probe")
     sizes = {"b": 6, "sub/a": 10, "probe": len("later")}
-    assert read_marker(path) == {"kind": "thing", "files": sizes, "run": "7"}
+    sums = {name: sha256_file(path / name) for name in sizes}
+    assert read_marker(path) == {"kind": "thing", "files": sizes, "run": "7", "sha256": sums}
     thing(path, "c", overwrite=True, facts={"run": "7"})
     assert names(path) == [MARKER, "c"] and names(tmp_path) == ["out"]
     (tmp_path / "plain").mkdir()

@@ -22,6 +22,7 @@ from tessella.checkpoints import (
     save_tokenizer,
 )
 from tessella.config import ConfigError, build_config
+from tessella.files import add_to_marker
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator, MaskGITConfig
 from tessella.generators.networks.bert import TransformerConfig
 from tessella.sample.generate import generate
@@ -82,6 +83,7 @@ def edit_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     card = json.loads((folder / "card.json").read_text())
     change(card)
     (folder / "card.json").write_text(json.dumps(card))
+    add_to_marker(folder, "card.json")
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ class Quantizer(KeepsBuffers):
     - The decoder reads exactly `lookup(indices)`; an estimator adds a gradient, never a rounding.
     - A latent half-way between two codes gets the lower one: bit 0, the lower index of a codebook
       (equal rows included), the even one of two levels (as `torch.round`).
-    - The codes of a latent do not depend on the rest of its batch. Bernoulli logits are an ordinary
-      matrix product and do by its rounding; a bit may differ where its logit is 0 to about 1e-6.
+    - The codes of a latent do not depend on the rest of its batch: sums whose order depends on it
+      (distances, logits) are made again, or at all, in float64 where their rounding could decide.
     - Latents from 1e-30 to 1e15, zero included, give finite losses and gradients. A latent without
       a direction passes its gradient unchanged wherever a method would divide by its length.
     - Batches of one position, of equal latents, and codebooks with one code in use are no special
@@ -170,6 +170,8 @@ class Tokenizer(nn.Module):
     Attributes:
         spec: Description of its tokens.
         resolution: Height and width of its images, in pixels.
+        stride: Pixels of a token along one side, of which `any_size` takes every multiple; None:
+            images of its resolution only.
         loss_names: Names of the losses of `forward`.
         config: Config dataclass from which it was built.
         fingerprint: Hash of config and weights; None until it is loaded from a folder.
@@ -183,6 +185,7 @@ class Tokenizer(nn.Module):
     origin: str | None = None
     spec: TokenSpec
     resolution: int
+    stride: int | None = None
     loss_names: tuple[str, ...] = ()
 
     def forward(self, images: Tensor, *, rng: torch.Generator | None = None) -> TokenizerOutput:
@@ -194,13 +197,49 @@ class Tokenizer(nn.Module):
         """
         raise NotImplementedError
 
-    def encode(self, images: Tensor, *, rng: torch.Generator | None = None) -> Tokens:
-        """Tokens of images (B, 3, H, W) in [-1, 1]; `rng` is for stochastic quantizers."""
+    def encode(
+        self, images: Tensor, *, rng: torch.Generator | None = None, any_size: bool = False
+    ) -> Tokens:
+        """Tokens of images (B, 3, H, W) in [-1, 1].
+
+        Args:
+            images: Images of one size: the tokenizer's resolution, or with `any_size` any.
+            rng: Generator of stochastic quantizers.
+            any_size: Whether H and W may be any multiples of `stride`; the spec of the tokens is
+                then `spec_of(H, W)`.
+        """
         raise NotImplementedError
 
-    def decode(self, tokens: Tokens, *, rng: torch.Generator | None = None) -> Tensor:
-        """Images (B, 3, H, W) float32 of tokens, clamped to [-1, 1]; `rng` for random decoders."""
+    def decode(
+        self, tokens: Tokens, *, rng: torch.Generator | None = None, any_size: bool = False
+    ) -> Tensor:
+        """Images (B, 3, H, W) float32 of tokens, clamped to [-1, 1].
+
+        Args:
+            tokens: Tokens of the tokenizer's spec, or with `any_size` of a grid of any size.
+            rng: Generator of random decoders.
+            any_size: Whether the tokens may be those of images of any size.
+        """
         raise NotImplementedError
+
+    def spec_of(self, height: int, width: int) -> TokenSpec:
+        """Spec of the tokens of images of a size: a grid of (H / stride, W / stride).
+
+        Raises:
+            ValueError: If the tokenizer has one size only, or the sides are no multiples of its
+                stride.
+        """
+        if self.stride is None:
+            raise ValueError(
+                f"any_size: this tokenizer reads {self.resolution}x{self.resolution} pixels only"
+            )
+        if height < 1 or width < 1 or height % self.stride or width % self.stride:
+            raise ValueError(
+                f"images: found {height}x{width} pixels (height x width), expected multiples of "
+                f"the stride {self.stride}"
+            )
+        shape = (height // self.stride, width // self.stride)
+        return TokenSpec(shape, self.spec.codebook_sizes)
 
     def tokens_of(self, codes: Tensor | np.ndarray) -> Tokens:
         """Tokens of an array of codes that another program computed; see `tokens_of_codes`."""
@@ -224,8 +263,12 @@ class Tokenizer(nn.Module):
         }
         return counts | {"total": sum(p.numel() for p in self.parameters())}
 
-    def check_tokens(self, tokens: Tokens) -> Tokens:
+    def check_tokens(self, tokens: Tokens, *, any_size: bool = False) -> Tokens:
         """Check that `decode` got tokens of this tokenizer, and return them.
+
+        Args:
+            tokens: What `decode` got.
+            any_size: Whether a grid of any size will do.
 
         Raises:
             TypeError: If they are no `Tokens`; the message says how to make some.
@@ -238,15 +281,25 @@ class Tokenizer(nn.Module):
                 f"decode: expected Tokens ({self.spec}), found {found}; for an array of codes, "
                 "decode(tokenizer.tokens_of(codes))"
             )
+        shape = tokens.spec.shape
+        if any_size and self.stride is not None and len(shape) == 2:
+            return tokens.require(self.spec_of(shape[0] * self.stride, shape[1] * self.stride))
         return tokens.require(self.spec)
 
-    def check_images(self, images: Tensor) -> None:
+    def check_images(self, images: Tensor, *, any_size: bool = False) -> None:
         """Check that images have the shape, type and range that `encode` reads.
+
+        Args:
+            images: What `encode` got.
+            any_size: Whether the sides may be any multiples of the stride.
 
         Raises:
             ValueError: If they do not; the message has what was found and what was expected.
         """
         size = (3, self.resolution, self.resolution)
+        if any_size and images.ndim == 4:
+            self.spec_of(*images.shape[2:])
+            size = (3, *images.shape[2:])
         if images.ndim != 4 or tuple(images.shape[1:]) != size:
             raise ValueError(
                 f"images: expected (B, {', '.join(map(str, size))}), found {tuple(images.shape)}"

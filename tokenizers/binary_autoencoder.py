@@ -44,24 +44,29 @@ class BinaryAutoencoder(VQGAN):
         """
         out = self.quantizer(self._latents(images), rng=rng)
         return TokenizerOutput(
-            self._images(out.quantized), Tokens(out.indices, self.spec), out.losses
+            self._images(out.quantized, self.spec), Tokens(out.indices, self.spec), out.losses
         )
 
     @torch.no_grad()
-    def encode(self, images: Tensor, *, rng: torch.Generator | None = None) -> Tokens:
+    def encode(
+        self, images: Tensor, *, rng: torch.Generator | None = None, any_size: bool = False
+    ) -> Tokens:
         """Tokens of images (B, 3, H, W) in [-1, 1]; the same images give the same tokens.
 
-        With `draw: always` and an `rng` they are those of `sample_bits`.
+        With `draw: always` and an `rng` they are those of `sample_bits`. `any_size` is as for
+        `VQGAN.encode`.
 
         Raises:
             ValueError: If size, type or range is wrong, or the network's output is not finite.
         """
         if rng is not None and self.quantizer.config.draw == "always":
-            return self.sample_bits(images, rng)
-        return super().encode(images)
+            return self.sample_bits(images, rng, any_size=any_size)
+        return super().encode(images, any_size=any_size)
 
     @torch.no_grad()
-    def sample_bits(self, images: Tensor, rng: torch.Generator | None = None) -> Tokens:
+    def sample_bits(
+        self, images: Tensor, rng: torch.Generator | None = None, *, any_size: bool = False
+    ) -> Tokens:
         """Tokens whose bits are drawn with their probabilities, whatever the config says.
 
         What the public generators over these bits were trained on. The draws of a batch follow one
@@ -70,7 +75,8 @@ class BinaryAutoencoder(VQGAN):
         Raises:
             ValueError: If size, type or range is wrong, or the network's output is not finite.
         """
-        return Tokens(draw(self.probabilities(images), rng).long(), self.spec)
+        latents, spec = self._read(images, any_size)
+        return Tokens(draw(self.quantizer.probabilities(latents), rng).long(), spec)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -79,7 +85,4 @@ class BinaryAutoencoder(VQGAN):
         Raises:
             ValueError: If size, type or range is wrong, or the network's output is not finite.
         """
-        self.check_images(images)
-        return self.quantizer.probabilities(
-            self._latents(images.to(self.device, self.encoder.conv_in.weight.dtype))
-        )
+        return self.quantizer.probabilities(self._read(images, any_size=False)[0])

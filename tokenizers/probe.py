@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.image_source import ImageSource
@@ -21,6 +21,7 @@ from ..data.loader import eval_batches, evenly_spaced
 from ..files import add_to_marker, atomic_file
 from ..tokens.store import TokenStore
 from ..tokens.store_format import StoreError
+from ..tokens.token_file import load_tensors, save_tensors
 from .base import Tokenizer
 
 PROBE = "probe.safetensors"
@@ -99,7 +100,7 @@ def store_probe(
     tensors = {"images": images.cpu().contiguous(), "psnr": measure_probe(tokenizer, images)}
     about = {"source": source, "fingerprint": tokenizer.fingerprint or ""}
     with atomic_file(Path(folder) / PROBE) as temporary:
-        save_file(tensors, temporary, about)
+        save_tensors(tensors, temporary, about)
     add_to_marker(folder, PROBE)
 
 
@@ -136,12 +137,10 @@ def _read(path: Path, side: int) -> tuple[Tensor, Tensor, dict[str, str]]:
             f"{path.parent}: no probe images are stored, so there is nothing to verify with; "
             f"store some: tessella verify {path.parent} --store"
         )
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            images, psnr = file.get_tensor("images"), file.get_tensor("psnr")
-    except (SafetensorError, OSError) as error:
-        raise ProbeError(f"{path}: truncated or damaged ({error})") from None
+    tensors, about = load_tensors(path, error=ProbeError)
+    if not {"images", "psnr"} <= tensors.keys():
+        raise ProbeError(f"{path}: expected images and psnr, found {', '.join(tensors) or 'none'}")
+    images, psnr = tensors["images"], tensors["psnr"]
     if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side) or not len(images):
         raise ProbeError(
             f"{path}: expected uint8 images of {side} pixels, "

@@ -82,12 +82,11 @@ class VQGAN(Tokenizer):
     def __init__(self, config: ConvTokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.resolution = config.resolution
+        self.resolution, self.stride = config.resolution, config.autoencoder.stride
         self.quantizer = build_quantizer(config.quantizer)
         self.loss_names = self.quantizer.loss_names
         side = config.resolution // config.autoencoder.stride
-        self.grid = (side, side)
-        self.spec = TokenSpec(self.grid, self.quantizer.codebook_sizes)
+        self.spec = TokenSpec((side, side), self.quantizer.codebook_sizes)
         dim, channels = self.quantizer.dim, config.autoencoder.latent_channels
         self.encoder = Encoder(config.autoencoder, dim if channels is None else channels)
         self.decoder = Decoder(config.autoencoder, dim if channels is None else channels)
@@ -104,23 +103,34 @@ class VQGAN(Tokenizer):
         """One training step on images (B, 3, H, W) in [-1, 1]."""
         out = self.quantizer(self._latents(images))
         return TokenizerOutput(
-            self._images(out.quantized), Tokens(out.indices, self.spec), out.losses
+            self._images(out.quantized, self.spec), Tokens(out.indices, self.spec), out.losses
         )
 
     @torch.no_grad()
-    def encode(self, images: Tensor, *, rng: torch.Generator | None = None) -> Tokens:
+    def encode(
+        self, images: Tensor, *, rng: torch.Generator | None = None, any_size: bool = False
+    ) -> Tokens:
         """Tokens of images (B, 3, H, W) in [-1, 1]; the same images give the same tokens.
+
+        With `any_size` H and W are any multiples of the stride. Convolutions reach as far as they
+        do at the resolution of the training, but the normalizations are over the whole image (and
+        attention, where the autoencoder has it, looks at all of it, at a quadratic cost): tokens of
+        a crop are only nearly those of the image, and quality far from the trained resolution is
+        to be measured.
 
         Raises:
             ValueError: If size, type or range is wrong, or the network's output is not finite.
         """
-        self.check_images(images)
-        latents = self._latents(images.to(self.device, self.encoder.conv_in.weight.dtype))
-        return Tokens(self.quantizer.encode(latents), self.spec)
+        latents, spec = self._read(images, any_size)
+        return Tokens(self.quantizer.encode(latents), spec)
 
     @torch.no_grad()
-    def decode(self, tokens: Tokens, *, rng: torch.Generator | None = None) -> Tensor:
+    def decode(
+        self, tokens: Tokens, *, rng: torch.Generator | None = None, any_size: bool = False
+    ) -> Tensor:
         """Images (B, 3, H, W) float32 in [-1, 1] of tokens of this tokenizer's spec.
+
+        With `any_size` the grid of the tokens may have any height and width.
 
         Raises:
             TypeError: If they are no `Tokens`.
@@ -128,10 +138,16 @@ class VQGAN(Tokenizer):
             ValueError: If a code is out of range; checked for tokens on the CPU only, where that
                 waits for nothing.
         """
-        if self.check_tokens(tokens).device.type == "cpu":
+        if self.check_tokens(tokens, any_size=any_size).device.type == "cpu":
             tokens.validate()
         indices = tokens.indices.to(self.device)
-        return self._images(self.quantizer.lookup(indices)).clamp(-1, 1)
+        return self._images(self.quantizer.lookup(indices), tokens.spec).clamp(-1, 1)
+
+    def _read(self, images: Tensor, any_size: bool) -> tuple[Tensor, TokenSpec]:
+        """Latents of checked images, (B, N, D), and the spec of their tokens."""
+        self.check_images(images, any_size=any_size)
+        spec = self.spec_of(*images.shape[2:]) if any_size else self.spec
+        return self._latents(images.to(self.device, self.encoder.conv_in.weight.dtype)), spec
 
     def _latents(self, images: Tensor) -> Tensor:
         """Encoder output as positions, (B, N, D)."""
@@ -140,9 +156,11 @@ class VQGAN(Tokenizer):
         latents = self.encoder(images)
         return to_positions(latents if self.quant_conv is None else self.quant_conv(latents))
 
-    def _images(self, quantized: Tensor) -> Tensor:
-        """Decoder output in [-1, 1] units, float32, not clamped."""
-        latents = to_grid(quantized, self.grid).to(self.decoder.conv_in.weight.dtype)
+    def _images(self, quantized: Tensor, spec: TokenSpec) -> Tensor:
+        """Decoder output in [-1, 1] units, float32, not clamped, of latents of a grid."""
+        latents = to_grid(quantized, (spec.shape[0], spec.shape[1])).to(
+            self.decoder.conv_in.weight.dtype
+        )
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
         images: Tensor = self.decoder(latents).float()

@@ -19,7 +19,6 @@ from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -27,7 +26,7 @@ from ..documents import check, parse_json
 from .store_format import StoredFile, StoreError, check_file, read_header
 from .store_rows import read_tensors, texts_of
 from .store_writer import TokenStoreWriter
-from .token_file import TOKENS_KEY
+from .token_file import TOKENS_KEY, load_tensors
 from .tokens import Tokens, TokenSpec
 
 __all__ = ["StoreError", "TokenStore", "TokenStoreWriter"]
@@ -260,15 +259,11 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
         return TokenStore(path).tokens()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no token file or store here")
-    try:
-        with safe_open(path, "pt") as file:
-            header = (file.metadata() or {}).get(TOKENS_KEY)
-            if header is None:
-                raise ValueError(f"{path}: a safetensors file, but not one of tokens")
-            names = file.keys()
-            lengths = file.get_tensor("lengths") if "lengths" in names else None
-            about = parse_json(header, name=f"{path}: {TOKENS_KEY}")
-            spec = check(about, TokenSpec, name=f"{path}: {TOKENS_KEY}")
-            return Tokens.unpack(file.get_tensor("packed"), spec, lengths)
-    except (SafetensorError, KeyError, OSError) as error:
-        raise ValueError(f"{path}: not a whole token file ({error})") from None
+    tensors, about = load_tensors(path, error=ValueError)
+    if TOKENS_KEY not in about:
+        raise ValueError(f"{path}: a safetensors file, but not one of tokens")
+    name = f"{path}: {TOKENS_KEY}"
+    spec = check(parse_json(about[TOKENS_KEY], name=name), TokenSpec, name=name)
+    if "packed" not in tensors:
+        raise ValueError(f"{path}: not a whole token file, it has no tokens")
+    return Tokens.unpack(tensors["packed"], spec, tensors.get("lengths"))

@@ -8,10 +8,13 @@ from typing import Any
 from ..config import STRICT
 from ..documents import check, read_json
 from ..files import sha256_file
+from ..manifest import check_files
 from .tokens import TokenSpec
 
 FORMAT_VERSION = 1
 HEADER, PROBE = "store.json", "probe.safetensors"
+UNFINISHED = ".unfinished"
+"""End of the name of the folder of a store that is being written."""
 
 
 class StoreError(ValueError):
@@ -101,7 +104,10 @@ def read_header(folder: Path) -> StoreHeader:
     try:
         data = read_json(path, dict[str, Any], error=StoreError)
     except FileNotFoundError:
-        raise StoreError(f"{folder}: {HEADER} is missing; this is not a token store") from None
+        work, found = folder.with_name(folder.name + UNFINISHED), "this is not a token store"
+        if folder.name.endswith(UNFINISHED) or work.is_dir():
+            found = "the store is unfinished; encode it again with resume (--resume)"
+        raise StoreError(f"{folder}: {HEADER} is missing; {found}") from None
     if "format" not in data:
         raise StoreError(f"{path}: damaged, not the header of a token store: no format")
     version = data["format"]
@@ -114,6 +120,7 @@ def read_header(folder: Path) -> StoreHeader:
     rows = [shard.rows for shard in header.shards]
     if header.count < 1 or header.count != sum(rows):
         raise StoreError(f"{path}: damaged, {header.count} images but shards of {rows} rows")
+    check_files(folder, (HEADER,), error=StoreError)
     return header
 
 

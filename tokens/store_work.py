@@ -13,6 +13,7 @@ does not list is what a killed writer left, and is removed. Nothing else there i
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -27,7 +28,7 @@ from typing import Any
 from ..config import STRICT, to_dict
 from ..documents import DocumentError, check, parse_json, read_json
 from ..files import SaveError, atomic_file, some_of
-from .store_format import StoredFile, StoreError, check_file
+from .store_format import UNFINISHED, StoredFile, StoreError, check_file
 
 LOCK, STATE = "writer.json", "progress.json"
 KIND = "unfinished token store"
@@ -35,6 +36,8 @@ _OURS = re.compile(
     r"writer\.json|progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors"
     r"|\.(progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors)\.\w+\.partial"
 )
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+"""Errors of file systems without locks, where two writers of one store are not noticed."""
 _HELD: set[tuple[int, int, int]] = set()
 """Locks of this process, by its id, device and inode: the system's locks are between processes."""
 
@@ -93,7 +96,7 @@ class WorkFolder:
     """
 
     def __init__(self, store: Path) -> None:
-        self.path = store.with_name(f"{store.name}.unfinished")
+        self.path = store.with_name(f"{store.name}{UNFINISHED}")
         self._lock: int | None = None
         self._key = (0, 0, 0)
 
@@ -140,6 +143,9 @@ class WorkFolder:
                 fcntl.lockf(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 raise StoreError(f"{busy} ({_owner(found)})") from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
             self._key = _key(os.fstat(found))
             if not path.exists() or _key(os.stat(path)) != self._key:
                 os.close(found)
@@ -234,6 +240,17 @@ def _remove_workshop(folder: Path) -> None:
             os.unlink(folder / left)
     with contextlib.suppress(OSError):
         os.rmdir(folder)
+
+
+def read_state(folder: Path) -> WorkState | None:
+    """State of an unfinished folder, for information; None if it is none or has no state.
+
+    Raises:
+        StoreError: If it is damaged.
+    """
+    if not folder.name.endswith(UNFINISHED):
+        return None
+    return WorkFolder(folder.with_name(folder.name.removesuffix(UNFINISHED))).read(verify=False)
 
 
 def describe_differences(

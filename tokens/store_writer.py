@@ -35,7 +35,7 @@ from .tokens import Tokens, TokenSpec
 
 MAX_PROBES = 4
 """Largest number of original images in a store: enough to detect a wrong tokenizer."""
-SAVE_SECONDS = 60.0
+SAVE_SECONDS = 10.0
 """Longest time between two marks that reach the disk."""
 
 
@@ -229,8 +229,8 @@ class TokenStoreWriter:
     def mark(self, progress: Mapping[str, Any]) -> None:
         """Note how far the work is: a resumed writer has all rows of now, and this `progress`.
 
-        The mark reaches the disk when a shard was finished since the last one, after a minute, and
-        when the block ends with an error.
+        The mark reaches the disk when a shard was finished since the last one, after ten seconds,
+        and when the block ends with an error.
 
         Args:
             progress: JSON values by name.

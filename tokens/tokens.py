@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils import _pytree
 
 from ..files import atomic_file, check_file
 from ..kernels.bit_packing.op import pack_codes, unpack_codes
 from .packing import MAX_JOINT, join_bits, join_entries, split_bits, split_joint
-from .token_file import TOKENS_KEY, is_token_file
+from .token_file import TOKENS_KEY, is_token_file, save_tensors
 
 
 class SpecMismatch(ValueError):
@@ -377,11 +376,11 @@ class Tokens:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one packed `.safetensors` file for `load_tokens`; only such files are replaced."""
         check_file(path, "token file", overwrite=True, ours=is_token_file)
-        tensors = {"packed": self.pack().cpu().contiguous()}
+        tensors = {"packed": self.pack()}
         if self.lengths is not None:
-            tensors["lengths"] = self.lengths.cpu()
+            tensors["lengths"] = self.lengths
         with atomic_file(path) as temporary:
-            save_file(tensors, temporary, {TOKENS_KEY: json.dumps(self.spec.to_dict())})
+            save_tensors(tensors, temporary, {TOKENS_KEY: json.dumps(self.spec.to_dict())})
 
 
 def _flatten(tokens: Tokens) -> tuple[list[Any], TokenSpec]:

@@ -24,7 +24,7 @@ class Train(Protocol[C]):
     """A training: returns the final measurements, or None if it was interrupted."""
 
     def __call__(
-        self, config: C, out: Path, *, resume: bool, command: str
+        self, config: C, out: Path, *, resume: bool, changed: bool, command: str
     ) -> dict[str, Any] | None:
         """Run or resume a training.
 
@@ -32,18 +32,29 @@ class Train(Protocol[C]):
             config: Settings of the run.
             out: Run folder.
             resume: Whether to continue the run in that folder.
+            changed: Whether to continue in spite of differences that break exactness.
             command: Command that started the run, without --resume.
         """
         ...
 
 
-def training_options(default_config: Path) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def training_options() -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The options and arguments that every training script takes."""
 
     def add(script: Callable[..., None]) -> Callable[..., None]:
         for option in (
             click.argument("overrides", nargs=-1),
-            click.option("--resume", is_flag=True, help="Continue the run in --out."),
+            click.option(
+                "--resume",
+                is_flag=True,
+                help="Continue the run in --out, without --config with the config of that run.",
+            ),
+            click.option(
+                "--resume-changed",
+                "changed",
+                is_flag=True,
+                help="--resume in spite of other data, settings, processes or versions.",
+            ),
             click.option(
                 "--out",
                 type=click.Path(path_type=Path),
@@ -53,7 +64,7 @@ def training_options(default_config: Path) -> Callable[[Callable[..., None]], Ca
                 "--config",
                 "config_path",
                 type=click.Path(path_type=Path),
-                default=default_config,
+                help="YAML file [the default config].",
             ),
         ):
             script = option(script)
@@ -67,9 +78,11 @@ def run_script(
     train: Train[C],
     config_type: type[C],
     *,
-    config_path: Path,
+    default_config: Path,
+    config_path: Path | None,
     out: Path | None,
     resume: bool,
+    changed: bool,
     overrides: Sequence[str],
 ) -> None:
     """Load the config and train; errors of the user or the system end in one line and status 1.
@@ -78,17 +91,27 @@ def run_script(
         script: Path of the script as it is typed, e.g. `train/tokenizer.py`.
         train: Function that trains.
         config_type: Config dataclass of the training.
-        config_path: YAML file of the config.
+        default_config: YAML file of the config of a new run, if none is named.
+        config_path: YAML file of the config; None: on a resume the one in the run folder.
         out: Run folder; None: runs/NAME-OF-CONFIG.
         resume: Whether to continue the run in that folder.
+        changed: The same, in spite of differences that break exactness.
         overrides: Config overrides of the form key.sub=value.
     """
-    out = out or Path("runs") / config_path.stem
-    words = [word for word in sys.argv[1:] if word != "--resume"]
-    command = shlex.join(["accelerate", "launch", script, *words])
+    resume = resume or changed
+    out = out or Path("runs") / (config_path or default_config).stem
+    if config_path is None:
+        own = out / "config.yaml"
+        config_path = own if resume and own.exists() else default_config
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--resume-changed")]
+    start = ["accelerate", "launch", script]
+    if words[:1] == ["train"]:  # `tessella train tokenizer`, which is no script
+        start, words = ["tessella", *words[:2]], words[2:]
+    command = shlex.join([*start, *words])
     try:
         config = load_config(config_type, config_path, overrides)
-        finished = train(config, out, resume=resume, command=command) is not None
+        done = train(config, out, resume=resume, changed=changed, command=command)
+        finished = done is not None
     except Exception as error:
         if (message := clear_message(error)) is None:
             raise

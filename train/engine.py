@@ -20,6 +20,7 @@ from .._version import __version__
 from ..collectives import num_processes, sum_over_processes
 from ..config import STRICT
 from ..model_folders import NOT_STATED
+from .launcher import check_environment
 from .schedules import LearningRateConfig, lr_at
 
 
@@ -112,9 +113,10 @@ def build_accelerator(run: RunConfig, folder: Path) -> Accelerator:
     """Build the accelerator of a run; `mixed_precision: auto` must have been resolved.
 
     Raises:
-        ValueError: If a tracker is not installed, or a launcher started several processes that
-            would not know of each other.
+        ValueError: If a tracker is not installed, a launcher started several processes that would
+            not know of each other, or the environment asks for another training.
     """
+    check_environment(run.gradient_accumulation_steps)
     installed = [str(tracker) for tracker in get_available_trackers()]
     missing = [name for name in run.trackers if name not in installed]
     if missing:
@@ -142,25 +144,6 @@ def build_accelerator(run: RunConfig, folder: Path) -> Accelerator:
     return accelerator
 
 
-def native_precision() -> Literal["no", "bf16"]:
-    """Whether to use bf16: where it is native (CUDA sm_80 up, AVX512-BF16, AMX)."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bf16" if native else "no"
-
-
-def memory_layout(device: torch.device, precision: str) -> torch.memory_format:
-    """Memory layout in which convolutional networks train fastest.
-
-    Channels-last, but for bf16 on a CPU: there torch's GroupNorm takes 16 times as long in it as in
-    contiguous memory (forward and backward; `benchmarks/training.py` compares whole steps).
-    """
-    slow = device.type == "cpu" and precision == "bf16"
-    return torch.contiguous_format if slow else torch.channels_last
-
-
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch's global generators from (seed, step, rank).
 
@@ -183,6 +166,19 @@ def build_optimizer(
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], config: OptimizerConfig
+) -> None:
+    """Restore the moments of an optimizer; its settings are those of the config, not the saved."""
+    optimizer.load_state_dict(state)
+    for group in optimizer.param_groups:
+        group |= {
+            "betas": config.betas,
+            "eps": config.eps,
+            "weight_decay": config.weight_decay,
+        }
 
 
 def set_lr(

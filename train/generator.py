@@ -37,9 +37,20 @@ from tessella.train.generator_recipe import (
 )
 from tessella.train.generator_run import GeneratorRun
 from tessella.train.health import loss_alarms, memorization_alarms, prediction_alarms
+from tessella.train.launcher import slow_precision
 from tessella.train.pictures import draw_samples
+from tessella.train.resumed import facts_of_run, facts_of_source, resume_run
 from tessella.train.run_folder import RunFolder
-from tessella.train.steps import end_run, log_measurements, training_steps, update_curves
+from tessella.train.steps import (
+    end_run,
+    log_measurements,
+    measurements_of,
+    noting,
+    of_validation,
+    training_steps,
+    trial,
+    update_curves,
+)
 from tessella.train.token_batches import ImageReader, StoreReader, TokenReader, encode_split
 
 DEFAULT_CONFIG = Path(tessella.__file__).parent / "configs" / "generator" / "maskbit_emoji_64.yaml"
@@ -124,7 +135,7 @@ def describe_data(
 
 
 def train(
-    config: TrainGeneratorConfig, out: Path, *, resume: bool, command: str
+    config: TrainGeneratorConfig, out: Path, *, resume: bool, changed: bool, command: str
 ) -> dict[str, Any] | None:
     """Run or resume a training; returns the final measurements, or None if it was interrupted."""
     data, store, own_store = config.data, None, out / "store"
@@ -155,13 +166,41 @@ def train(
             source, tokenizer, data.augment, num_classes, run.seed, data.num_workers
         )
     batch_size = run.batch_size_per_device
-    validation = encode_split(tokenizer, val_source, num_classes, batch_size, EVAL_IMAGES)
+    broken: dict[str, str] = {}  # validation images
+    validation = encode_split(
+        tokenizer, val_source, num_classes, batch_size, EVAL_IMAGES, broken=broken
+    )
     classes = source.classes if store is None else store.classes
     state = GeneratorRun(config, accelerator, tokenizer, classes)
     # The first update of the averaged weights replaces what is fitted here to try the sampler.
     tried = validation.to(device)
     state.ema.module.calibrate(tried.tokens, tried.labels, seed=run.seed)
+    if config.init is not None and not resume:
+        state.start_from(config.init)
     state.samples(limit=1)
+
+    def write_model(path: Path, measured: dict[str, float]) -> str:
+        card = {
+            "data": describe_data(config, source, store),
+            **run_facts(run, accelerator, command=command, step=state.step, seconds=state.seconds),
+            "sampling": config.samples,
+            "init": state.init,
+            "validation": {"source": val_source.name, "split": "val", **measured},
+        }
+        facts = save_generator(
+            state.ema.module,
+            path,
+            tokenizer_path=config.tokenizer,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            card=card,
+            overwrite=True,
+            run=folder.id,
+        )
+        return f"wrote {path} (fingerprint {facts['fingerprint']})"
+
+    def draw(path: Path) -> None:
+        draw_samples(*state.samples(), config.samples_per_class, path)
+
     folder = RunFolder(out, config, resume=resume, writes=main, model="generator")
     accelerator.wait_for_everyone()
     folder.begin()
@@ -171,12 +210,17 @@ def train(
         accelerator.wait_for_everyone()
         store = open_store(own_store, tokenizer)
         reader = StoreReader(store, num_classes, run.seed)
+    facts = facts_of_run(accelerator) | facts_of_source("validation", val_source)
+    facts |= facts_of_source("images", source) if data.store is None else {}
+    facts |= {"tokens": {"count": len(reader), "hash": reader.fingerprint}}
+    facts |= {"fingerprint of the tokenizer": tokenizer.fingerprint}
     if resume:
-        found = folder.load_checkpoint()
-        if found is not None:
-            state.load(*found, data=reader.fingerprint)
-        for fault in folder.forget_after(state.step):
-            say(main, fault)
+        resume_run(folder, state, config, facts, changed=changed)
+        if config.init is not None and state.step == 0:
+            state.start_from(config.init)
+    if main:  # what the end needs is tried before the first step
+        with trial(out / "generator") as place:
+            write_model(place, state.evaluate(validation.first(2)))
     if run.trackers:
         accelerator.init_trackers("tessella-generator", config=flat_config(config))
     say(
@@ -186,8 +230,9 @@ def train(
         f"{device}, {run.mixed_precision} precision",
     )
     say(main, verified)
-    if line := held_out(val_source):
-        say(main, line)
+    for line in (held_out(val_source), slow_precision(run.mixed_precision)):
+        if line:
+            say(main, line)
     if unused:
         say(main, f"data.views and data.augment are not used: {data.store} has views of its own")
     accumulation = run.gradient_accumulation_steps
@@ -203,7 +248,7 @@ def train(
     for step in training_steps(batches, state, run, accelerator):
         for batch in step.batches:
             batch = batch.to(device)
-            if step.first_batch and state.step == 0:
+            if step.first_batch and state.step == 0 and config.init is None:
                 state.generator.calibrate(batch.tokens, batch.labels, seed=run.seed)
             state.train_batch(batch)
         state.ema.update(state.generator)
@@ -219,49 +264,34 @@ def train(
             alarms = memorization_alarms(folder.read_log(), state.generator.monitor)
             log_alarms(alarms, step.number, folder)
         if main and step.previews:
-            path = out / "samples" / f"step_{step.number:07d}.png"
-            draw_samples(*state.samples(), config.samples_per_class, path)
-            update_curves(folder, panels, hint=step.last)
+            draw(out / "samples" / f"step_{step.number:07d}.png")
+            update_curves(folder, panels)
         if step.saves:
             state.seconds = step.seconds
-            state.save(folder, reader.fingerprint, ids)
-    if not end_run(state, run, reader.broken, folder, accelerator, command):
-        return None
-    if main:
-        update_curves(folder, panels)
-        if not measured:  # resumed after its last step
-            measured = state.evaluate(validation)
-        card = {
-            "data": describe_data(config, source, store),
-            **run_facts(run, accelerator, command=command, step=state.step, seconds=state.seconds),
-            "sampling": config.samples,
-            "validation": {"source": val_source.name, "split": "val", **measured},
-        }
-        facts = save_generator(
-            state.ema.module,
-            out / "generator",
-            tokenizer_path=config.tokenizer,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            card=card,
-            overwrite=True,
-            run=folder.id,
-        )
-        say(main, f"wrote {out / 'generator'} (fingerprint {facts['fingerprint']})")
-    return measured
+            state.save(folder, facts, ids)
+    if main and state.step >= run.steps:
+        written = write_model(out / "generator", {})
+        measured = measurements_of(folder, state.step, f"val_{state.generator.monitor}")
+        if not measured:
+            with noting(f"{written}, which is whole but not measured"):
+                measured = state.evaluate(validation)
+                log_measurements(measured, state.step, folder, accelerator)
+                alarms = memorization_alarms(folder.read_log(), state.generator.monitor)
+                log_alarms(alarms, state.step, folder)
+                draw(out / "samples" / f"step_{state.step:07d}.png")
+        update_curves(folder, panels, hint=True)
+        say(main, write_model(out / "generator", measured))
+    skipped = reader.broken | of_validation(broken)
+    finished = end_run(state, run, skipped, folder, accelerator, command)
+    return measured if finished else None
 
 
 @click.command()
-@training_options(DEFAULT_CONFIG)
-def main(config_path: Path, out: Path | None, resume: bool, overrides: tuple[str, ...]) -> None:
+@training_options()
+def main(**options: Any) -> None:
     """Train a generator; OVERRIDES are key.sub=value."""
     run_script(
-        "train/generator.py",
-        train,
-        TrainGeneratorConfig,
-        config_path=config_path,
-        out=out,
-        resume=resume,
-        overrides=overrides,
+        "train/generator.py", train, TrainGeneratorConfig, default_config=DEFAULT_CONFIG, **options
     )
 
 

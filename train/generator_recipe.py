@@ -13,7 +13,9 @@ from ..generators.build import GeneratorConfig
 from ..sample.sampler import Sampling
 from ..sample.samplers import build_sampling
 from ..tokens.store import TokenStore
-from .engine import OptimizerConfig, RunConfig, native_precision
+from .engine import OptimizerConfig, RunConfig
+from .launcher import choose_precision
+from .schedules import lr_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,9 @@ class GeneratorDataConfig(SourceSettings):
         val_share: Share of the images that is held out for validation if there is no `val_source`
             and the source has no split `val`: at least 16 images, at most a quarter of fewer than
             64, chosen by a hash of their names.
-        image_member: Which member of a sample in a tar is the image; see `SourceSettings`.
+        image_member: Which member of a sample in a tar is the image, by the end of its name after
+            the first dot, e.g. `left.png`; `*`: every image member is a sample of its own. None:
+            the only one, or the one without a second dot (`0001.jpg` beside `0001.seg.png`).
         max_pixels: Largest number of pixels of a decoded image; larger ones are skipped as broken.
         tokens: Origin of the tokens: `store` reads tokens that were encoded beforehand, `images`
             encodes freshly augmented images in every step.
@@ -81,6 +85,8 @@ class TrainGeneratorConfig:
         samples: Settings of the generator's sampler for the preview pictures; also the defaults of
             the saved generator.
         samples_per_class: Preview pictures of each class, at least 1.
+        init: Trained generator to start from, of the same tokenizer: a folder, `bundled:NAME` or
+            `hub:owner/name`, with weights of the same names and shapes; None: random weights.
         run: Length, batches, precision and reporting.
     """
 
@@ -92,6 +98,7 @@ class TrainGeneratorConfig:
     ema_decay: float = 0.999
     samples: dict[str, Any] = field(default_factory=dict)
     samples_per_class: int = 4
+    init: str | None = None
     run: RunConfig
 
     def __post_init__(self) -> None:
@@ -101,6 +108,10 @@ class TrainGeneratorConfig:
             raise ValueError(
                 f"samples_per_class: expected at least 1, found {self.samples_per_class}"
             )
+
+    def rates_at(self, step: int) -> tuple[float, ...]:
+        """Learning rate at a step."""
+        return (lr_at(step, self.run.steps, self.optimizer.lr),)
 
     @property
     def sampling(self) -> Sampling:
@@ -120,12 +131,12 @@ def resolve_generator(config: TrainGeneratorConfig, num_classes: int) -> TrainGe
         num_classes: Number of classes in the training data.
 
     Raises:
-        ConfigError: If the data has more classes than `generator.num_classes` says, or the samples
-            are to be guided and there is nothing to guide them.
+        ConfigError: If the data has more classes than `generator.num_classes` says, the samples are
+            to be guided and there is nothing to guide them, or the launcher asks for another
+            precision than the config.
     """
-    run, generator = config.run, config.generator
-    if run.mixed_precision == "auto":
-        run = dataclasses.replace(run, mixed_precision=native_precision())
+    generator, precision = config.generator, choose_precision(config.run.mixed_precision)
+    run = dataclasses.replace(config.run, mixed_precision=precision)
     if generator.num_classes is None:
         generator = dataclasses.replace(generator, num_classes=num_classes)
     if 0 < (generator.num_classes or 0) < num_classes:
@@ -162,6 +173,7 @@ def check_val_source(config: TrainGeneratorConfig, store: TokenStore, val: Image
         if both:
             raise ConfigError(
                 f"data.store holds {both} of the {len(val)} images of {val.name} that would be "
-                "held out for validation; name others with data.val_source, or leave data.store "
-                "out: the run then writes a store without them"
+                f"held out for validation; encode it with --val-share {config.data.val_share:g}, "
+                "name others with data.val_source, or leave data.store out: the run then writes a "
+                "store without them"
             )

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from ..checkpoints import load_generator
 from ..collectives import num_processes, sum_over_processes
 from ..config import ConfigError
 from ..generators.build import build_generator
@@ -17,10 +18,19 @@ from ..sample.folder import class_name
 from ..sample.generate import generate
 from ..tokenizers.base import Tokenizer
 from .ema import EMA
-from .engine import LossWindow, MetricWindow, build_optimizer, descend, seed_step, set_lr
+from .engine import (
+    LossWindow,
+    MetricWindow,
+    build_optimizer,
+    descend,
+    load_optimizer,
+    seed_step,
+    set_lr,
+)
 from .generator_recipe import TrainGeneratorConfig
 from .health import check_finite
-from .run_folder import RunError, RunFolder, check_processes
+from .resumed import Facts, restore_modules
+from .run_folder import RunFolder
 from .token_batches import TokenBatch
 
 MAX_CLASSES = 16
@@ -60,6 +70,7 @@ class GeneratorRun:
         self.generator.classes = tuple(classes)
         self.ema = EMA(self.generator, config.ema_decay)
         self.step, self.seconds = 0, 0.0
+        self.init: dict[str, str | None] | None = None
         self.window, self.metrics = LossWindow(), MetricWindow()
         self.optimizer = build_optimizer(self.generator.parameters(), config.optimizer)
         # The prepared module runs every forward pass with gradients: only it synchronizes.
@@ -67,16 +78,29 @@ class GeneratorRun:
         if config.run.compile:
             self.generator.compile()
 
+    def start_from(self, path: str) -> None:
+        """Take the weights of a trained generator of the same tokens, and note its fingerprint.
+
+        Raises:
+            CheckpointError: If there is no generator there, it is damaged or of another tokenizer.
+            RunError: If its weights have other names or shapes; the message names them.
+        """
+        trained = load_generator(path, tokenizer=self.tokenizer, device=self.accelerator.device)
+        weights = trained.state_dict()
+        modules = self.modules()
+        restore_modules(modules, dict.fromkeys(modules, weights), f"init: {path}")
+        self.init = {"path": path, "fingerprint": trained.fingerprint}
+
     def modules(self) -> dict[str, nn.Module]:
         """Every module with state, by the name of its file in a checkpoint."""
         return {"generator": self.generator, "ema": self.ema.module}
 
-    def save(self, folder: RunFolder, data: str, ids: Sequence[str]) -> None:
+    def save(self, folder: RunFolder, facts: Facts, ids: Sequence[str]) -> None:
         """Write a checkpoint (a collective: counters of all processes are gathered).
 
         Args:
             folder: Run folder.
-            data: Fingerprint of the training data.
+            facts: Facts that a resume has to find again.
             ids: Names of the last batch's images, for the error message.
 
         Raises:
@@ -94,39 +118,37 @@ class GeneratorRun:
             "seconds": self.seconds,
             "windows": windows,
             "metrics": metrics,
-            "tokenizer": self.tokenizer.fingerprint,
-            "data": data,
+            "facts": facts,
+            "init": self.init,
         }
         weights = {name: module.state_dict() for name, module in self.modules().items()}
         folder.save_checkpoint(self.step, weights, state, keep=self.config.run.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
-    def load(self, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], data: str) -> None:
+    def facts_of(self, saved: dict[str, Any]) -> Facts:
+        """Facts in the state of a checkpoint that an earlier version wrote."""
+        return {
+            "processes": len(saved["windows"]),
+            "tokens": {"hash": saved["data"]},
+            "fingerprint of the tokenizer": saved["tokenizer"],
+        }
+
+    def load(self, weights: dict[str, dict[str, Tensor]], saved: dict[str, Any]) -> None:
         """Restore a checkpoint.
 
+        Counters of another number of processes belong to none of these; new windows begin then.
+
         Raises:
-            RunError: If it was written with another number of processes, which would change the
-                batch, with another tokenizer, or with other data.
+            RunError: If the weights do not fit the network.
         """
-        check_processes(len(state["windows"]), self.accelerator.num_processes)
-        if state["tokenizer"] != self.tokenizer.fingerprint:
-            raise RunError(
-                f"the checkpoint is of tokens of the tokenizer {state['tokenizer']}; "
-                f"{self.config.tokenizer} is {self.tokenizer.fingerprint} now"
-            )
-        if state["data"] != data:
-            raise RunError(
-                f"the training data changed since the checkpoint: {state['data'][:16]}... then, "
-                f"{data[:16]}... now"
-            )
-        for name, module in self.modules().items():
-            module.load_state_dict(weights[name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.num_updates, self.step = state["ema_updates"], state["step"]
+        restore_modules(self.modules(), weights, "the checkpoint")
+        load_optimizer(self.optimizer, saved["optimizer"], self.config.optimizer)
+        self.ema.num_updates, self.step = saved["ema_updates"], saved["step"]
         rank, device = self.accelerator.process_index, self.accelerator.device
-        self.window.load_state_dict(state["windows"][rank], device)
-        self.metrics.load_state_dict(state["metrics"][rank], device)
-        self.seconds = state["seconds"]
+        if len(saved["windows"]) == self.accelerator.num_processes:
+            self.window.load_state_dict(saved["windows"][rank], device)
+            self.metrics.load_state_dict(saved["metrics"][rank], device)
+        self.seconds, self.init = saved["seconds"], saved.get("init")
 
     def train_batch(self, batch: TokenBatch) -> None:
         """Forward and backward on one batch; the optimizer steps when gradients are due.

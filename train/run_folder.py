@@ -28,9 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..config import read_yaml, to_dict, to_yaml
-from ..data.images import MAX_PIXELS
-from ..data.splits import VAL_SHARE
+from ..config import read_yaml, to_yaml
 from ..files import (
     MARKER,
     SaveError,
@@ -46,20 +44,6 @@ from ..manifest import check_sums, write_sums
 from ..unfinished import open_lock, sweep
 from .run_log import forget_after, read_log
 
-_FREE_TO_CHANGE = (
-    "data.num_workers",
-    "run.cpu_threads",
-    "run.steps",
-    "run.log_every",
-    "run.preview_every",
-    "run.evaluate_every",
-    "run.checkpoint_every",
-    "run.keep_checkpoints",
-    "run.trackers",
-    "samples",
-)
-"""Config keys, or sections, that a resumed run may change; any other makes another run."""
-
 _NAMES = (
     "config.yaml",
     "log.jsonl",
@@ -73,10 +57,6 @@ _NAMES = (
     MARKER,
 )
 """Names that a run writes in its folder."""
-
-
-_ADDED = {"data.val_share": VAL_SHARE, "data.max_pixels": MAX_PIXELS}
-"""Keys that configs of older runs lack, with the values that leave such a run as it was."""
 
 
 class RunError(ValueError):
@@ -96,17 +76,17 @@ class RunFolder:
 
     Raises:
         RunError: Without `resume`, if the folder holds a run or a file of a name that a run writes.
-            With `resume`, if it holds no run, a run of another config (the message lists the keys),
-            or checkpoints or a model of another run.
+            With `resume`, if it holds no run, or checkpoints or a model of another run.
+
+    Attributes:
+        before: Config of the run that is resumed, as plain values; {}: it is a new one.
     """
 
     def __init__(
         self, path: Path, config: Any, *, resume: bool, writes: bool, model: str = ""
     ) -> None:
         self.path, self.writes = path, writes
-        marker = read_marker(path) or {}
-        if marker and marker["kind"] != "run":
-            raise RunError(f"{path}: holds a {marker['kind']}, not a run; choose another --out")
+        marker = check_kind(path)
         self.id = str(marker.get("run") or uuid.uuid4().hex)
         started = (path / "config.yaml").exists()
         if resume and not started:
@@ -129,8 +109,9 @@ class RunFolder:
         adopted = marker.get("adopted") if marker else self._unmarked()
         self._adopted = set(adopted if isinstance(adopted, list) else [])
         if resume:
-            _check_same(read_yaml(path / "config.yaml"), to_dict(config), path)
             self._check_owner(model)
+        # Read before the main process writes it anew.
+        self.before = read_yaml(path / "config.yaml") if resume else {}
         self._config = config
 
     def _unmarked(self) -> list[str]:
@@ -166,7 +147,9 @@ class RunFolder:
             raise RunError(str(error)) from None
 
     def begin(self) -> None:
-        """Lock the folder and write the config; call it after every process has opened the folder.
+        """Lock the folder; call it after every process has opened it.
+
+        A new run writes its config; a resumed one keeps what stands there until `write_config`.
 
         Raises:
             RunError: If another process writes to the run, e.g. one still saving after Ctrl-C.
@@ -187,10 +170,20 @@ class RunFolder:
             ) from None
         for place in ("", "checkpoints", "previews", "samples"):
             sweep(self.path / place)
-        with atomic_file(self.path / "config.yaml") as temporary:
-            temporary.write_text(to_yaml(self._config), encoding="utf-8")
+        if not self.before:
+            self.write_config()
         if read_marker(self.path) is None:
             write_marker(self.path, "run", {}, run=self.id, adopted=sorted(self._adopted))
+
+    def write_config(self) -> None:
+        """Write the config of the run.
+
+        Raises:
+            SaveError: If writing fails.
+        """
+        if self.writes:
+            with atomic_file(self.path / "config.yaml") as temporary:
+                temporary.write_text(to_yaml(self._config), encoding="utf-8")
 
     @property
     def log_path(self) -> Path:
@@ -290,48 +283,20 @@ class RunFolder:
         return weights, state
 
 
+def check_kind(path: Path) -> dict[str, Any]:
+    """Marker of a run folder; {} if it has none.
+
+    Raises:
+        RunError: If the folder holds something else than a run.
+    """
+    marker = read_marker(path) or {}
+    if marker and marker["kind"] != "run":
+        raise RunError(f"{path}: holds a {marker['kind']}, not a run; choose another --out")
+    return marker
+
+
 def _steps(run: Path) -> list[Path]:
     """Paths in a run that have the name of a checkpoint, oldest first."""
     found = (run / "checkpoints").glob("step_*")
     steps = [path for path in found if re.fullmatch(r"step_[0-9]+", path.name)]
     return sorted(steps, key=lambda path: int(path.name[5:]))
-
-
-def check_processes(saved: int, running: int) -> None:
-    """Refuse a checkpoint of another number of processes, which would change the batch.
-
-    Args:
-        saved: Number of processes that wrote the checkpoint.
-        running: Number of processes of this run.
-
-    Raises:
-        RunError: If the numbers differ.
-    """
-    if saved != running:
-        raise RunError(
-            f"the checkpoint is of {saved} processes, this run has {running}; "
-            f"launch {saved} processes to resume"
-        )
-
-
-def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    now = _flatten(new)
-    before = {key: value for key, value in _ADDED.items() if key in now} | _flatten(old)
-    changed = sorted(
-        key
-        for key in before.keys() | now.keys()
-        if before.get(key) != now.get(key)
-        and not any(key == free or key.startswith(f"{free}.") for free in _FREE_TO_CHANGE)
-    )
-    if changed:
-        pairs = [f"{key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
-        raise RunError(f"{path}: the run there has another config; " + "; ".join(pairs))
-
-
-def _flatten(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, dict):
-        return {prefix[:-1]: data}
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= _flatten(value, f"{prefix}{key}.")
-    return flat

@@ -15,12 +15,15 @@ progress bar and Ctrl-C are here:
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from accelerate import Accelerator
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from ..unfinished import workshop
 from .command import format_numbers, say, stopped_message
 from .engine import RunConfig, StopSignal, images_per_step, seed_step
 from .health import check_finite
@@ -110,13 +113,13 @@ class TrainingStep(Generic[B]):
 
     @property
     def previews(self) -> bool:
-        """Whether pictures are due."""
-        return self._due(self._run.preview_every)
+        """Whether pictures are due; those of the last step come when the model is saved."""
+        return self._due(self._run.preview_every) and not self.last
 
     @property
     def evaluates(self) -> bool:
-        """Whether a measurement on the validation split is due."""
-        return self._due(self._run.evaluate_every)
+        """Whether a measurement is due; that of the last step comes when the model is saved."""
+        return self._due(self._run.evaluate_every) and not self.last
 
     @property
     def saves(self) -> bool:
@@ -228,6 +231,45 @@ def log_measurements(
     say(folder.writes, f"step {step}: " + format_numbers(measured))
 
 
+@contextmanager
+def noting(note: str) -> Iterator[None]:
+    """Add a note to the error that a block ends with, which its message then tells as well."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(note)
+        raise
+
+
+@contextmanager
+def trial(path: Path) -> Iterator[Path]:
+    """Yield a place for a model that is written to try it, and removed at once.
+
+    What a run needs at its end is used before the first step, so that hours of training do not end
+    in an error that could have been known.
+
+    Args:
+        path: Where the model will be at the end of the run; the trial uses a place beside it.
+    """
+    with (
+        noting("found in a trial of the end of the run, before the first step"),
+        workshop(path) as place,
+    ):
+        yield place.item
+
+
+def measurements_of(folder: RunFolder, step: int, name: str) -> dict[str, float]:
+    """Measurements in the log that were made at a step; {} if there are none.
+
+    Args:
+        folder: Run folder.
+        step: Optimizer steps done.
+        name: One of the measurements.
+    """
+    found = [r for r in folder.read_log() if r["step"] == step and name in r]
+    return {key: value for key, value in found[-1].items() if key != "step"} if found else {}
+
+
 def update_curves(folder: RunFolder, panels: dict[str, list[str]], *, hint: bool = False) -> None:
     """Draw curves.png of the log anew, if matplotlib is installed.
 
@@ -238,6 +280,11 @@ def update_curves(folder: RunFolder, panels: dict[str, list[str]], *, hint: bool
     """
     if not draw_curves(folder.read_log(), folder.path / "curves.png", panels) and hint:
         say(folder.writes, CURVES_HINT)
+
+
+def of_validation(broken: dict[str, str]) -> dict[str, str]:
+    """Reasons for skipped images, by names that say that these are validation images."""
+    return {f"{name} (val)": reason for name, reason in broken.items()}
 
 
 def end_run(

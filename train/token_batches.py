@@ -42,6 +42,11 @@ class TokenBatch:
     ids: list[str]
     numbers: Tensor
 
+    def first(self, count: int) -> "TokenBatch":
+        """The first samples of this batch."""
+        rows = slice(count)
+        return TokenBatch(self.tokens[rows], self.labels[rows], self.ids[rows], self.numbers[rows])
+
     def to(self, device: torch.device) -> "TokenBatch":
         """The same samples on another device."""
         tokens = self.tokens.to(device, non_blocking=True)
@@ -211,9 +216,16 @@ class ImageReader:
 
 
 def encode_split(
-    tokenizer: Tokenizer, source: ImageSource, num_classes: int, batch_size: int, limit: int
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    num_classes: int,
+    batch_size: int,
+    limit: int,
+    broken: dict[str, str] | None = None,
 ) -> TokenBatch:
     """Tokens of the first `limit` images of a source, not augmented, on the CPU.
+
+    The dict `broken` is filled with the reasons for skipped images, by name.
 
     Raises:
         DataError: If no image can be read or a label is out of range.
@@ -222,7 +234,7 @@ def encode_split(
     tokens: list[Tokens] = []
     labels: list[Tensor] = []
     ids: list[str] = []
-    for batch in eval_batches(source, tokenizer.resolution, batch_size, limit):
+    for batch in eval_batches(source, tokenizer.resolution, batch_size, limit, broken=broken):
         check_first_batch(batch["images"])
         tokens.append(tokenizer.encode(batch["images"].to(tokenizer.device)).to("cpu"))
         labels.append(batch["labels"])

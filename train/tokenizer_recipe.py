@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from ..config import STRICT, ConfigError
 from ..data.image_source import SourceSettings
 from ..data.splits import VAL_SHARE
@@ -12,9 +14,10 @@ from ..data.transforms import AugmentConfig
 from ..metrics.networks.build import available_features
 from ..tokenizers.build import TokenizerConfig
 from .discriminator import DiscriminatorConfig
-from .engine import OptimizerConfig, RunConfig, native_precision
+from .engine import OptimizerConfig, RunConfig
+from .launcher import choose_precision
 from .losses import GANLoss
-from .schedules import BoostConfig
+from .schedules import BoostConfig, lr_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,9 @@ class DataConfig(SourceSettings):
         val_share: Share of the images that is held out for validation if there is no `val_source`
             and the source has no split `val`: at least 16 images, at most a quarter of fewer than
             64, chosen by a hash of their names.
-        image_member: Which member of a sample in a tar is the image; see `SourceSettings`.
+        image_member: Which member of a sample in a tar is the image, by the end of its name after
+            the first dot, e.g. `left.png`; `*`: every image member is a sample of its own. None:
+            the only one, or the one without a second dot (`0001.jpg` beside `0001.seg.png`).
         max_pixels: Largest number of pixels of a decoded image; larger ones are skipped as broken.
         augment: Random augmentation of the training images.
         num_workers: Reader processes per training process; 0 is best for small cached sets.
@@ -111,6 +116,19 @@ class AdversarialConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenizerRunConfig(RunConfig):
+    """Length, batches, precision and reporting of a tokenizer's run.
+
+    Args:
+        memory_format: Memory layout of images and convolutions; `auto` times both on the first
+            images and keeps the faster one. Two runs are equal bit for bit only in the same layout.
+    """
+
+    __pydantic_config__ = STRICT
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainTokenizerConfig:
     """One run of `train/tokenizer.py`.
 
@@ -123,6 +141,8 @@ class TrainTokenizerConfig:
         optimizer: Optimizer of the tokenizer.
         adversarial: The discriminator; None: no adversarial training.
         ema_decay: Highest decay of the weight average that is evaluated and saved.
+        init: Trained tokenizer to start from: a folder, `bundled:NAME` or `hub:owner/name`, with
+            weights of the same names and shapes; None: random weights.
         run: Length, batches, precision and reporting.
     """
 
@@ -134,7 +154,8 @@ class TrainTokenizerConfig:
     optimizer: OptimizerConfig
     adversarial: AdversarialConfig | None = None
     ema_decay: float = 0.999
-    run: RunConfig
+    init: str | None = None
+    run: TokenizerRunConfig
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
@@ -142,6 +163,15 @@ class TrainTokenizerConfig:
         for name, weight in self.loss_weights.items():
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"loss_weights.{name}: must be >= 0, found {weight}")
+
+    def rates_at(self, step: int) -> tuple[float, ...]:
+        """Learning rates of the tokenizer and the discriminator at a step; 0 before its start."""
+        rates = (lr_at(step, self.run.steps, self.optimizer.lr),)
+        adversarial = self.adversarial
+        if adversarial is None:
+            return rates
+        since, steps = step - adversarial.first_step, self.run.steps - adversarial.first_step
+        return (*rates, lr_at(since, steps, adversarial.optimizer.lr) if since >= 0 else 0.0)
 
 
 def check_weights(config: TrainTokenizerConfig, tokenizer_losses: Sequence[str]) -> None:
@@ -165,11 +195,27 @@ def check_weights(config: TrainTokenizerConfig, tokenizer_losses: Sequence[str])
         )
 
 
-def resolve(config: TrainTokenizerConfig) -> TrainTokenizerConfig:
-    """Fill in the settings that depend on the machine: precision and feature network."""
-    run = config.run
-    if run.mixed_precision == "auto":
-        run = dataclasses.replace(run, mixed_precision=native_precision())
+def resolve(
+    config: TrainTokenizerConfig, started: TrainTokenizerConfig | None = None
+) -> TrainTokenizerConfig:
+    """Fill in the settings that depend on the machine: precision, feature network, layout.
+
+    Args:
+        config: Config as loaded.
+        started: Config that the run started with, if this is a resume: `memory_format: auto` takes
+            its layout. Without `started`, `auto` is left for `fix_layout`.
+
+    Raises:
+        ConfigError: If the launcher asks for another precision than the config.
+    """
+    precision = choose_precision(config.run.mixed_precision)
+    run = dataclasses.replace(config.run, mixed_precision=precision)
+    if started is not None and run.memory_format == "auto":
+        layout = started.run.memory_format
+        if layout == "auto":  # a run of an earlier version, which trained by this rule
+            slow = not torch.cuda.is_available() and precision == "bf16"
+            layout = "contiguous" if slow else "channels_last"
+        run = dataclasses.replace(run, memory_format=layout)
     losses = config.losses
     if len(losses.perceptual) > 1:
         found = available_features()

@@ -8,13 +8,16 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from ..checkpoints import load_tokenizer
 from ..config import ConfigError
 from ..tokenizers.build import build_tokenizer
 from .discriminator import build_discriminator
 from .ema import EMA
-from .engine import LossWindow, build_optimizer, descend, memory_layout, seed_step, set_lr
+from .engine import LossWindow, build_optimizer, descend, load_optimizer, seed_step, set_lr
 from .health import CodeWindow, check_finite
-from .run_folder import RunFolder, check_processes
+from .layout import LAYOUTS
+from .resumed import Facts, restore_modules
+from .run_folder import RunFolder
 from .tokenizer_objective import Objective
 from .tokenizer_recipe import TrainTokenizerConfig, check_weights
 
@@ -39,12 +42,13 @@ class TokenizerRun:
         if config.adversarial is not None:
             discriminator = build_discriminator(config.adversarial.discriminator)
             self.discriminator = discriminator.to(accelerator.device)
-        layout = memory_layout(accelerator.device, config.run.mixed_precision)
+        layout = LAYOUTS[config.run.memory_format]
         for module in filter(None, (self.tokenizer, self.discriminator)):
             module.to(memory_format=layout)  # type: ignore[call-overload]
         self.ema = EMA(self.tokenizer, config.ema_decay)
         self.objective = Objective(config, accelerator.device)
         self.step, self.seconds = 0, 0.0
+        self.init: dict[str, str | None] | None = None
         self.codes = CodeWindow(self.tokenizer.spec)
         self.window = LossWindow()
         self.optimizer = build_optimizer(self.tokenizer.parameters(), config.optimizer)
@@ -58,7 +62,24 @@ class TokenizerRun:
                 self.discriminator, self.d_optimizer
             )
         if config.run.compile:
+            if config.adversarial is not None and config.adversarial.adaptive:
+                # The adaptive weight differentiates the loss twice, so that the buffers of the
+                # backward pass must outlive the first.
+                torch._functorch.config.donated_buffer = False
             self.tokenizer.compile()
+
+    def start_from(self, path: str) -> None:
+        """Take the weights of a trained tokenizer, and note its fingerprint.
+
+        Raises:
+            CheckpointError: If there is no tokenizer there, or it is damaged.
+            RunError: If its weights have other names or shapes; the message names them.
+        """
+        trained = load_tokenizer(path)
+        weights = trained.state_dict()
+        modules = {"tokenizer": self.tokenizer, "ema": self.ema.module}
+        restore_modules(modules, dict.fromkeys(modules, weights), f"init: {path}")
+        self.init = {"path": path, "fingerprint": trained.fingerprint}
 
     @torch.no_grad()
     def dry_run(self, images: Tensor) -> None:
@@ -89,8 +110,13 @@ class TokenizerRun:
             modules["lecam"] = self.objective.lecam
         return modules
 
-    def save(self, folder: RunFolder, ids: Sequence[str]) -> None:
+    def save(self, folder: RunFolder, facts: Facts, ids: Sequence[str]) -> None:
         """Write a checkpoint (a collective: counters of all processes are gathered).
+
+        Args:
+            folder: Run folder.
+            facts: Facts that a resume has to find again.
+            ids: Names of the last batch's images, for the error message.
 
         Raises:
             NonFiniteLoss: If a loss since the last log line was not finite, on any process; such
@@ -107,6 +133,8 @@ class TokenizerRun:
             "seconds": self.seconds,
             "codes": codes,
             "windows": windows,
+            "facts": facts,
+            "init": self.init,
         }
         if self.discriminator is not None:
             state["d_optimizer"] = self.d_optimizer.state_dict()
@@ -114,24 +142,28 @@ class TokenizerRun:
         folder.save_checkpoint(self.step, weights, state, keep=self.config.run.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
-    def load(self, weights: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    def facts_of(self, saved: dict[str, Any]) -> Facts:
+        """Facts in the state of a checkpoint that an earlier version wrote."""
+        return {"processes": len(saved["codes"])}
+
+    def load(self, weights: dict[str, dict[str, Tensor]], saved: dict[str, Any]) -> None:
         """Restore a checkpoint.
 
+        Counters of another number of processes belong to none of these; new windows begin then.
+
         Raises:
-            RunError: If it was written with another number of processes, which would change the
-                batch.
+            RunError: If the weights do not fit the networks.
         """
-        check_processes(len(state["codes"]), self.accelerator.num_processes)
-        for name, module in self.modules().items():
-            module.load_state_dict(weights[name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.discriminator is not None:
-            self.d_optimizer.load_state_dict(state["d_optimizer"])
-        self.ema.num_updates, self.step = state["ema_updates"], state["step"]
-        rank = self.accelerator.process_index
-        self.codes.statistics.load_state_dict(state["codes"][rank])
-        self.window.load_state_dict(state["windows"][rank], self.accelerator.device)
-        self.seconds = state["seconds"]
+        restore_modules(self.modules(), weights, "the checkpoint")
+        config, rank = self.config, self.accelerator.process_index
+        load_optimizer(self.optimizer, saved["optimizer"], config.optimizer)
+        if config.adversarial is not None:
+            load_optimizer(self.d_optimizer, saved["d_optimizer"], config.adversarial.optimizer)
+        self.ema.num_updates, self.step = saved["ema_updates"], saved["step"]
+        if len(saved["codes"]) == self.accelerator.num_processes:
+            self.codes.statistics.load_state_dict(saved["codes"][rank])
+            self.window.load_state_dict(saved["windows"][rank], self.accelerator.device)
+        self.seconds, self.init = saved["seconds"], saved.get("init")
 
     def train_batch(self, images: Tensor) -> None:
         """Forward and backward of both networks on one batch; they step when gradients are due."""

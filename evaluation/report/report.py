@@ -19,6 +19,7 @@ from PIL import Image
 
 from ...data.images import to_pil
 from ...documents import read_json
+from ...manifest import check_files
 from ...metrics.protocol import Protocol, ProtocolError
 from .charts import require_charts
 from .page import DIRECTIONS
@@ -117,6 +118,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = file / FILE if file.is_dir() else file
     try:
         report = read_json(file, dict[str, Any], error=ReportError)
+        check_files(file.parent, (file.name,), error=ReportError)
     except FileNotFoundError:
         raise ReportError(f"{path}: no {FILE} there; `tessella evaluate` writes one") from None
     try:

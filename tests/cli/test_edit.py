@@ -17,6 +17,7 @@ from tessella.sample import edit as edit_module
 from tessella.sample import pictures as pictures_module
 from tessella.sample.edit import enrich, variation_mask
 from tessella.sample.generate import generate
+from tessella.sample.window import encode_known
 
 Folders = tuple[Path, Path]
 FAST = ("--num-steps", 2)
@@ -54,48 +55,52 @@ def test_edit_by_mask_redraws_the_light_part_only(
     out = tmp_path / "edited.png"
     words = ["--mask", tmp_path / "mask.png", "--label", 1, "--seed", 6, "--json"]
     told = json.loads(edit(folders, picture, out, *words).stdout)
+    generator = load_generator(folders[0])
+    hidden = torch.zeros(48, 48, dtype=torch.bool)
+    hidden[:, 24:] = True
+    known, undecided = encode_known(generator.tokenizer, pixels_of(picture), hidden)
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[:, 4:] = True
+    mask = mask.flatten() | undecided
     assert told == {
         "files": [str(out)],
         "positions": 64,
-        "drawn_anew": 32,
+        "drawn_anew": int(mask.sum()),
+        "undecided": int(mask.sum()) - 32,
         "known_unchanged": True,
         "label": 1,
+        "trained_on": "unknown",
+        "window": [0, 0, 48],
+        "size": "48x48",
     }
-    generator = load_generator(folders[0])
-    pixels = to_tensor(resize_center_crop(read_image(picture), 32))
-    known = generator.tokenizer.encode(pixels[None])
-    mask = torch.zeros(8, 8, dtype=torch.bool)
-    mask[:, 4:] = True
     expected = generate(
-        generator, [1], seeds=[6], known=known, mask=mask.flatten(), num_steps=2, guidance=2.0
+        generator, [1], seeds=[6], known=known, mask=mask, num_steps=2, guidance=2.0
     )
-    assert torch.equal(expected.indices[:, ~mask.flatten()], known.indices[:, ~mask.flatten()])
     assert not expected.equal(known)
+    edit(folders, picture, tmp_path / "square.png", *words, "--no-paste")
     decoded = generator.tokenizer.decode(expected)[0]
-    assert (to_tensor(read_image(out)) - decoded).abs().max() <= 1 / 255 + 1e-6
+    assert (pixels_of(tmp_path / "square.png") - decoded).abs().max() <= 1 / 255 + 1e-6
+    found, own = pixels_of(out), pixels_of(picture)
+    assert torch.equal(found[:, :, :24], own[:, :, :24])
+    assert not torch.equal(found[:, :, 24:], own[:, :, 24:])
 
 
 def test_edit_by_box_inside_and_outside(folders: Folders, picture: Path, tmp_path: Path) -> None:
-    inside = edit(folders, picture, tmp_path / "in.png", "--box", "0,0,16,8", "--json")
-    outside = edit(folders, picture, tmp_path / "o.png", "--box", "0,0,16,8", "--outside", "--json")
-    assert json.loads(inside.stdout)["drawn_anew"] == 8
-    assert json.loads(outside.stdout)["drawn_anew"] == 56
-    for result in (inside, outside):
-        assert json.loads(result.stdout)["known_unchanged"] is True
-        assert json.loads(result.stdout)["label"] is None
-
-
-def test_paste_keeps_the_pictures_own_pixels(
-    folders: Folders, picture: Path, tmp_path: Path
-) -> None:
-    words = ["--box", "16,0,32,32", "--class", "ship"]
-    edit(folders, picture, tmp_path / "plain.png", *words)
-    edit(folders, picture, tmp_path / "pasted.png", *words, "--paste")
-    plain, pasted = (to_tensor(read_image(tmp_path / f"{n}.png")) for n in ("plain", "pasted"))
-    own = to_tensor(resize_center_crop(read_image(picture), 32))
-    assert torch.equal(pasted[:, :, :16], own[:, :, :16])
-    assert torch.equal(pasted[:, :, 16:], plain[:, :, 16:])
-    assert not torch.equal(plain[:, :, :16], own[:, :, :16])
+    own = pixels_of(picture)
+    inside = edit(folders, picture, tmp_path / "in.png", "--box", "0,0,24,12", "--json")
+    outside = edit(
+        folders, picture, tmp_path / "o.png", "--box", "0,0,24,12", "--outside", "--json"
+    )
+    for result, fewest in ((inside, 8), (outside, 56)):
+        told = json.loads(result.stdout)
+        assert told["drawn_anew"] - told["undecided"] == fewest
+        assert told["known_unchanged"] is True and told["label"] is None
+    region = torch.zeros(48, 48, dtype=torch.bool)
+    region[:12, :24] = True
+    for name, changed in (("in", region), ("o", ~region)):
+        found = pixels_of(tmp_path / f"{name}.png")
+        assert torch.equal(found[:, ~changed], own[:, ~changed])
+        assert not torch.equal(found[:, changed], own[:, changed])
 
 
 def test_several_edits_have_their_own_seeds(
@@ -125,9 +130,9 @@ def test_several_edits_have_their_own_seeds(
         (["--box", "0,0,8,8", "--label", "1", "--class", "cat"], "give --label or --class"),
         (["--box", "0,0,8"], "--box '0,0,8': expected LEFT,TOP,RIGHT,BOTTOM"),
         (["--box", "a,b,c,d"], "--box 'a,b,c,d': expected numbers like 0,0,32,16"),
-        (["--box", "0,0,64,8"], "expected 0 <= left < right <= 32"),
-        (["--box", "8,0,8,8"], "expected 0 <= left < right <= 32"),
-        (["--box", "0,0,32,32", "--outside"], "nothing is marked"),
+        (["--box", "0,0,64,8"], "expected 0 <= left < right <= 48"),
+        (["--box", "8,0,8,8"], "expected 0 <= left < right <= 48"),
+        (["--box", "0,0,48,48", "--outside"], "nothing is marked"),
         (["--variation", "0"], "expected a share above 0 up to 1, found 0.0"),
         (["--variation", "0.5", "--outside"], "--outside goes with --box"),
         (["--variation", "0.5", "--paste"], "--paste goes with --mask or --box"),
@@ -138,7 +143,7 @@ def test_several_edits_have_their_own_seeds(
         (["--mask", "{tmp}/gone.png"], "gone.png"),
         (["--box", "0,0,8,8", "--image", "{tmp}/gone.png"], "gone.png"),
         (["--enrich", "1", "--box", "0,0,8,8"], "give one of --mask, --box, --variation and"),
-        (["--enrich", "1", "--paste"], "--paste goes with --mask or --box"),
+        (["--enrich", "1", "--no-paste"], "--paste goes with --mask or --box"),
         (["--enrich", "1", "--outside"], "--outside goes with --box"),
         (["--enrich", "1", "--num-steps", "129"], "129 steps for 128 slots to reveal"),
         (
@@ -203,6 +208,7 @@ def test_from_one_class_to_another(folders: Folders, tmp_path: Path) -> None:
         "drawn_anew": 64,
         "labels": [1, 0],
         "shares": [0.0, 0.5, 1.0],
+        "size": "32x32",
     }
     generator = load_generator(folders[0])
     ends = generate(generator, [1, 0], seeds=[5, 5], num_steps=2, guidance=2.0)
@@ -219,7 +225,7 @@ def test_a_part_of_a_picture_from_one_class_to_another(
     words = ["--box", "16,0,32,32", "--class", "cat", "--seed", 3]
     mixed = [*words, "--to-class", "ship", "--num", 3, "--json"]
     told = json.loads(edit(folders, picture, tmp_path / "way.png", *mixed).stdout)
-    assert told["known_unchanged"] is True and told["drawn_anew"] == 32
+    assert told["known_unchanged"] is True and told["drawn_anew"] >= 16
     edit(folders, picture, tmp_path / "one.png", *words)
     assert torch.equal(pixels_of(tmp_path / "one.png"), pixels_of(tmp_path / "way-0.png"))
     assert not torch.equal(pixels_of(tmp_path / "one.png"), pixels_of(tmp_path / "way-2.png"))
@@ -238,6 +244,8 @@ def test_enriching_draws_all_of_a_picture_anew(
         "positions": 64,
         "drawn_anew": 64,
         "label": None,
+        "trained_on": "unknown",
+        "size": "32x32",
     }
     generator = load_generator(folders[0])
     enlarged = to_tensor(resize_center_crop(read_image(small), 32))
@@ -270,7 +278,7 @@ def test_an_edit_overwrites_only_when_asked(
     (tmp_path / "v-1.png").unlink()
     for _ in range(2):
         edit(folders, picture, tmp_path / "v.png", *words, "--overwrite")
-    assert read_image(tmp_path / "v-1.png").size == (32, 32)
+    assert read_image(tmp_path / "v-1.png").size == (48, 48)
     jpeg = edit(folders, picture, tmp_path / "v.jpg", "--box", "0,0,8,8", code=1)
     assert "expected the name of a .png file" in jpeg.stderr
     folder = edit(folders, picture, tmp_path, "--box", "0,0,8,8", "--overwrite", code=1)

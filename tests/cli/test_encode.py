@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,31 @@ def test_encode_takes_single_files_and_mirrors(model: Path, pictures: Path, tmp_
     assert names == {"0.png", "3.png", "0_aug1.png", "3_aug1.png", "grid.png"}
 
 
+def test_encode_takes_settings_of_reading(model: Path, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "cut.png").unlink()
+    stores = {}
+    for split in ("train", "val"):
+        words = ("--tokenizer", model, "--val-share", "0.05", "--split", split)
+        run("encode", *words, pictures, "--out", tmp_path / split)
+        stores[split] = set(TokenStore(tmp_path / split).ids)
+    assert [len(stores[split]) for split in ("train", "val")] == [5, 1]
+    assert stores["train"] | stores["val"] == {path.name for path in pictures.iterdir()}
+    words = ("--max-pixels", 1800, pictures, "--out", tmp_path / "small")
+    result = run("encode", "--tokenizer", model, *words)
+    assert "skipped broken image 4.tif: 50x40 pixels, limit 1800" in result.stderr
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name in ("left", "right"):
+            tar.add(pictures / "0.png", f"a.{name}.png")
+        tar.add(pictures / "1.png", "b.png")
+    result = run("encode", "--tokenizer", model, tmp_path / "set.tar", "--out", tmp_path / "t")
+    assert "skipped broken image a: 2 images of one sample (a.left.png" in result.stderr
+    for member, ids in (("*", ["a.left", "a.right", "b"]), ("left.png", ["a"])):
+        out = tmp_path / f"m{len(ids)}"
+        words = ("--image-member", member, tmp_path / "set.tar", "--out", out)
+        run("encode", "--tokenizer", model, *words)
+        assert TokenStore(out).ids == ids
+
+
 def test_encode_stores_views(model: Path, tmp_path: Path) -> None:
     """The plain picture first, then random crops and mirror images; twice the same."""
     files, rng = [tmp_path / f"{i}.png" for i in range(3)], np.random.default_rng(0)
@@ -149,7 +175,7 @@ def test_reconstruct_without_features_takes_fewer_images(model: Path, tmp_path: 
     assert [key for key in none if "@" in key] == ["features@random"]
     assert by_itself["psnr"] == none["psnr"] > 0
     result = run(*start, "--features", "random", "--out", tmp_path / "out", code=1)
-    assert "5 images are too few, expected at least 6" in result.stderr
+    assert "too few images, found 5, expected at least 6" in result.stderr
     assert not (tmp_path / "out").exists()
     folder = tmp_path / "data" / "val"
     folder.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """`tessella sample` as a person uses it, in one process and in two."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import tessella
 from tessella.checkpoints import load_generator, save_generator
 from tessella.cli.main import main
 from tessella.data.images import read_image, to_tensor
+from tessella.files import add_to_marker
 from tessella.sample.folder import class_name, sample_to_folder
 from tessella.sample.generate import generate
 from tessella.sample.masked_steps import MaskedSampling, format_table, sampling_table
@@ -94,6 +96,14 @@ def test_every_option_of_the_sampler_reaches_it(folders: Folders, tmp_path: Path
     assert {name: stored[name] for name in settings} == settings
 
 
+@pytest.mark.parametrize("words", [["num_steps=1e1"], ["--num-steps", "1e1"], ["num_steps=10.0"]])
+def test_whole_numbers_may_be_written_with_an_exponent(
+    folders: Folders, tmp_path: Path, words: list[str]
+) -> None:
+    run("sample", "--generator", folders[0], *words, "--num", 1, "--out", tmp_path / "out")
+    assert records(tmp_path / "out")[0]["sampling"]["num_steps"] == 10
+
+
 @pytest.mark.parametrize(
     ("words", "labels"),
     [
@@ -150,7 +160,11 @@ def test_the_table_is_printed_and_nothing_drawn(folders: Folders, tmp_path: Path
     ]
     result = run(*words)
     config = MaskedSampling(num_steps=5, guidance=2.0)
-    assert result.stdout == format_table(sampling_table(config, 128)) + "\n"
+    table = sampling_table(config, 128)
+    assert result.stdout == format_table(table) + "\n"
+    steps = json.loads(run(*words, "--json").stdout)["steps"]
+    assert steps == [dataclasses.asdict(step) for step in table]
+    assert sum(step["revealed"] for step in steps) == 128
     assert not (tmp_path / "o").exists()
     assert run(*words[:-2]).stdout == result.stdout  # needs no --out
     assert "129 steps for 128 slots" in run(*words[:-4], "--num-steps", 129, code=1).stderr
@@ -164,6 +178,7 @@ def test_the_table_counts_positions_where_groups_go_together(
     card = json.loads((tmp_path / "generator" / "card.json").read_text())
     card["sampling"] = {"num_steps": 64, "sampler": "halton", "halton_groups": "together"}
     (tmp_path / "generator" / "card.json").write_text(json.dumps(card))
+    add_to_marker(tmp_path / "generator", "card.json")
     words = ["sample", "--generator", tmp_path / "generator"]
     rows = run(*words, "--table").stdout.splitlines()[1:]
     assert [int(row.split()[1]) for row in rows] == [1] * 64
@@ -189,6 +204,7 @@ def test_another_tokenizer_can_be_named(folders: Folders, tmp_path: Path) -> Non
     card = json.loads((tmp_path / "alone" / "card.json").read_text())
     card["tokenizer"] = {"path": "gone"}
     (tmp_path / "alone" / "card.json").write_text(json.dumps(card))
+    add_to_marker(tmp_path / "alone", "card.json")
     result = run(*words, "--out", tmp_path / "no", code=1)
     assert "was not found (gone: not there" in result.stderr and "--tokenizer" in result.stderr
 
@@ -243,6 +259,9 @@ def test_wrong_usage_exits_with_2(folders: Folders) -> None:
         ["--seed", 2**64],
         ["--batch-size", 0],
         ["--precision", "fp16"],
+        ["--num-steps", "2.5"],
+        ["--num-steps", "nan"],
+        ["--num-steps", "many"],
     ):
         run("sample", "--generator", folders[0], "--out", "x", *words, code=2)
 

@@ -13,16 +13,17 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tessella.checkpoints import save_tokenizer
+from tessella.checkpoints import load_tokenizer, save_tokenizer
 from tessella.cli.main import main
 from tessella.cli.store import FORMATS
+from tessella.data.images import to_tensor
 from tessella.sample.samples import open_samples
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.vqgan import VQGAN, VQGANConfig
 from tessella.tokens import row_files, store_writer
-from tessella.tokens.store import TokenStore
+from tessella.tokens.store import StoreError, TokenStore
 from tessella.tokens.tokens import Tokens
 
 
@@ -82,6 +83,13 @@ def test_a_signal_keeps_finished_work_and_says_how_to_continue(
     last = result.stderr.splitlines()[-1]
     assert last.startswith(f"Error: interrupted; 4 rows are kept in {out}.unfinished; ")
     assert "--resume" in last and not out.exists()
+    facts = json.loads(run("info", f"{out}.unfinished", "--json").stdout)
+    assert (facts["kind"], facts["images"]) == ("unfinished token store", 4)
+    for name in (out, f"{out}.unfinished"):
+        result = run("decode", "--tokenizer", model, name, "--out", tmp_path / "no", code=1)
+        assert "no such file" in result.stderr or "the store is unfinished" in result.stderr
+    with pytest.raises(StoreError, match=r"store\.json is missing; the store is unfinished"):
+        TokenStore(out)
     made = json.loads(run(*words, "--out", out, "--resume", "--json").stdout)
     assert made["resumed"] == 4 and made["images"] == 8
     assert contents(out) == contents(tmp_path / "quiet")
@@ -213,3 +221,25 @@ def test_names_that_are_not_utf8_are_encoded_and_decoded(model: Path, tmp_path: 
     assert [line["file"] for line in records(out)] == names
     assert all((out / name).is_file() for name in names)
     assert len(open_samples(str(out))) == 3
+
+
+def test_decoded_files_stay_in_the_folder_and_never_collide(model: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    ids = ["../../up.png", "/abs.png", "a.jpg", "A.png", "a", "x", "x.png/y", "", "grid.png"]
+    codes = np.random.default_rng(0).integers(0, 2, (len(ids), 64, 5))
+    tokens, facts = tokenizer.tokens_of(codes), {"tokenizer": "t", "source": "s", "resolution": 16}
+    with store_writer.TokenStoreWriter(
+        tmp_path / "in" / "store", tokens.spec, fingerprint=tokenizer.fingerprint, **facts
+    ) as out:
+        out.add(tokens, ids)
+    run("decode", "--tokenizer", model, tmp_path / "in" / "store", "--out", tmp_path / "in" / "out")
+    files = [line["file"] for line in records(tmp_path / "in" / "out")]
+    assert files == [
+        *("up.png", "abs.png", "a.png", "A_1.png", "a_2.png", "x.png", "x.png_/y.png"),
+        *("image.png", "grid_1.png"),
+    ]
+    for name, image in zip(files, tokenizer.decode(tokens), strict=True):
+        pixels = to_tensor(Image.open(tmp_path / "in" / "out" / name))
+        assert (pixels - image).abs().max() <= 1 / 255 + 1e-6
+    assert {p.name for p in tmp_path.iterdir()} == {"in"}
+    assert {p.name for p in (tmp_path / "in").iterdir()} == {"store", "out"}

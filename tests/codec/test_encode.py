@@ -159,7 +159,7 @@ def test_killed_at_changes_of_the_disk_and_resumed_it_is_the_same_store(
         encode(tmp_path / "quiet" / "store", **few)
     last = len(changes)
     quiet, out, kept = contents(tmp_path / "quiet" / "store"), tmp_path / "out" / "store", set()
-    for point in sorted({*range(0, last, last // 20), *range(last - 12, last)}):
+    for point in sorted({*range(0, last, last // 13), *range(last - 9, last)}):
         assert killed_at(monkeypatch, point, lambda: encode(out, **few)), point
         if not out.exists():
             result = encode(out, resume=True, **few)
@@ -180,7 +180,7 @@ def test_a_run_killed_again_and_again_still_ends(
     tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, rounds = tmp_path / "store", 0
-    while killed_at(monkeypatch, 60, lambda: encode(out, resume=True)):
+    while killed_at(monkeypatch, 65, lambda: encode(out, resume=True)):
         rounds += 1
         assert rounds < 20
     assert rounds > 1 and contents(out) == whole

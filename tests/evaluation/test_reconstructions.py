@@ -153,7 +153,7 @@ def test_batch_size_changes_nothing(folders: Folders, data: Path) -> None:
     assert found[0].protocol == found[1].protocol
     for name, value in found[0].metrics.items():
         if name != "images_per_second":
-            expected = pytest.approx(value.mean, rel=1e-5, abs=1e-7)
+            expected = pytest.approx(value.mean, rel=1e-4, abs=1e-7)  # float32 of the network
             assert found[1].metrics[name].mean == expected, name
 
 

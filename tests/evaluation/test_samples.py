@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 import tessella
@@ -31,6 +32,7 @@ from tessella.metrics.image_hash import ImageHash, content_keys
 from tessella.metrics.networks.build import build_features
 from tessella.metrics.presets import PRESETS, choose_labels
 from tessella.metrics.protocol import Protocol, ProtocolError
+from tessella.tokens.token_file import load_tensors
 from tessella.tokens.tokens import Tokens
 
 Folders = tuple[Path, Path]
@@ -247,7 +249,7 @@ def test_curves_over_guidance_alone_know_their_steps(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--num", 5], "5 images are too few, expected at least 6"),
+        (["--num", 5], "too few images, found 5, expected at least 6"),
         (["--num-steps", 999], "999 steps for"),
         (["--curve-steps", "2,999"], "999 steps for"),
         (["--protocol", "torch-fidelity", "--num", 9], "measures 50,000 images, asked for 9"),
@@ -309,7 +311,7 @@ def test_reference_images_are_refused_before_the_first_sample(
         save_png(noise(1, seed=label)[0], few / f"{label} {name}" / "a.png")
     words = ["--protocol", "val-paired", "--data", tmp_path / "few", "--num", 9]
     result = run(*start, *words, *out, code=1)
-    assert "a reference of 3 images is too small, expected at least 6" in result.stderr
+    assert "too few reference images, found 3, expected at least 6" in result.stderr
 
     for label, name in enumerate(CLASSES):
         folder = tmp_path / "broken" / "val" / f"{label} {name}"
@@ -445,6 +447,16 @@ def test_reference_is_cached_and_the_cache_is_checked(
     file.write_bytes(file.read_bytes()[:1000])
     assert read().hash.hexdigest() == changed.hash.hexdigest()
     assert sum(looked) == 7, "a truncated cache is not read"
+    whole = file.read_bytes()
+    for place in range(0, len(whole), len(whole) // 11):  # a changed bit is never another number
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        found = read()
+        assert torch.equal(changed.pooled.scatter, found.pooled.scatter), place
+        assert torch.equal(changed.bank.features, found.bank.features) and sum(looked) == 7, place
+    old, about = load_tensors(file, error=ValueError)
+    save_file(old, file, about)
+    read()
+    assert sum(looked) == 7, "nothing says that a cache without a digest is whole"
 
 
 def to_image(image: Tensor) -> Image.Image:

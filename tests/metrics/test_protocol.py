@@ -108,7 +108,7 @@ def test_numbers_that_a_preset_refuses() -> None:
     assert bundled.check_number(500, 1381, "samples") == 500
     with pytest.raises(ProtocolError, match="adm-256 measures 50,000 images, asked for 1,000"):
         adm.check_number(1000, 10_000, "samples")
-    with pytest.raises(ProtocolError, match="5 images are too few, expected at least 6"):
+    with pytest.raises(ProtocolError, match="too few images, found 5, expected at least 6"):
         bundled.check_number(5, 1381, "samples")
     with pytest.raises(ProtocolError, match="200 images to be reconstructed, the data have 154"):
         bundled.check_number(200, 154, "reconstructions")

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 import tessella
+from tessella.data.images import to_tensor
 from tessella.generators.base import Generator
-from tessella.sample.pictures import draw_edit
+from tessella.sample.masks import box_mask
+from tessella.sample.pictures import draw_edit, training_data
 
 Folders = tuple[Path, Path]
 FAST = {"num_steps": 2}
@@ -42,28 +44,76 @@ def test_classes_are_named(generator: Generator) -> None:
         tessella.generate_images(generator, classes="kat")
 
 
-def test_an_edit_keeps_the_tokens_outside(generator: Generator, tmp_path: Path) -> None:
-    picture = Image.linear_gradient("L").resize((48, 64))
+def test_an_edit_changes_the_region_alone(generator: Generator, tmp_path: Path) -> None:
+    """Of a picture that is no square and larger than the tokenizer's: in its size and place."""
+    picture = Image.linear_gradient("L").resize((50, 70)).convert("RGB")
     picture.save(tmp_path / "picture.png")
-    how: dict[str, Any] = {"box": (0, 0, 32, 16), "label": "cat", "num": 2, "seed": 9} | FAST
+    how: dict[str, Any] = {"box": (30, 40, 46, 52), "label": "cat", "num": 2, "seed": 9} | FAST
     edited = draw_edit(generator, tmp_path / "picture.png", **how)
-    assert edited.facts == {"label": 1, "drawn_anew": 32, "known_unchanged": True}
-    pixels = tessella.read_images(picture, resolution=32)
-    known = generator.tokenizer.encode(pixels)
-    below = torch.arange(64) >= 32
-    assert torch.equal(edited.tokens.indices[:, below], known.indices[:, below].expand(2, -1, -1))
-    assert torch.equal(tessella.edit(generator, picture, **how), edited.images)
-    mask = torch.zeros(32, 32, dtype=torch.bool)
-    mask[:16] = True
-    by_mask = tessella.edit(generator, picture, **how | {"box": None, "mask": mask})
-    assert torch.equal(by_mask, edited.images)
-    shown = Image.fromarray(((~mask).numpy() == 0).astype("uint8") * 255).resize((48, 64))
-    assert tessella.edit(generator, picture, **how | {"box": None, "mask": shown}).shape[0] == 2
-    for wrong in (mask[:16], mask.float(), mask[None]):
-        with pytest.raises(ValueError, match=r"mask: expected a picture or \(32, 32\) bool"):
+    facts = dict(edited.facts)
+    assert facts.pop("drawn_anew") == 16 + facts.pop("undecided")
+    assert facts == {
+        "label": 1,
+        "trained_on": "unknown",
+        "known_unchanged": True,
+        "window": [18, 30, 32],
+        "size": "50x70",
+    }
+    own = to_tensor(picture)
+    region = box_mask((30, 40, 46, 52), 70, 50)
+    assert edited.images.shape == (2, 3, 70, 50)
+    assert torch.equal(edited.images[:, :, ~region], own[:, ~region].expand(2, -1, -1))
+    assert not torch.equal(edited.images[0, :, region], own[:, region])
+    assert not torch.equal(edited.images[0], edited.images[1])
+
+    by_mask = {"box": None, "mask": region}
+    assert torch.equal(tessella.edit(generator, picture, **how | by_mask), edited.images)
+    shown = Image.fromarray(region.numpy().astype("uint8") * 255)
+    by_mask = {"box": None, "mask": shown}
+    assert torch.equal(tessella.edit(generator, picture, **how | by_mask), edited.images)
+    for wrong in (region[:16], region.float(), region.T):
+        with pytest.raises(ValueError, match=r"mask: expected a picture or \(70, 50\) bool"):
             tessella.edit(generator, picture, mask=wrong)
-    pasted = tessella.edit(generator, picture, **how, paste=True)
-    assert torch.equal(pasted[:, :, 16:], pixels[:, :, 16:].expand(2, -1, -1, -1))
+    square = draw_edit(generator, picture, **how, paste=False)
+    assert square.facts["size"] == "32x32" and square.tokens.equal(edited.tokens)
+    assert torch.equal(square.images, generator.tokenizer.decode(edited.tokens))
+
+
+def test_what_is_drawn_does_not_depend_on_what_it_replaces(generator: Generator) -> None:
+    """Of a photograph whose window is resized, and of one that the window exceeds."""
+    picture = Image.linear_gradient("L").resize((90, 60)).convert("RGB")
+    for box in ((20, 10, 50, 40), (0, 20, 90, 30)):
+        other = picture.copy()
+        other.paste((255, 0, 128), box)
+        one, two = (
+            draw_edit(generator, given, box=box, label=0, num=1, **FAST)
+            for given in (picture, other)
+        )
+        assert one.tokens.equal(two.tokens) and one.facts == two.facts
+        assert torch.equal(one.images, two.images)
+
+
+def test_an_edit_says_what_the_model_was_trained_on(generator: Generator) -> None:
+    bundled = tessella.load_generator("bundled:maskbit-emoji-64")
+    photograph = Image.linear_gradient("L").convert("RGB")
+    for how in ({"box": (0, 0, 9, 9)}, {"variation": 0.1}):
+        edited = draw_edit(bundled, photograph, num_steps=1, **how)
+        assert edited.facts["trained_on"] == "emoji, 1,381 images"
+    cards = (
+        None,
+        {},
+        {"data": "ImageNet"},
+        {"data": {"source": "photos"}},
+        {"data": {"images": 3}},
+    )
+    said = ["unknown", "unknown", "ImageNet", "photos", "unknown"]
+    before = generator.card
+    try:
+        for card, expected in zip(cards, said, strict=True):
+            generator.card = card
+            assert training_data(generator) == expected
+    finally:
+        generator.card = before
 
 
 def test_the_way_from_one_class_to_another(generator: Generator) -> None:

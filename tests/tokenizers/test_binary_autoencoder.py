@@ -194,7 +194,7 @@ def test_training_draws_belong_to_the_rng() -> None:
     assert torch.equal(first.images, again.images)
     assert not torch.equal(first.tokens.indices, other.tokens.indices)
     assert torch.equal(first.tokens.indices, model.sample_bits(images, seeded(0)).indices)
-    raw = model._images(model.quantizer.lookup(first.tokens.indices))
+    raw = model._images(model.quantizer.lookup(first.tokens.indices), model.spec)
     torch.testing.assert_close(first.images, raw, rtol=0, atol=1e-6)
 
 

@@ -263,6 +263,33 @@ def test_nearest_codes_are_those_of_float64() -> None:
     assert torch.equal(nearest_codes(vectors, codebook), exact.argmin(1))
 
 
+def test_half_way_latents_get_one_code_in_every_batch() -> None:
+    """Midpoints of codes: which one a matrix product prefers depends on the rows beside them."""
+    codebook = random_latents(100, 64)
+    codebook[:, 1:] *= 0.01  # far apart in one direction, so that both codes are the nearest
+    codebook[:, 0] = 10.0 * torch.randperm(100, generator=torch.Generator().manual_seed(1))
+    order = codebook[:, 0].argsort()
+    vectors = (codebook[order[:-1]] + codebook[order[1:]]) / 2
+    exact = (vectors.double()[:, None] - codebook.double()).square().sum(-1).argmin(1)
+    assert torch.equal(nearest_codes(vectors, codebook), exact)
+    for size in (1, 2, 7, 33):
+        parts = [nearest_codes(part, codebook) for part in vectors.split(size)]
+        assert torch.equal(torch.cat(parts), exact), size
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_coarse_matrix_products_do_not_reach_the_codes(precision: str) -> None:
+    """TensorFloat-32 or bfloat16 products, which a program may allow, only make more candidates."""
+    codebook, vectors = random_latents(500, 32), random_latents(300, 32, seed=1)
+    exact = (vectors.double()[:, None] - codebook.double()).square().sum(-1).argmin(1)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        assert torch.equal(nearest_codes(vectors, codebook), exact)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_running_means_do_not_saturate_in_a_bfloat16_module() -> None:
     """bfloat16 counts stop at 256 steps of their last digit; the codebook then lags behind."""
     errors = []

@@ -26,6 +26,7 @@ from tessella.tokenizers.probe import (
 )
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.vqgan import VQGANConfig
+from tessella.tokens.token_file import load_tensors, save_tensors
 
 CONFIG = VQGANConfig(
     resolution=32,
@@ -56,11 +57,8 @@ def run(*words: object, code: int = 0) -> Result:
 
 
 def rewrite(folder: Path, **changes: torch.Tensor) -> None:
-    from safetensors import safe_open
-
-    with safe_open(folder / PROBE, "pt") as file:
-        about = file.metadata()
-    save_file(load_file(folder / PROBE) | changes, folder / PROBE, about)
+    tensors, about = load_tensors(folder / PROBE, error=ValueError)
+    save_tensors(tensors | changes, folder / PROBE, about)
 
 
 def test_stored_values_are_those_of_the_weights_in_the_file(folder: Path) -> None:

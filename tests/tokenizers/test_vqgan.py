@@ -311,7 +311,7 @@ def test_unit_pixel_range_shifts_both_ends() -> None:
     images = random_images(2, 3, 16, 16)
     torch.testing.assert_close(unit._latents(images), symmetric._latents((images + 1) / 2))
     tokens = unit.encode(images)
-    raw = symmetric._images(symmetric.quantizer.lookup(tokens.indices))
+    raw = symmetric._images(symmetric.quantizer.lookup(tokens.indices), symmetric.spec)
     torch.testing.assert_close(unit.decode(tokens), (2 * raw - 1).clamp(-1, 1))
 
 

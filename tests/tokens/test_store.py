@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tessella.data.images import to_uint8
+from tessella.files import add_to_marker
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.probe import check_store, verify_store_probe
 from tessella.tokens.store import StoreError, TokenStore, TokenStoreWriter, load_tokens
@@ -73,6 +74,7 @@ def make(path: Path, count: int = 10, spec: TokenSpec = SPEC) -> Tokens:
 def edit_header(path: Path, **changes: object) -> None:
     data = json.loads((path / "store.json").read_text())
     (path / "store.json").write_text(json.dumps(data | changes))
+    add_to_marker(path, "store.json")
 
 
 @pytest.mark.parametrize("spec", [SPEC, ORDERED], ids=str)

@@ -368,5 +368,5 @@ def test_load_refuses(tmp_path: Path) -> None:
         random_tokens(BINARY, count).save(path)
     assert len(load_tokens(path)) == 2
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="not a whole token file"):
+    with pytest.raises(ValueError, match="truncated or damaged"):
         load_tokens(path)

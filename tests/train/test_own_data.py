@@ -64,6 +64,16 @@ def test_a_plain_folder_to_validate_on(
     assert not (tmp_path / "other").exists()
 
 
+def test_broken_validation_images_are_named(
+    command: Command, debug_config: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "b" / "25.jpg").write_bytes(b"no picture")
+    words = ["--config", debug_config, f"data.source={photos / 'a'}", *SHORT]
+    result = command(*words, "--out", tmp_path / "run", f"data.val_source={photos / 'b'}")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("skipped broken image 25.jpg (val): not an image") == 1
+
+
 def test_settings_of_reading(
     command: Command, debug_config: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -82,11 +92,14 @@ def test_settings_of_reading(
 def test_a_generator_neither_learns_nor_stores_held_out_images(
     generator_command: Command, photos: Path, small_tokenizer: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "run"
+    out, broken = tmp_path / "run", photos / sorted(held(photos))[0]
+    broken.write_bytes(b"no picture")
     words = (f"data.source={photos}", "samples=null", *SHORT)
     result = generator_command("--out", out, *words)
     assert result.exit_code == 0, result.output
     assert result.output.count(LINE) == 1
+    assert f"{broken.name} (val): not an image" in result.output
+    Image.new("RGB", (40, 36)).save(broken)
     store = TokenStore(out / "store")
     assert len(store) == 18 and not set(store.ids) & held(photos)
     assert read_card(out / "generator")["validation"]["split"] == "val"

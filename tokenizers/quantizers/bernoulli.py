@@ -104,9 +104,13 @@ class Bernoulli(Quantizer):
             return QuantizerOutput(passed @ self.embedding.float(), bits.long(), losses)
 
     def logits(self, latents: Tensor) -> Tensor:
-        """Logits (B, N, K) float32 of the bits of latents (B, N, D)."""
-        weight, bias = self.proj.weight.float(), self.proj.bias.float()
-        return nn.functional.linear(latents.float(), weight, bias)
+        """Logits (B, N, K) float32 of the bits of latents (B, N, D).
+
+        They are summed in float64, so that the order of the sums, which depends on the batch, does
+        not reach a bit.
+        """
+        weight, bias = self.proj.weight.double(), self.proj.bias.double()
+        return nn.functional.linear(latents.double(), weight, bias).float()
 
     @torch.no_grad()
     def probabilities(self, latents: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class VQ(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codebook rows (B, N, D) of indices (B, N, 1), on the unit sphere with `normalize`."""
-        return nn.functional.embedding(indices[..., 0], self._project(self.codebook.float()))
+        return self._project(nn.functional.embedding(indices[..., 0], self.codebook).float())
 
     def _project(self, vectors: Tensor) -> Tensor:
         return unit(vectors) if self.config.normalize else vectors

@@ -26,7 +26,7 @@ import json
 import re
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def find_image(style: str, folder: Path, unified: str) -> Path | None:
 
 def load_rgb(path: Path, size: int, background: int) -> Image.Image:
     """Load an image as size x size RGB pixels on a grey background (0..255)."""
-    with Image.open(path) as opened:
+    with Image.open(path, formats=["PNG", "WEBP"]) as opened:
         img = opened.convert("RGBA")
     if img.size != (size, size):
         # resize with premultiplied alpha so that hidden colours do not bleed into the edges
@@ -201,6 +201,7 @@ def build(
     skin_tones: bool = False,
     val: float = 0.1,
     caps: dict[str, int] | None = None,
+    show: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> dict[str, dict[str, int]]:
     """Write the tar.
 
@@ -214,6 +215,7 @@ def build(
         skin_tones: Add the five skin tones of each emoji that has them.
         val: Fraction of concept families held out for validation.
         caps: Largest number of concepts of a class, by class name.
+        show: Function that passes on the pictures of a split, and may show the progress.
 
     Returns:
         Number of images by class name, for `train` and `val`.
@@ -256,9 +258,8 @@ def build(
             tar.addfile(info, io.BytesIO(blob))
 
         for split in ("train", "val"):
-            for sp, unified, cls, group, sub, text, style, path in rows:
-                if sp != split:
-                    continue
+            chosen = [row[1:] for row in rows if row[0] == split]
+            for unified, cls, group, sub, text, style, path in show(chosen):
                 stem = f"{split}/{count[split]:06d}"
                 count[split] += 1
                 stats[split][cls] += 1
