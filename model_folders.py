@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from .tokenizers.base import Tokenizer
 from .tokenizers.probe import PROBE
 
 CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "card.json"
+NOT_STATED = "not stated"
+"""What is said of a fact that a card does not have."""
 OWN_TOKENIZER = "tokenizer"
 """Folder inside a generator's folder that holds its tokenizer, if none of its own does."""
 _LASTING = ("sampling", "data", "licence", "imported")
@@ -71,7 +74,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
 
     Args:
         path: Folder, `bundled:NAME`, `hub:owner/name`, or the bare name of a bundled model where
-            nothing else has that name.
+            nothing else has that name. `hub:owner/name@revision` takes a branch, tag or commit.
 
     Raises:
         CheckpointError: If there is none; the message suggests or lists bundled names.
@@ -87,12 +90,17 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
             raise CheckpointError(f"{name}: no such bundled model; {hint}")
         return _BUNDLED / wanted
     if name.startswith("hub:"):
+        repository, at, revision = name.removeprefix("hub:").partition("@")
+        if not repository or (at and not revision):
+            raise CheckpointError(f"{name}: expected hub:owner/name or hub:owner/name@revision")
         from huggingface_hub import snapshot_download
 
         files = [CONFIG, WEIGHTS, CARD, PROBE]
         files += [f"{OWN_TOKENIZER}/{file}" for file in files]
         try:
-            return Path(snapshot_download(name.removeprefix("hub:"), allow_patterns=files))
+            return Path(
+                snapshot_download(repository, revision=revision or None, allow_patterns=files)
+            )
         except Exception as error:  # network, permission, name: the hub has many ways to fail
             raise CheckpointError(f"{name}: {error}") from None
     folder = Path(name)
@@ -206,3 +214,21 @@ def write_model(
         json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     return facts
+
+
+def trained_on(card: Mapping[str, Any] | None) -> str:
+    """What a model learned from, in a few words for people: `emoji, 1,381 images`.
+
+    Args:
+        card: Card of a model, such as `generator.card`; None: of a model that was not loaded.
+
+    Returns:
+        Name of the data and number of images, as far as the card has them; `not stated` otherwise.
+    """
+    data = (card or {}).get("data")
+    if isinstance(data, str):
+        return data or NOT_STATED
+    if not isinstance(data, Mapping) or not isinstance(source := data.get("source"), str):
+        return NOT_STATED
+    images = data.get("images")
+    return f"{source}, {images:,} images" if isinstance(images, int) else source

@@ -71,10 +71,12 @@ def bits(
     A uniform model has the value 1. The value is exact for ar, and an upper bound for bld and bfn.
     """
     from ..checkpoints import load_generator
-    from ..data.sources import open_source
+    from ..data.train_val import held_out, open_to_measure
     from ..evaluation.bits_per_dim import measure_bits
 
-    images = open_source(source, split)
+    images = open_to_measure(source, split)
+    if line := held_out(images):
+        click.echo(line, err=True)
     generator = load_generator(
         generator_path, tokenizer=tokenizer_path, device=chosen_device(device)
     )

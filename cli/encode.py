@@ -202,13 +202,16 @@ def reconstruct(
     """Measure the reconstructions of a data source, and write them if --out is given."""
     from ..checkpoints import load_tokenizer
     from ..data.path_source import local_places
-    from ..data.sources import open_source
+    from ..data.train_val import held_out, open_to_measure
     from ..evaluation.reconstruction_pictures import reconstruct_source
 
     tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
+    source = open_to_measure(data, split)
+    if line := held_out(source):
+        click.echo(line, err=True)
     result = reconstruct_source(
         tokenizer,
-        open_source(data, split),
+        source,
         out=out,
         batch_size=batch_size,
         limit=limit,

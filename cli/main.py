@@ -14,6 +14,7 @@ from .._version import __version__
 COMMANDS = {
     "bits": ("bits", "Measure bits per dimension of a generator."),
     "compare": ("compare", "Compare reports of one protocol."),
+    "config": ("config_command", "List the keys of training configs."),
     "data": ("data", "Get data sets and weights of feature networks."),
     "decode": ("encode", "Decode tokens to PNG files."),
     "edit": ("edit", "Draw parts of a picture anew."),
@@ -25,7 +26,8 @@ COMMANDS = {
     "reconstruct": ("encode", "Measure and write reconstructions of images."),
     "sample": ("sample", "Draw pictures."),
     "store": ("store", "Join token stores, and exchange them with other programs."),
-    "verify": ("verify", "Check that a tokenizer still reconstructs its probe images."),
+    "train": ("train", "Train a tokenizer or a generator in one process."),
+    "verify": ("verify", "Check that a model is intact and still reconstructs as measured."),
 }
 """Module in this folder and line in `tessella --help` of each command."""
 

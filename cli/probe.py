@@ -69,7 +69,9 @@ def probe(
     The classifiers learn from the split train of --data and are measured on the split val.
     """
     from ..checkpoints import load_generator
-    from ..data.sources import open_source
+    from ..data.image_source import SourceSettings
+    from ..data.splits import VAL_SHARE
+    from ..data.train_val import held_out, open_train_and_val
     from ..evaluation.linear_probe import ProbeConfig, probe_layers
     from ..generators.bigr import BiGR
 
@@ -79,10 +81,14 @@ def probe(
     )
     if not isinstance(generator, BiGR):
         raise ValueError(f"--generator: expected a bigr generator, found {generator.config.type}")
+    settings = SourceSettings(val_share=VAL_SHARE)
+    train, val = open_train_and_val(source, None, settings, same_classes=True)
+    if line := held_out(val):
+        click.echo(line, err=True)
     result = probe_layers(
         generator,
-        open_source(source, "train"),
-        open_source(source, "val"),
+        train,
+        val,
         config,
         layers=layers,
         label=label,

@@ -1,5 +1,7 @@
 """Settings of the samplers for `--help`, parsed from their source so that nothing is imported.
 
+The lines of a docstring are read here for `tessella config` too (`config_keys.py`).
+
 Every sampler module ends with `SAMPLER = Sampler(types=..., settings=..., ...)`; the settings are a
 dataclass in that module, or in one that it imports, whose docstring has a line for each field.
 """
@@ -9,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SAMPLE = Path(__file__).parents[1] / "sample"
 """Folder of the sampler modules."""
@@ -59,11 +62,11 @@ def _fields(tree: ast.Module, name: str) -> list[Setting]:
     """Fields of a dataclass in a module, or in the module of `SAMPLE` that it is imported from."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            about = _argument_lines(ast.get_docstring(node) or "")
+            about = argument_lines(ast.get_docstring(node) or "")
             return [
                 Setting(
                     field.target.id,
-                    _yaml(field.value),
+                    yaml_text(ast.literal_eval(field.value)),
                     about.get(field.target.id, "").replace("None:", "null:"),
                 )
                 for field in node.body
@@ -77,15 +80,18 @@ def _fields(tree: ast.Module, name: str) -> list[Setting]:
     raise AssertionError(f"{name}: no such dataclass")
 
 
-def _yaml(default: ast.expr) -> str:
-    """Default value as typed on the command line."""
-    value = str(ast.literal_eval(default))
-    return {"None": "null", "True": "true", "False": "false"}.get(value, value)
+def yaml_text(value: Any) -> str:
+    """A plain value as typed on the command line and in a config."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(yaml_text, value))}]"
+    text = str(value)
+    return {"None": "null", "True": "true", "False": "false"}.get(text, text)
 
 
-def _argument_lines(docstring: str) -> dict[str, str]:
-    """Descriptions by argument in the `Args:` section of a cleaned docstring."""
-    section = re.search(r"^Args:\n((?:    .*\n?|\n)*)", docstring, flags=re.MULTILINE)
+def argument_lines(docstring: str) -> dict[str, str]:
+    """Descriptions by argument in the `Args:` or `Attributes:` section of a cleaned docstring."""
+    pattern = r"^(?:Args|Attributes):\n((?:    .*\n?|\n)*)"
+    section = re.search(pattern, docstring, flags=re.MULTILINE)
     texts: dict[str, str] = {}
     name = ""
     for line in (section[1] if section else "").splitlines():

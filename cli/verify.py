@@ -1,4 +1,4 @@
-"""`tessella verify`: check that a tokenizer folder still gives the reconstructions measured."""
+"""`tessella verify`: check that a model is intact and still reconstructs as it was measured."""
 
 import click
 
@@ -21,6 +21,11 @@ TOLERANCE_DB, DEFAULT_DATA = 0.1, "bundled:emoji"
 @click.option("--overwrite", is_flag=True, help="Let --store replace probe images in the folder.")
 @click.option("--data", default=DEFAULT_DATA, show_default=True, help="Data source for --store.")
 @click.option("--split", default="val", show_default=True, help="Split of --data.")
+@click.option(
+    "--no-probe-images",
+    is_flag=True,
+    help="Let --store store synthetic images, not photographs that others could see.",
+)
 @json_option
 @one_clear_error
 def verify(
@@ -31,12 +36,23 @@ def verify(
     overwrite: bool,
     data: str,
     split: str,
+    no_probe_images: bool,
     as_json: bool,
 ) -> None:
-    """Reconstruct the probe images in the tokenizer folder PATH and compare their PSNR."""
+    """Check the model folder PATH: fingerprint, and PSNR of the tokenizer's probe images."""
     from ..evaluation.probe_check import store_images, verify_folder
 
     chosen = chosen_device(device)
     if store:
-        store_images(path, data=data, split=split, device=chosen, overwrite=overwrite)
+        stored = store_images(
+            path,
+            data=data,
+            split=split,
+            device=chosen,
+            overwrite=overwrite,
+            photographs=not no_probe_images,
+        )
+        click.echo(stored, err=True)
+    elif no_probe_images:
+        raise ValueError("--no-probe-images: says what --store stores; give --store with it")
     show(verify_folder(path, device=chosen, tolerance_db=tolerance), as_json=as_json)

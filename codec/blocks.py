@@ -90,7 +90,9 @@ class Blocks(Dataset[Block]):
         indices = range(start, min(start + self.size, self.count))
         broken: dict[str, str] = {}
         measured = _Measured(self.source, self.resolution)
-        batches = eval_batches(measured, self.resolution, self.size, broken=broken, indices=indices)
+        batches = eval_batches(
+            measured, self.resolution, self.size, broken=broken, indices=indices, reduced=True
+        )
         batch = next(batches, None)
         if batch is None:
             return Block([], [], None, [], broken, {})
@@ -145,7 +147,13 @@ class _Measured(ImageSource):
 
     def read(self, index: int) -> Sample:
         """Decode one image; see `ImageSource.read`."""
-        sample = self._source.read(index)
+        return self._counted(self._source.read(index))
+
+    def read_near(self, index: int, side: int) -> Sample:
+        """Decode one image, perhaps reduced; see `ImageSource.read_near`."""
+        return self._counted(self._source.read_near(index, side))
+
+    def _counted(self, sample: Sample) -> Sample:
         self.sizes.update(changes_of(sample.image.size, self._resolution))
         return sample
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.images import image_grid, to_pil
 from ..files import atomic_folder
+from ..progress import progress_bar
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.probe import check_store
 from ..tokens.code_arrays import read_code_file
@@ -98,7 +98,7 @@ def decode_store(
     with (
         writing as folder,
         ThreadPoolExecutor(workers or 1) as pool,
-        tqdm(total=count, unit="image", disable=not progress) as bar,
+        progress_bar(count, "image", silent=not progress) as bar,
     ):
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .._version import __version__
 from ..data.image_source import DataError, ImageSource
 from ..data.images import to_uint8
 from ..data.transforms import AugmentConfig
 from ..metrics.image import psnr
+from ..progress import progress_bar
 from ..tokenizers.base import Tokenizer
 from ..tokens.store import TokenStore, TokenStoreWriter
 from ..tokens.store_format import StorePart
@@ -141,7 +141,7 @@ def encode_source(
         inputs=[*inputs, *source.places()],
     )
     started = time.perf_counter()
-    with writer, tqdm(total=blocks.count, unit="image", disable=not progress) as bar:
+    with writer, progress_bar(blocks.count, "image", silent=not progress) as bar:
         done, resumed = writer.progress.get("blocks", first), len(writer)
         broken: dict[str, str] = writer.progress.get("broken", {})
         sizes: dict[str, int] = writer.progress.get("sizes", {})

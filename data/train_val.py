@@ -3,10 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from .image_source import DataError, ImageSource, SourceSettings, Undivided
+from .image_source import DataError, ImageSource, NoSplit, SourceSettings, Undivided
 from .npz_source import NpzSource
 from .sources import open_divided, open_source
-from .splits import PartSource
+from .splits import VAL_SHARE, PartSource
 
 
 def open_train_and_val(
@@ -67,6 +67,24 @@ def open_val(
         _check_classes(source, val, classes)
         return val
     return _open_val(val_source, replace(settings, val_share=0.0), classes)[0]
+
+
+def open_to_measure(source: str, split: str) -> ImageSource:
+    """Open a split to measure on; `val` of a source without it: what a training holds out of it.
+
+    Args:
+        source: Name of the source.
+        split: `train`, `val` or `test`.
+
+    Raises:
+        DataError: As of `open_source`.
+    """
+    try:
+        return open_source(source, split)
+    except NoSplit:
+        if split != "val":
+            raise
+        return open_source(source, split, SourceSettings(val_share=VAL_SHARE))
 
 
 def held_out(val: ImageSource) -> str:

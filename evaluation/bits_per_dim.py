@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.image_source import DataError, ImageSource
 from ..data.loader import eval_batches, evenly_spaced
 from ..generators.base import Generator
 from ..generators.noise import derive_seeds
+from ..progress import progress_bar
 
 DEFAULT_DRAWS = 2
 """Draws of a bound for each image."""
@@ -80,7 +80,8 @@ def measure_bits(
     broken: dict[str, str] = {}
     bits, capacity, num_labeled = [], [], 0
     batches = eval_batches(source, tokenizer.resolution, batch_size, broken=broken, indices=chosen)
-    with torch.no_grad(), tqdm(total=len(chosen) * draws, unit="draw", disable=not progress) as bar:
+    silent = not progress
+    with torch.no_grad(), progress_bar(len(chosen) * draws, "draw", silent=silent) as bar:
         for batch in batches:
             labels = batch["labels"].to(device) if labelled else None
             num_labeled += 0 if labels is None else int((labels >= 0).sum())

@@ -5,18 +5,21 @@ folder is given. `samples.py`, `reconstructions.py` and `given_images.py` measur
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from tqdm import tqdm
 
 from ..checkpoints import load_generator, load_tokenizer
 from ..data.image_source import DataError, ImageSource
 from ..data.npz_source import NpzSource
 from ..data.path_source import local_places
 from ..data.sources import open_source
+from ..data.train_val import held_out, open_to_measure
 from ..generators.base import Generator
 from ..metrics.presets import find_preset
 from ..sample.generate import Precision
@@ -155,7 +158,10 @@ def evaluate(
     evaluation: Evaluation | None
     if generator is None and samples is None:
         assert tokenizer is not None
-        source = open_source(chosen_data, split or "val")
+        source = open_to_measure(chosen_data, split or "val")
+        main = processes is None or processes.is_main_process
+        if progress and main and (line := held_out(source)):
+            tqdm.write(line, file=sys.stderr)
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = load_tokenizer(tokenizer, device=device)
         name = name or tokenizer.config.type

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..collectives import leave_processes
 from ..data.image_source import DataError, ImageSource
@@ -21,6 +20,7 @@ from ..data.images import BrokenImage, to_uint8
 from ..data.loader import eval_batches, evenly_spaced
 from ..metrics.presets import balanced_labels
 from ..metrics.protocol import AS_GIVEN, ProtocolError
+from ..progress import progress_bar
 from .evaluation import Evaluation
 from .sample_findings import NUM_GRID, add_nearest, assemble_samples
 from .sample_set import SampleBatch, bind_protocol, few_names, same_classes
@@ -140,19 +140,21 @@ def _inspect(
     """
     labels, side = [], 0
     silent = not settings.progress or settings.rank > 0
-    for index in tqdm(chosen, desc="checking samples", unit="image", disable=silent):
-        try:
-            sample = samples.read(index)
-        except BrokenImage as error:
-            raise DataError(f"{samples.name}: a sample is broken: {error}") from None
-        width, height = sample.image.size
-        side = side or width
-        if width != height or width != side:
-            wanted = "square images" if width != height else f"{side} x {side} as the first"
-            raise DataError(
-                f"{samples.name}: {sample.id} is {width} x {height} pixels, expected {wanted}"
-            )
-        labels.append(-1 if sample.label is None else sample.label)
+    with progress_bar(len(chosen), "image", title="checking samples", silent=silent) as bar:
+        for index in chosen:
+            try:
+                sample = samples.read(index)
+            except BrokenImage as error:
+                raise DataError(f"{samples.name}: a sample is broken: {error}") from None
+            width, height = sample.image.size
+            side = side or width
+            if width != height or width != side:
+                wanted = "square images" if width != height else f"{side} x {side} as the first"
+                raise DataError(
+                    f"{samples.name}: {sample.id} is {width} x {height} pixels, expected {wanted}"
+                )
+            labels.append(-1 if sample.label is None else sample.label)
+            bar.update()
     return side, labels
 
 

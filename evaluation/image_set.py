@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.image_source import ImageSource
 from ..data.images import to_uint8
@@ -27,6 +26,7 @@ from ..metrics.networks.extractor import FeatureExtractor
 from ..metrics.networks.inception_fid import NUM_SPATIAL, InceptionFid
 from ..metrics.presets import Preset
 from ..metrics.protocol import Protocol
+from ..progress import ProgressBar
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,7 +341,7 @@ def read_images(
     *,
     indices: Iterable[int] | None = None,
     batch_size: int = 32,
-    bar: "tqdm[None] | None" = None,
+    bar: ProgressBar | None = None,
 ) -> ImageSet:
     """Statistics of the images of a source, without augmentation.
 

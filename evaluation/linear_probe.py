@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..config import STRICT
 from ..data.image_source import ImageSource
 from ..data.loader import eval_batches, evenly_spaced
 from ..generators.bigr import BiGR
+from ..progress import progress_bar
 
 _NORM_EPS = 1e-6
 _INITIAL_STD = 0.01
@@ -192,7 +192,7 @@ def extract_features(
     total = len(source) if limit is None else min(limit, len(source))
     chosen = evenly_spaced(len(source), total)  # a folder is sorted by class
     batches = eval_batches(source, tokenizer.resolution, batch_size, broken=broken, indices=chosen)
-    with tqdm(total=total, unit="image", disable=not progress) as bar:
+    with progress_bar(total, "image", silent=not progress) as bar:
         for batch in batches:
             if (batch["labels"] < 0).any():
                 raise ValueError(f"{source.name}: an image has no label, so there is no class")

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.image_source import DataError, ImageSource
 from ..data.images import image_grid, to_pil, to_uint8
@@ -19,6 +18,7 @@ from ..data.loader import eval_batches, evenly_spaced
 from ..data.transforms import ResizeRule, fit
 from ..metrics.checks import check_images
 from ..metrics.networks.build import FeatureExtractor, available_features, build_features
+from ..progress import progress_bar
 
 AUTO_ORDER = ("efflite0", "inception_fid", "random")
 """Feature networks that `auto` tries, in this order."""
@@ -255,7 +255,7 @@ def _search(
         source, resolution, batch_size, broken=broken, resize=resize, indices=searched
     )
     title = "nearest images"
-    with tqdm(total=len(searched), desc=title, unit="image", disable=not progress) as bar:
+    with progress_bar(len(searched), "image", title=title, silent=not progress) as bar:
         for batch in batches:
             views = to_uint8(batch["images"])
             views = torch.stack([views, views.flip(3)], 1).flatten(0, 1)  # image, mirror, image

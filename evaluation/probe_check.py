@@ -5,17 +5,20 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import find_folder, load_tokenizer, read_card
+from ..checkpoints import find_folder, load_generator, load_tokenizer, read_card
 from ..data.sources import open_source
 from ..files import check_file
+from ..model_folders import is_local
 from ..tokenizers.probe import (
     DEFAULT_DATA,
     PROBE,
     TOLERANCE_DB,
     ProbeError,
     choose_probe,
+    describe_probe,
     is_probe_file,
     store_probe,
+    synthetic_probe,
     verify_probe,
 )
 
@@ -26,10 +29,14 @@ def verify_folder(
     device: str | torch.device = "cpu",
     tolerance_db: float = TOLERANCE_DB,
 ) -> dict[str, Any]:
-    """Reconstruct the probe images of a tokenizer folder and compare with the stored PSNR.
+    """Check a model folder: its fingerprint, and what it or its tokenizer reconstructs.
+
+    The fingerprint of config and weights is computed anew and compared with the card. The probe
+    images of a tokenizer, or of a generator's tokenizer, are reconstructed and compared with the
+    stored PSNR.
 
     Args:
-        path: Tokenizer folder, `bundled:NAME` or `hub:owner/name`.
+        path: Model folder, bundled model or `hub:owner/name`.
         device: Device to load the tokenizer on.
         tolerance_db: Largest accepted difference of an image, in dB.
 
@@ -41,14 +48,17 @@ def verify_folder(
         CheckpointError: If the folder is damaged or no model.
     """
     folder = find_folder(path)
-    card = read_card(folder)
-    if card.get("kind", "tokenizer") != "tokenizer":
-        where = (card.get("tokenizer") or {}).get("path")
-        hint = f"; its tokenizer is {where}" if where else ""
-        raise ProbeError(f"{path}: holds a {card['kind']}; only tokenizers reconstruct{hint}")
-    tokenizer = load_tokenizer(folder, device=device)
+    facts: dict[str, Any] = {}
+    if read_card(folder).get("kind") == "generator":
+        generator = load_generator(folder, device=device)
+        tokenizer = generator.tokenizer
+        facts = {"generator": os.fspath(path), "generator_fingerprint": generator.fingerprint}
+        folder, path = find_folder(tokenizer.origin or path), tokenizer.origin or path
+    else:
+        tokenizer = load_tokenizer(folder, device=device)
     result = verify_probe(tokenizer, folder, tolerance_db=tolerance_db)
     return {
+        **facts,
         "tokenizer": os.fspath(path),
         "fingerprint": tokenizer.fingerprint,
         "images": len(result.stored),
@@ -68,8 +78,9 @@ def store_images(
     split: str = "val",
     device: str | torch.device = "cpu",
     overwrite: bool = False,
-) -> None:
-    """Measure a few images of a source now and put them into a tokenizer folder.
+    photographs: bool = True,
+) -> str:
+    """Measure a few images now and put them into a tokenizer folder.
 
     Args:
         path: Tokenizer folder on this machine.
@@ -77,13 +88,18 @@ def store_images(
         split: Split of the data source.
         device: Device to load the tokenizer on.
         overwrite: Replace images that are stored already.
+        photographs: Whether to take images of the source; False: synthetic ones, which show
+            nothing to those who get the folder.
+
+    Returns:
+        What is stored, in words.
 
     Raises:
         ProbeError: If the path is no local folder, or there are images already.
         CheckpointError: If the folder is damaged or no tokenizer.
         DataError: If the source cannot be read.
     """
-    if os.fspath(path).startswith(("bundled:", "hub:")):
+    if not is_local(path):
         raise ProbeError(f"{path}: images are stored in folders of your own only")
     folder = find_folder(path)
     try:
@@ -92,5 +108,7 @@ def store_images(
     except FileExistsError as error:
         raise ProbeError(str(error)) from None
     tokenizer = load_tokenizer(folder, device=device)
-    images, source = choose_probe(open_source(data, split), tokenizer.resolution)
-    store_probe(tokenizer, folder, images, source=source)
+    side = tokenizer.resolution
+    probe = choose_probe(open_source(data, split), side) if photographs else synthetic_probe(side)
+    store_probe(tokenizer, folder, probe[0], source=probe[1])
+    return describe_probe(probe, "--no-probe-images")

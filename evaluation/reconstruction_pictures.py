@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..codec.file_names import file_name
 from ..data.image_source import DataError, ImageSource
@@ -24,6 +23,7 @@ from ..metrics.networks.build import available_features
 from ..metrics.perceptual import build_perceptual
 from ..metrics.presets import MIN_IMAGES, find_preset
 from ..metrics.protocol import as_floats
+from ..progress import progress_bar
 from ..tokenizers.base import Tokenizer
 from .image_set import Networks
 from .reconstructed import Measures, Reconstructed
@@ -139,7 +139,7 @@ def reconstruct_source(
                 flush=False,
             )
             pictures = PictureFolder(stack.enter_context(writing))
-        bar = stack.enter_context(tqdm(total=num, unit="image", disable=not progress))
+        bar = stack.enter_context(progress_bar(num, "image", silent=not progress))
 
         def each(batch: dict[str, Any], pixels: Tensor) -> None:
             bar.update(len(pixels))

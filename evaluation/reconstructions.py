@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ..collectives import broadcast_from_main, gather_merged, leave_processes, own_share
 from ..data.image_source import ImageSource
@@ -22,6 +21,7 @@ from ..data.loader import eval_batches, evenly_spaced
 from ..metrics.catalogue import metric_values
 from ..metrics.perceptual import build_perceptual
 from ..metrics.protocol import Rounding, to_pixels
+from ..progress import progress_bar
 from ..tokenizers.base import Tokenizer
 from ..tokens.tokens import Tokens
 from .calibration import calibrate
@@ -211,7 +211,7 @@ def _reconstruct(
         resize=settings.preset.resize,
         indices=own,
     )
-    with tqdm(total=len(own), desc=title, unit="image", disable=silent) as bar:
+    with progress_bar(len(own), "image", title=title, silent=silent) as bar:
         return measure_reconstructions(
             tokenizer,
             batches,

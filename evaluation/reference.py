@@ -17,7 +17,6 @@ import torch
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from .._version import __version__
 from ..collectives import broadcast_from_main, gather_merged, own_share
@@ -31,6 +30,7 @@ from ..metrics.networks.inception_fid import NUM_SPATIAL
 from ..metrics.networks.weights import cache_root
 from ..metrics.presets import Preset
 from ..metrics.protocol import ProtocolError
+from ..progress import progress_bar
 from .image_set import ImageSet, Networks, read_images
 
 MOST_VERIFIED = 100_000
@@ -77,7 +77,7 @@ def read_reference(
         own = own_share(len(source), processes)
         silent = not progress or not main
         title = f"{source.split} images"
-        with tqdm(total=len(own), desc=title, unit="image", disable=silent) as bar:
+        with progress_bar(len(own), "image", title=title, silent=silent) as bar:
             found = gather_merged(
                 lambda: read_images(
                     source,

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from tqdm import tqdm
 
 from ..collectives import gather_merged, leave_processes, own_share
 from ..data.image_source import DataError, ImageSource
@@ -26,6 +25,7 @@ from ..metrics.manifold import ManifoldResult
 from ..metrics.presets import MIN_IMAGES, choose_labels
 from ..metrics.protocol import ClassBalance, Protocol, ProtocolError, to_pixels
 from ..metrics.token_statistics import TokenStatistics
+from ..progress import progress_bar
 from ..sample.generate import Precision, generate_batches
 from ..sample.request import Request
 from ..sample.sampler import Sampling
@@ -313,7 +313,7 @@ def draw_set(
         images = ImageSet(reference.networks, most=settings.preset.sample_bank)
         drawn = DrawnSet(images, tokens, num_first=num_first, num_kept=num_kept)
         drawing = batches(own)
-        with tqdm(total=len(own), desc=title, unit="image", disable=silent) as bar:
+        with progress_bar(len(own), "image", title=title, silent=silent) as bar:
             while True:
                 started = time.perf_counter()
                 batch = next(drawing, None)

@@ -30,6 +30,7 @@ from .guidance import check_guidance, guide
 from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
+from .steps import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ def sample_autoregressive(
     caches, depth_caches = generator.trunk.new_caches(positions), generator.head.new_caches()
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
     x = generator.class_embedding(labels)
-    for n in range(positions):
+    for n in counted(range(positions)):
         if not any(drawn_anew[n:]):
             break
         h = generator.trunk.step(x, caches, n)

@@ -33,6 +33,7 @@ from .guidance import check_guidance, guided_prediction
 from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
+from .steps import counted
 
 _DRAWS = 2  # random draws per step: values, messages
 
@@ -95,7 +96,7 @@ def sample_flow(
     beliefs = torch.where(start.hidden[..., None], silent, told)
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
     alphas = flow.alphas(steps, seeds.device)
-    for step in range(steps + 1):
+    for step in counted(range(steps + 1)):
         t = torch.full_like(seeds, step, dtype=torch.float64) / steps
         predicted = guided_prediction(
             *(predict, beliefs, t, labels, start.valid), no_label=no_label, scale=settings.guidance

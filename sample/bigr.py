@@ -30,6 +30,7 @@ from .masked import first
 from .masked_steps import DONE, MaskedSampling, SamplingStep, sampling_table, steps_of_part
 from .request import Request
 from .sampler import Sampler, check_settings
+from .steps import counted
 
 DEFAULT_STEPS = 20
 DEFAULT_HEAD_STEPS = 100
@@ -214,7 +215,7 @@ class BigrSampler:
         )
         failed = torch.zeros((), dtype=torch.int64, device=self.seeds.device)
         draws = len(self.chain) + 2
-        for step, rows in enumerate(steps):
+        for step, rows in enumerate(counted(steps)):
             draw = step * draws
             acts = guided and any(row.guidance != 1 for row in rows)
             conditions = self._conditions(bits, hidden, classes, start.valid, acts)

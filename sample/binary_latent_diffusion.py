@@ -28,6 +28,7 @@ from .guidance import check_guidance, guided_prediction
 from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
+from .steps import counted
 
 _START = 0  # number of the random draw of the fair coins; step i, from 1, has draw i
 
@@ -91,7 +92,7 @@ def sample_bernoulli(
     coins = (uniform(seeds, _START, shape) < 0.5).long()
     bits = torch.where(hidden, coins, start.codes)
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
-    for number, (time, earlier) in enumerate(steps, 1):
+    for number, (time, earlier) in enumerate(counted(steps), 1):
         t, s = torch.full_like(labels, time), torch.full_like(labels, earlier)
         predicted = guided_prediction(
             *(predict, bits, t, labels, start.valid),

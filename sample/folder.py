@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from ..collectives import broadcast_from_main
 from ..data.images import image_grid, read_image, to_pil
 from ..files import atomic_folder, check_replaceable
 from ..generators.base import Generator
+from ..progress import progress_bar
 from ..tokens.tokens import Tokens
 from .generate import Precision, generate_batches
 from .request import Request
@@ -100,7 +100,7 @@ def sample_to_folder(
     started = time.perf_counter()
     with (
         _shared_folder(out, processes, overwrite, inputs) as folder,
-        tqdm(total=len(own), unit="image", disable=not progress or rank > 0) as bar,
+        progress_bar(len(own), "image", silent=not progress or rank > 0) as bar,
     ):
         for tokens in batches:
             for image in generator.tokenizer.decode(tokens).cpu():

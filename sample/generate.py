@@ -6,13 +6,14 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..generators.base import Generator
+from ..progress import progress_bar
 from ..tokens.tokens import Tokens
 from .request import Request
 from .sampler import Sampling
 from .samplers import choose_sampling, sampler_of
+from .steps import watched
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -72,15 +73,17 @@ def generate(
     request = Request.make(
         generator, labels, seeds=seeds, num=num, known=known, mask=mask, lengths=lengths
     )
-    batches = generate_batches(
-        generator, request, sampling, batch_size=batch_size, precision=precision, compile=compile
-    )
-    done: list[Tokens] = []
-    with tqdm(total=len(request), unit="image", disable=not progress) as bar:
-        for tokens in batches:
-            done.append(tokens)
-            bar.update(len(tokens))
-    return Tokens.cat(done)
+    with progress_bar(len(request), "image", silent=not progress) as bar:
+        batches = generate_batches(
+            generator,
+            request,
+            sampling,
+            batch_size=batch_size,
+            precision=precision,
+            compile=compile,
+            advance=bar.update,
+        )
+        return Tokens.cat(list(batches))
 
 
 def generate_batches(
@@ -91,6 +94,7 @@ def generate_batches(
     batch_size: int = 16,
     precision: Precision = "auto",
     compile: bool = False,
+    advance: Callable[[float], None] | None = None,
 ) -> Iterator[Tokens]:
     """Draw the images of a request, batch by batch.
 
@@ -101,6 +105,8 @@ def generate_batches(
         batch_size: Number of images drawn at once.
         precision: Precision of the network; `auto` is bf16 on CUDA and fp32 on a CPU.
         compile: Whether to run the network through torch.compile, as in `generate`.
+        advance: Function that takes the number of images that a step of the sampler is worth, such
+            as `update` of a progress bar; None: nobody watches.
 
     Returns:
         Iterator over the tokens of `batch_size` images each; the last batch may have fewer.
@@ -130,7 +136,9 @@ def generate_batches(
             images = len(part)
             if compile:
                 part = part.padded(batch_size)
-            with torch.autocast(kind, torch.bfloat16) if bf16 else contextlib.nullcontext():
+            watching = contextlib.nullcontext() if advance is None else watched(images, advance)
+            rounding = torch.autocast(kind, torch.bfloat16) if bf16 else contextlib.nullcontext()
+            with rounding, watching:
                 tokens = draw(generator, part, sampling, predict=predict)
             yield tokens[:images]
 

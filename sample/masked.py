@@ -34,6 +34,7 @@ from .known import known_tokens
 from .masked_steps import DONE, MaskedSampling, SamplingStep, sampling_table, steps_of_part
 from .request import Request
 from .sampler import Sampler
+from .steps import counted
 
 Ranking = Callable[[Tensor, Tensor, int], Tensor]
 """(distributions (B, N, G, K), drawn entries (B, N, G), step) to priorities (B, N, G)."""
@@ -188,7 +189,7 @@ class SamplingState:
         """
         sizes = torch.tensor(self.generator.codebook_sizes, device=self.seeds.device)
         failed = torch.zeros((), dtype=torch.int64, device=self.seeds.device)
-        for step, guided in enumerate(self.guided):
+        for step, guided in enumerate(counted(self.guided)):
             logits = self._logits(step, guided)
             if self.greedy:
                 p, drawn = logits.softmax(-1), logits.argmax(-1)

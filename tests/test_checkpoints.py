@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -235,6 +236,22 @@ def test_bundled_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_folders, "_BUNDLED", folder / "nothing")
     with pytest.raises(CheckpointError, match="no such bundled model"):
         load_tokenizer("bundled:model")
+
+
+def test_a_revision_of_a_repository(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for name in ("hub:owner/name", "hub:owner/name@v1.0", "hub:owner/name@" + "0f" * 20):
+        assert load_tokenizer(name).spec == tiny().spec
+    assert asked == [("owner/name", None), ("owner/name", "v1.0"), ("owner/name", "0f" * 20)]
+    for wrong in ("hub:", "hub:owner/name@", "hub:@v1"):
+        with pytest.raises(CheckpointError, match="expected hub:owner/name or hub:owner/name@rev"):
+            load_tokenizer(wrong)
 
 
 def test_loading_leaves_the_global_rng_alone(folder: Path) -> None:

@@ -23,7 +23,7 @@ from tessella.tokenizers.vqgan import VQGAN, VQGANConfig
 
 ROOT = Path(tessella.__file__).resolve().parent
 ORDER = (
-    {"documents", "errors", "building", "_version"},
+    {"documents", "errors", "building", "progress", "_version"},
     {"manifest"},
     {"unfinished"},
     {"kernels", "config", "files", "collectives"},

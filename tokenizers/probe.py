@@ -27,6 +27,8 @@ PROBE = "probe.safetensors"
 """Name of the file of probe images in a tokenizer's folder."""
 NUM_PROBES = 8
 """Number of images that `choose_probe` takes."""
+SYNTHETIC = "synthetic"
+"""Source of images that show nothing."""
 TOLERANCE_DB = 0.1
 """Largest accepted difference in PSNR of an image, in dB."""
 
@@ -236,7 +238,25 @@ def synthetic_probe(resolution: int) -> tuple[Tensor, str]:
         channels = [0.5 + 0.3 * torch.cos(3 * x + channel + number) * y for channel in range(3)]
         images.append(torch.stack(channels) + 0.15 * waves)
     pixels = torch.stack(images).clamp(0, 1) * 255
-    return pixels.round().to(torch.uint8), "synthetic"
+    return pixels.round().to(torch.uint8), SYNTHETIC
+
+
+def describe_probe(probe: tuple[Tensor, str], otherwise: str) -> str:
+    """What to say when probe images are stored: others may see them.
+
+    Args:
+        probe: Images and the description of their source.
+        otherwise: Setting that stores synthetic images instead.
+    """
+    images, source = probe
+    if source == SYNTHETIC:
+        return (
+            f"the folder holds {len(images)} synthetic images, by which tessella verify checks it"
+        )
+    return (
+        f"the folder holds {len(images)} images of {source}, by which tessella verify checks it: "
+        f"whoever gets the folder sees them; {otherwise} stores synthetic ones"
+    )
 
 
 def check_store(store: TokenStore, tokenizer: Tokenizer) -> None:

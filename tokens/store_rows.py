@@ -127,7 +127,7 @@ def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """
     blob = save({key: tensor.contiguous() for key, tensor in tensors.items()})
     size = int.from_bytes(blob[:8], "little")
-    header = parse_json(blob[8 : 8 + size], name="safetensors")
+    header = parse_json(blob[8 : 8 + size], name="header")
     if metadata:
         header = {"__metadata__": dict(sorted(metadata.items()))} | header
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

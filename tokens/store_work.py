@@ -27,14 +27,14 @@ from typing import Any
 from ..config import STRICT, to_dict
 from ..documents import DocumentError, check, parse_json, read_json
 from ..files import SaveError, atomic_file, some_of
-from ..unfinished import sweep
 from .store_format import StoredFile, StoreError, check_file
 
 LOCK, STATE = "writer.json", "progress.json"
 KIND = "unfinished token store"
-_NAME = r"progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors"
-_FILE = re.compile(rf"writer\.json|{_NAME}")
-_OURS = re.compile(rf"{_FILE.pattern}|\.({_NAME})\..+\.partial")
+_OURS = re.compile(
+    r"writer\.json|progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors"
+    r"|\.(progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors)\.\w+\.partial"
+)
 _HELD: set[tuple[int, int, int]] = set()
 """Locks of this process, by its id, device and inode: the system's locks are between processes."""
 
@@ -212,15 +212,28 @@ class WorkFolder:
             os.rmdir(self.path)
 
     def _remove_others(self, kept: set[str]) -> None:
-        sweep(self.path)
         for name in os.listdir(self.path):
-            if name not in kept and _FILE.fullmatch(name):
+            if name in kept or not _OURS.fullmatch(name):
+                continue
+            if name.endswith(".partial"):  # an unfinished file: a killed writer's, since we lock
+                _remove_workshop(self.path / name)
+            else:
                 os.unlink(self.path / name)
 
     def differences(self, state: WorkState, settings: Mapping[str, Any]) -> list[str]:
         """Settings that are not those of the interrupted writer, each with both values."""
         now = parse_json(json.dumps(dict(settings)), name="settings")
         return describe_differences(state.settings, now, "begun with", "now")
+
+
+def _remove_workshop(folder: Path) -> None:
+    """Remove a folder in which a file was made (`unfinished.py`), if nothing else is in it."""
+    name = folder.name.removeprefix(".").removesuffix(".partial").rpartition(".")[0]
+    for left in (name, f"{name}.writer"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(folder / left)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def describe_differences(

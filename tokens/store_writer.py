@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..files import SaveError, atomic_folder, check_replaceable
+from ..unfinished import sweep
 from .store_format import (
     HEADER,
     StoredFile,
@@ -251,6 +252,7 @@ class TokenStoreWriter:
     def _begin(self) -> None:
         """Read what an interrupted writer left, or begin."""
         overwrite = self._replace["overwrite"]
+        sweep(self.path.parent, self.path.name)
         state = self._work.read()
         if state is not None and state.finished and self._is_published(state):
             self._work.clear()  # it was stopped after its last step

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..collectives import num_processes, sum_over_processes
 from ..config import STRICT
+from ..model_folders import NOT_STATED
 from .launcher import check_environment
 from .schedules import LearningRateConfig, lr_at
 
@@ -72,6 +73,10 @@ class RunConfig:
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: Newest checkpoints kept, at least 1.
         trackers: accelerate trackers to log to as well, e.g. [tensorboard, wandb].
+        licence: Licence of the weights, for the model card: whoever trains decides.
+        probe_images: Store eight validation images in the tokenizer's folder, by which
+            `tessella verify` checks it; everyone who gets the folder sees them. False: synthetic
+            images instead.
     """
 
     __pydantic_config__ = STRICT
@@ -88,6 +93,8 @@ class RunConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     trackers: tuple[str, ...] = ()
+    licence: str = NOT_STATED
+    probe_images: bool = True
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -213,7 +220,7 @@ def run_facts(
 ) -> dict[str, Any]:
     """Facts about the run for the model card."""
     return {
-        "licence": "Apache-2.0",
+        "licence": run.licence,
         "command": command,
         "seed": run.seed,
         "steps": step,

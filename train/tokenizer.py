@@ -24,7 +24,7 @@ from tessella.evaluation.reconstructed import Measures, Reconstructed
 from tessella.evaluation.reconstructions import measure_reconstructions
 from tessella.metrics.perceptual import PerceptualDistance
 from tessella.tokenizers.base import Tokenizer
-from tessella.tokenizers.probe import choose_probe
+from tessella.tokenizers.probe import choose_probe, describe_probe, synthetic_probe
 from tessella.train.command import (
     flat_config,
     log_alarms,
@@ -103,7 +103,8 @@ def train(
         state.start_from(config.init)
     perceptual = state.objective.perceptual
     features = perceptual.id if perceptual is not None else "none"
-    batch_size = run.batch_size_per_device
+    batch_size, side = run.batch_size_per_device, state.tokenizer.resolution
+    probe = choose_probe(val_source, side) if run.probe_images else synthetic_probe(side)
 
     def write_model(path: Path, measured: dict[str, float]) -> str:
         card = {
@@ -119,7 +120,7 @@ def train(
             card=card,
             overwrite=True,
             run=folder.id,
-            probe=choose_probe(val_source, state.tokenizer.resolution),
+            probe=probe,
         )
         return f"wrote {path} (fingerprint {facts['fingerprint']})"
 
@@ -196,6 +197,7 @@ def train(
                 log_measurements(measured, state.step, folder, accelerator)
         update_curves(folder, PANELS, hint=True)
         say(main, write_model(out / "tokenizer", measured))
+        say(main, describe_probe(probe, "run.probe_images=false"))
     finished = end_run(state, run, dataset.broken, folder, accelerator, command)
     return measured if finished else None
 

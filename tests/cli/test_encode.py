@@ -125,6 +125,18 @@ def test_reconstruct_measures_what_it_writes(model: Path, tmp_path: Path) -> Non
     assert len(list((tmp_path / "pictures").rglob("*.png"))) == 11
 
 
+def test_reconstruct_of_a_folder_without_splits_takes_what_a_training_holds_out(
+    model: Path, pictures: Path
+) -> None:
+    (pictures / "cut.png").unlink()
+    words = ("--data", pictures, "--features", "none", "--perceptual", "random")
+    result = run("reconstruct", "--tokenizer", model, *words, "--json")
+    assert "pictures has no split val: 1 of its 6 images are held out" in result.stderr
+    assert json.loads(result.stdout)["num_images"] == 1
+    result = run("reconstruct", "--tokenizer", model, *words, "--split", "train", "--json")
+    assert "held out" not in result.stderr and json.loads(result.stdout)["num_images"] == 6
+
+
 def test_reconstruct_without_features_takes_fewer_images(model: Path, tmp_path: Path) -> None:
     """Five images are too few for distances between sets: left out, or refused if asked for."""
     words = ["--data", "bundled:emoji", "--limit", 5, "--perceptual", "random", "--json"]

@@ -4,10 +4,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tessella.data.images import read_image, to_float
 from tessella.data.loader import ImageDataset, StepSampler, eval_batches, make_loader
 from tessella.data.sources import DataError, open_source
-from tessella.data.transforms import AugmentConfig
+from tessella.data.transforms import AugmentConfig, fit
+from tessella.tests.cases import over
 
 AUGMENT = AugmentConfig(random_crop=0.5, flip=True, shift=1)
 
@@ -132,6 +135,39 @@ def test_eval_batches_order_and_limit(source):
     assert [len(batch["ids"]) for batch in limited] == [4, 2]
     pixels = torch.from_numpy(np.array(source.read(0).image))
     assert torch.equal(found[0]["images"][0], pixels.permute(2, 0, 1) / 127.5 - 1)
+
+
+def test_large_jpegs_are_reduced_in_training_and_whole_in_measurements(make_folder):
+    root = make_folder("b.png")
+    y, x = np.mgrid[:160, :240]
+    pixels = np.stack([x, y, x ^ y], -1).astype(np.uint8)
+    for name, size in (("a.jpg", (240, 160)), ("c.jpg", (120, 63))):
+        Image.fromarray(pixels).resize(size).save(root / name, quality=95)
+    source = open_source(root)
+    whole = [to_float(np.asarray(fit(source.read(i).image, 16))[None])[0] for i in range(3)]
+    near = [
+        to_float(np.asarray(fit(read_image(root / "a.jpg", side=32), 16))[None])[0],
+        *whole[1:],  # a PNG, and a JPEG of which half is below twice 16
+    ]
+    assert not torch.equal(near[0], whole[0]) and (near[0] - whole[0]).abs().mean() < 0.05
+    for expected, options in ((whole, {}), (near, {"reduced": True})):
+        (batch,) = eval_batches(source, 16, 3, **options)
+        assert torch.equal(batch["images"], torch.stack(expected))
+    trained = ImageDataset(source, 16).__getitems__([(i, i) for i in range(3)])
+    assert torch.equal(trained["images"], torch.stack(near))
+
+
+@over(
+    ("config", "side"),
+    [({}, 32), ({"flip": True}, 32), ({"random_crop": 0.25}, 64), ({"random_crop": 0.5}, 46)],
+)
+def test_random_crops_have_the_pixels_that_they_need(config, side, source, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        source, "read_near", lambda index, side: (asked.append(side), source.read(index))[1]
+    )
+    ImageDataset(source, 16, AugmentConfig(**config)).sample(0)
+    assert asked == [side]
 
 
 def test_wrong_numbers(source):

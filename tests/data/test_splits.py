@@ -8,7 +8,7 @@ from tessella.data.image_source import NoSplit, SourceSettings
 from tessella.data.loader import eval_batches
 from tessella.data.sources import DataError, open_source
 from tessella.data.splits import VAL_SHARE, hold_out
-from tessella.data.train_val import held_out, open_train_and_val, open_val
+from tessella.data.train_val import held_out, open_to_measure, open_train_and_val, open_val
 from tessella.tests.cases import over
 
 SHARE = SourceSettings(val_share=VAL_SHARE)
@@ -35,6 +35,19 @@ def many(tmp_path):
         return tmp_path / "photos"
 
     return make
+
+
+def test_what_is_measured_is_what_was_held_out(many, make_folder, tmp_path):
+    val = both(many(40))[1]
+    found = open_to_measure(str(many(40)), "val")
+    assert ids(found) == ids(val) and held_out(found) == held_out(val) != ""
+    assert len(open_to_measure(str(many(40)), "train")) == 40
+    with pytest.raises(NoSplit, match="no split 'test'"):
+        open_to_measure(str(many(40)), "test")
+    np.savez(tmp_path / "x.npz", arr_0=np.zeros((20, 4, 4, 3), np.uint8))
+    assert len(open_to_measure(str(tmp_path / "x.npz"), "val")) == 20  # as it was measured before
+    root = make_folder("train/0.png", "val/1.png")
+    assert ids(open_to_measure(str(root), "val")) == ["1.png"]
 
 
 @over(

@@ -8,14 +8,22 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from tessella.checkpoints import load_tokenizer, save_tokenizer
+from tessella.checkpoints import find_folder, load_tokenizer, read_card, save_tokenizer
 from tessella.cli.main import main
 from tessella.data.sources import open_source
 from tessella.metrics.image import psnr
 from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
-from tessella.tokenizers.probe import PROBE, NoProbe, ProbeError, choose_probe, verify_probe
+from tessella.tokenizers.probe import (
+    PROBE,
+    NoProbe,
+    ProbeError,
+    choose_probe,
+    store_probe,
+    synthetic_probe,
+    verify_probe,
+)
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.vqgan import VQGANConfig
 
@@ -128,13 +136,49 @@ def test_damaged_and_foreign_probes(folder: Path, tmp_path: Path) -> None:
         verify_probe(tokenizer, folder)
 
 
-def test_only_tokenizers_are_verified() -> None:
-    result = run("verify", "bundled:maskbit-emoji-64", code=1)
-    assert "holds a generator" in result.stderr and "bundled:bits-emoji-64" in result.stderr
+def test_a_generator_is_verified_with_its_tokenizer(folder: Path) -> None:
+    told = json.loads(run("verify", "maskbit-emoji-64", "--json").stdout)
+    assert told["verified"] and told["tokenizer"] == "bundled:bits-emoji-64"
+    assert told["generator"] == "maskbit-emoji-64"
+    assert (
+        told["generator_fingerprint"] == read_card(find_folder("maskbit-emoji-64"))["fingerprint"]
+    )
+
+
+def test_changed_weights_of_the_same_shapes_are_found(folder: Path) -> None:
+    """A square matrix that is transposed, or two weights exchanged, fit the network."""
+    weights = folder / "model.safetensors"
+    state = load_file(weights)
+    square = next(n for n, t in state.items() if t.ndim == 4 and t.shape[0] == t.shape[1])
+    save_file(state | {square: state[square].transpose(0, 1).contiguous()}, weights)
+    said = run("verify", folder, code=1).stderr
+    assert "changed or damaged; fingerprint" in said and said.count("\n") == 1
+
+
+def test_photographs_need_not_be_stored(folder: Path) -> None:
+    (folder / PROBE).unlink()
+    said = run("verify", folder, "--store").stderr
+    assert "holds 8 images of emoji (val)" in said and "whoever gets the folder sees them" in said
+    assert "--no-probe-images stores synthetic ones" in said
+    said = run("verify", folder, "--store", "--overwrite", "--no-probe-images").stderr
+    assert "holds 8 synthetic images" in said
+    assert "synthetic" in run("verify", folder).stdout
+    assert "give --store with it" in run("verify", folder, "--no-probe-images", code=1).stderr
+
+
+def test_synthetic_images_find_other_weights(folder: Path) -> None:
+    tokenizer, (images, source) = load_tokenizer(folder), synthetic_probe(32)
+    assert images.shape == (8, 3, 32, 32) and images.dtype == torch.uint8
+    assert source == "synthetic" and len(images.flatten(1).unique(dim=0)) == 8
+    assert synthetic_probe(1)[0].shape == (8, 3, 1, 1)
+    store_probe(tokenizer, folder, images, source=source)
+    assert verify_probe(tokenizer, folder).largest_difference < 1e-9
+    with torch.no_grad():
+        tokenizer.last_layer.mul_(1.5)
+    with pytest.raises(ProbeError, match=r"probe image \d comes back"):
+        verify_probe(tokenizer, folder)
 
 
 def test_the_shipped_tokenizer_computes_what_was_measured() -> None:
     tokenizer = load_tokenizer("bundled:bits-emoji-64")
-    from tessella.checkpoints import find_folder
-
     assert verify_probe(tokenizer, find_folder("bundled:bits-emoji-64")).largest_difference < 0.1

@@ -1,6 +1,7 @@
 """Tokens for training: the same samples from a store, from memory or disk, and from images."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from tessella.data.loader import eval_batches
 from tessella.data.sources import open_source
 from tessella.data.step_sampler import StepSampler
 from tessella.data.transforms import AugmentConfig, augment
-from tessella.tokens.store import TokenStore
+from tessella.tokens.store import StoreError, TokenStore
 from tessella.tokens.tokens import Tokens
+from tessella.train.generator import write_store
 from tessella.train.token_batches import ImageReader, StoreReader, TokenBatch, encode_split
 
 AUGMENT = AugmentConfig(random_crop=0.5, flip=True)
@@ -111,6 +113,28 @@ def test_views_are_a_function_of_seed_view_and_image(
             row = next(r for r in here if store.ids[r] == source.id_of(number))
             assert store[[row]].equal(tokenizer.encode(image))
             assert store.labels[row] == source.read(number).label
+
+
+def test_the_store_of_an_interrupted_run_is_continued(
+    small_tokenizer: Path, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second start of the training encodes what is missing."""
+    tokenizer, source = load_tokenizer(small_tokenizer), open_source(classes, "train")
+    data = SimpleNamespace(augment=AUGMENT, views=3)
+    config = SimpleNamespace(data=data, run=SimpleNamespace(seed=0), tokenizer="t")
+    encode, calls = tokenizer.encode, iter([None] * 4)
+    monkeypatch.setattr(tokenizer, "encode", lambda images: (next(calls), encode(images))[1])
+    monkeypatch.setitem(encode_source.__wrapped__.__kwdefaults__, "batch_size", 8)
+    with pytest.raises(StopIteration):
+        write_store(config, source, tokenizer, tmp_path / "store")
+    monkeypatch.undo()
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["store.unfinished"]
+    with pytest.raises(StoreError, match="batch size"):
+        write_store(config, source, tokenizer, tmp_path / "store")
+    monkeypatch.setitem(encode_source.__wrapped__.__kwdefaults__, "batch_size", 8)
+    write_store(config, source, tokenizer, tmp_path / "store")
+    store = TokenStore(tmp_path / "store")
+    assert len(store) == 90 and store.augmentation.bincount().tolist() == [30, 30, 30]
 
 
 def test_views_need_an_augmentation(small_tokenizer: Path, classes: Path, tmp_path: Path) -> None:
