@@ -27,6 +27,7 @@ COMMANDS = {
     "reconstruct": ("encode", "Measure and write reconstructions of images."),
     "sample": ("sample", "Draw pictures."),
     "store": ("store", "Join token stores, and exchange them with other programs."),
+    "train": ("train", "Train a tokenizer or a generator in one process."),
     "verify": ("verify", "Check that a model is intact and still reconstructs as measured."),
 }
 """Module in this folder and line in `tessella --help` of each command."""

@@ -36,6 +36,7 @@ _HARMLESS = (
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.trackers",
+    "run.probe_images",
     "samples",
     "data.val_source",
     "validation",

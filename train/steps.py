@@ -21,8 +21,8 @@ from typing import Generic, Protocol, TypeVar
 
 from accelerate import Accelerator
 from torch.optim import Optimizer
-from tqdm import tqdm
 
+from ..progress import ProgressBar, progress_bar
 from ..unfinished import workshop
 from .command import format_numbers, say, stopped_message
 from .engine import RunConfig, StopSignal, images_per_step, seed_step
@@ -101,7 +101,7 @@ class TrainingStep(Generic[B]):
     batches: Iterator[B]
     batch: B
 
-    def __init__(self, number: int, run: RunConfig, clock: Clock, bar: "tqdm[None]") -> None:
+    def __init__(self, number: int, run: RunConfig, clock: Clock, bar: ProgressBar) -> None:
         self.number, self.last = number, number == run.steps
         self.first_batch = self.stopping = False
         self._run, self._clock, self._bar = run, clock, bar
@@ -190,12 +190,8 @@ def training_steps(
         RuntimeError: If the script goes on to the next step before the batches are used up.
     """
     source, first_step = iter(batches), state.step
-    bar = tqdm(
-        total=run.steps,
-        initial=state.step,
-        unit="step",
-        disable=not accelerator.is_main_process,
-        dynamic_ncols=True,
+    bar = progress_bar(
+        run.steps, "step", initial=state.step, silent=not accelerator.is_main_process
     )
     clock = Clock(state, images_per_step(run, accelerator))
 

@@ -110,8 +110,7 @@ def train(
         state.start_from(config.init)
     perceptual = state.objective.perceptual
     features = perceptual.id if perceptual is not None else "none"
-    batch_size = run.batch_size_per_device
-    side = state.tokenizer.resolution
+    batch_size, side = run.batch_size_per_device, state.tokenizer.resolution
     probe = choose_probe(val_source, side) if run.probe_images else synthetic_probe(side)
 
     def write_model(path: Path, measured: dict[str, float]) -> str:
