@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tessella.files import atomic_file, check_file
 from tessella.tokenizers.quantizers.entropy import batch_entropy, sample_entropy
 from tessella.tokenizers.quantizers.lfq import MAX_JOINT_BITS
 
@@ -141,6 +142,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the random latents")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
+    if arguments.out is not None:
+        check_file(arguments.out, "measurement", overwrite=False, ours=lambda _: False)
 
     def megabytes(value: float | int | None) -> str:
         return "-" if value is None else f"{value / 2**20:.2f}"
@@ -168,7 +171,8 @@ def main() -> None:
             "torch": torch.__version__,
             "rows": rows,
         }
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        with atomic_file(arguments.out) as path:
+            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

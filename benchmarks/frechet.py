@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tessella.files import atomic_file, check_file
 from tessella.metrics.frechet import FrechetStatistics, frechet_distance
 
 STEPS = ("update", "distance", "product")
@@ -102,6 +103,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)  # of a fresh process
     options = parser.parse_args()
+    if options.out is not None:
+        check_file(options.out, "measurement", overwrite=False, ours=lambda _: False)
     torch.set_num_threads(options.threads)
     if options.step:
         row = measure(options.step, options.n[0], options.d, options.batch_size)
@@ -126,9 +129,9 @@ def main() -> None:
             )
             sys.stdout.flush()
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         result = {"torch": torch.__version__, "threads": options.threads, "rows": rows}
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        with atomic_file(options.out) as path:
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

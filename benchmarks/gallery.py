@@ -24,10 +24,13 @@ import torch
 import tessella
 from tessella.cli.options import one_clear_error
 from tessella.data.images import image_grid, save_png
+from tessella.files import atomic_folder, check_replaceable
 from tessella.generators.base import Generator
 from tessella.sample.generate import generate
 from tessella.sample.samplers import choose_sampling, with_steps
 
+KIND = "gallery"
+"""Kind of the folder, in its marker."""
 COLUMNS = ("", "parameters", "trained", "bits", "steps", "guidance", "ms/image", "ratio", "gFID")
 
 
@@ -88,6 +91,7 @@ def main(
     out: Path,
 ) -> None:
     """Write OUT/NAME.png of every generator and OUT/gallery.json; print a table in Markdown."""
+    check_replaceable(out, KIND, overwrite=False)
     torch.set_num_threads(threads)
     named, evaluated = pairs(rows, "--row"), pairs(reports, "--report")
     if unknown := evaluated.keys() - named.keys():
@@ -112,17 +116,17 @@ def main(
             protocols.add(protocol)
     if len(protocols) > 1:
         raise ValueError(f"--report: FIDs of several protocols do not compare: {sorted(protocols)}")
-    out.mkdir(parents=True, exist_ok=True)
     first = next(iter(generators.values()))
     labels = list(range(max(1, first.num_classes))) * per_class
     seeds = [seed + row for row in range(per_class) for _ in range(max(1, first.num_classes))]
     names = [first.classes[label] if first.classes else str(label) for label in labels]
+    sheets = {}
     for name, generator in generators.items():
         tokens = generate(generator, labels if generator.num_classes else None, seeds=seeds)
         images = generator.tokenizer.decode(tokens)
         last = len(labels) - len(labels) // per_class
         texts = [""] * last + names[last:]
-        save_png(image_grid(images, len(labels) // per_class, texts), out / f"{name.lower()}.png")
+        sheets[name] = image_grid(images, len(labels) // per_class, texts)
     seconds: dict[str, list[float]] = {name: [] for name in generators}
     for turn in range(rounds + 1):  # the first one warms up
         for name, generator in generators.items():
@@ -144,7 +148,12 @@ def main(
     click.echo("| " + " | ".join(["---"] * len(COLUMNS)) + " |")
     for name, row in table.items():
         click.echo(f"| {name} | " + " | ".join(row[column] for column in COLUMNS[1:]) + " |")
-    (out / "gallery.json").write_text(json.dumps({"table": table, "seconds": seconds}, indent=1))
+    with atomic_folder(out, kind=KIND) as folder:
+        for name, sheet in sheets.items():
+            save_png(sheet, folder / f"{name.lower()}.png")
+        record = {"table": table, "seconds": seconds}
+        text = json.dumps(record, indent=1) + "\n"
+        (folder / "gallery.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -49,9 +49,12 @@ from tessella.benchmarks.kernel_cases.embeddings import (
 )
 from tessella.benchmarks.kernel_cases.generators import forward_cases, sampling_cases
 from tessella.benchmarks.kernel_cases.packed_linear import packed_linear_cases
+from tessella.files import atomic_folder, check_replaceable
 
 L2_BYTES = 60 * 2**20
 """L2 cache of an H200; input sets are rotated until they exceed it."""
+KIND = "timings of kernels"
+"""Kind of the folder, in its marker."""
 MAX_SETS = 64
 
 
@@ -248,6 +251,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for kernels.json and .png.")
 def main(only: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> None:
     """Measure and print the table."""
+    if out is not None:
+        check_replaceable(out, KIND, overwrite=False)
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, references only"
@@ -269,7 +274,6 @@ def main(only: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> 
             click.echo(line(rows[-1]))
     if out is None:
         return
-    out.mkdir(parents=True, exist_ok=True)
     record = {
         "about": about,
         "product_tflop_per_s": ceilings.product / 1e12,
@@ -277,11 +281,13 @@ def main(only: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> 
         "rounds": rounds,
         "rows": rows,
     }
-    (out / "kernels.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    try:
-        draw(rows, out / "kernels.png")
-    except ImportError:
-        click.echo("matplotlib is not installed: no kernels.png")
+    with atomic_folder(out, kind=KIND) as folder:
+        text = json.dumps(record, indent=1) + "\n"
+        (folder / "kernels.json").write_text(text, encoding="utf-8")
+        try:
+            draw(rows, folder / "kernels.png")
+        except ImportError:
+            click.echo("matplotlib is not installed: no kernels.png")
 
 
 if __name__ == "__main__":

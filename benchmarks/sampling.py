@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import tessella
+from tessella.files import atomic_file, check_file
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator
 from tessella.generators.networks.bert import TransformerConfig
 from tessella.sample.generate import Precision, generate
@@ -90,6 +91,8 @@ def main(
     out: Path | None,
 ) -> None:
     """Print the table."""
+    if out is not None:
+        check_file(out, "measurement", overwrite=False, ours=lambda _: False)
     torch.set_num_threads(threads)
     generator = open_generator(name)
     labels = torch.arange(num) % max(1, generator.num_classes)
@@ -151,7 +154,9 @@ def main(
             f"{way:20}{median:8.2f}{num / median:10.2f}{base / median:9.2f}x{100 * share:9.1f}%"
         )
     if out is not None:
-        out.write_text(json.dumps({"generator": name, "num_steps": num_steps, "rows": rows}))
+        record = {"generator": name, "num_steps": num_steps, "rows": rows}
+        with atomic_file(out) as path:
+            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

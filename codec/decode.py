@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.images import image_grid, to_pil
+from ..data.images import IMAGE_SUFFIXES, image_grid, to_pil
 from ..files import atomic_folder
 from ..progress import progress_bar
 from ..tokenizers.base import Tokenizer
@@ -39,6 +39,8 @@ def open_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer) -> TokenStor
     path = Path(path)
     if path.suffix.lower() == ".npy" and not path.is_dir():
         return read_code_file(path, tokenizer.spec)
+    if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
+        raise ValueError(f"{path}: an image; expected tokens, as `tessella encode` makes them")
     if path.is_file():
         return load_tokens(path)
     if not path.exists():

@@ -7,8 +7,6 @@ suggests. `CodeStatistics` has the means and stuck bits; this module has the sta
 import torch
 from torch import Tensor
 
-from .codes import STUCK_ABOVE, STUCK_BELOW
-
 _ROWS = 2**16  # rows at once; float32 counts are exact up to 2^24
 _EXACT_TOKENS = 2**31  # products of two counts fit int64 up to here
 
@@ -18,6 +16,10 @@ class BitStatistics:
 
     Args:
         num_bits: Number G of bits of a position.
+
+    Attributes:
+        joint_ones: Number of positions where both bits are one, int64, shape (G, G).
+        num_tokens: Number of positions counted.
 
     Raises:
         ValueError: If `num_bits` is below 1.
@@ -31,7 +33,7 @@ class BitStatistics:
 
     def reset(self) -> None:
         """Clear all counts, for the next window."""
-        self._joint = torch.zeros(self.num_bits, self.num_bits, dtype=torch.int64)
+        self.joint_ones = torch.zeros(self.num_bits, self.num_bits, dtype=torch.int64)
         self.num_tokens = 0
 
     @torch.no_grad()
@@ -64,18 +66,13 @@ class BitStatistics:
                 raise ValueError(f"bits: expected 0 and 1, found {low}..{high}")
         for part in torch.split(rows, _ROWS):
             ones = part.float()
-            self._joint += (ones.T @ ones).long().cpu()
+            self.joint_ones += (ones.T @ ones).long().cpu()
         self.num_tokens += len(rows)
 
     @property
     def ones(self) -> Tensor:
         """Number of ones of each bit, int64, shape (G,)."""
-        return self._joint.diagonal().clone()
-
-    @property
-    def joint_ones(self) -> Tensor:
-        """Number of positions where both bits are one, int64, shape (G, G)."""
-        return self._joint.clone()
+        return self.joint_ones.diagonal().clone()
 
     @property
     def means(self) -> Tensor:
@@ -83,19 +80,12 @@ class BitStatistics:
         return self.ones.double() / max(self.num_tokens, 1)
 
     @property
-    def stuck_bits(self) -> tuple[int, ...]:
-        """Bits that are one in less than 1 % or more than 99 % of the positions."""
-        means = self.means
-        stuck = (means < STUCK_BELOW) | (means > STUCK_ABOVE)
-        return tuple(stuck.nonzero().flatten().tolist()) if self.num_tokens else ()
-
-    @property
     def correlation(self) -> Tensor:
         """Pearson correlation (phi) of every pair of bits, float64, shape (G, G), in [-1, 1].
 
         The correlation of a bit that never changes is undefined: its row is 0. The diagonal is 1.
         """
-        count, ones, joint = self.num_tokens, self.ones, self._joint
+        count, ones, joint = self.num_tokens, self.ones, self.joint_ones
         if count > _EXACT_TOKENS:
             ones, joint = ones.double(), joint.double()
         covariance = (count * joint - ones[:, None] * ones).double()  # times count^2
@@ -133,5 +123,5 @@ class BitStatistics:
         """
         if other.num_bits != self.num_bits:
             raise ValueError(f"numbers of bits differ: {self.num_bits} and {other.num_bits}")
-        self._joint = self._joint + other._joint
+        self.joint_ones = self.joint_ones + other.joint_ones
         self.num_tokens += other.num_tokens

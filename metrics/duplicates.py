@@ -210,30 +210,6 @@ class DuplicateFinder:
         self._hashes += hashes
 
 
-def find_duplicates(
-    pixels: Tensor,
-    numbers: Tensor | None = None,
-    *,
-    threshold: float = DEFAULT_THRESHOLD,
-    num_pairs: int = 8,
-) -> Duplicates:
-    """Exact and near copies among images held in memory.
-
-    Args:
-        pixels: uint8, shape (n, 3, H, W).
-        numbers: Numbers of the samples, int64, shape (n,); None = 0 to n - 1.
-        threshold: Largest root mean square difference of near copies, in [0, 255].
-        num_pairs: Number of closest pairs to return, >= 0.
-
-    Raises:
-        ValueError: If an argument is out of range or of another shape or type, if a number repeats,
-            or if there is no image.
-    """
-    finder = DuplicateFinder(threshold=threshold)
-    finder.update(pixels, torch.arange(len(pixels)) if numbers is None else numbers)
-    return finder.result(num_pairs=num_pairs)
-
-
 class _Search:
     """Comparison of all pairs i < j of sorted thumbnails, block by block.
 

@@ -50,7 +50,7 @@ def test_errors_of_the_user_are_told(error: Exception, message: str, tmp_path: P
     def command() -> None:
         raise error
 
-    def train(config: TrainTokenizerConfig, out: Path, *, resume: bool, command: str) -> None:
+    def train(config: TrainTokenizerConfig, out: Path, **given: object) -> None:
         raise error
 
     with pytest.raises(click.ClickException) as caught:
@@ -69,7 +69,7 @@ def test_faults_of_ours_keep_their_traceback(error: Exception, tmp_path: Path) -
     def command() -> None:
         raise error
 
-    def train(config: TrainTokenizerConfig, out: Path, *, resume: bool, command: str) -> None:
+    def train(config: TrainTokenizerConfig, out: Path, **given: object) -> None:
         raise error
 
     with pytest.raises(type(error)):
@@ -84,9 +84,11 @@ def run(train: object, folder: Path) -> None:
         "train/tokenizer.py",
         train,  # type: ignore[arg-type]
         TrainTokenizerConfig,
+        default_config=recipe,
         config_path=recipe,
         out=folder / "run",
         resume=False,
+        changed=False,
         overrides=(),
     )
 

@@ -23,7 +23,7 @@ from tessella.tests.cases import over
 from tessella.tokenizers.probe import verify_probe
 from tessella.tokenizers.vqgan import VQGAN, VQGANConfig
 from tessella.tokens.store import TokenStore, TokenStoreWriter, load_tokens
-from tessella.tokens.token_file import load_tensors, save_tensors
+from tessella.tokens.token_file import TOKENS_KEY, load_tensors, save_tensors
 from tessella.tokens.tokens import Tokens, TokenSpec
 
 AUTOENCODER = {"base_channels": 8, "channel_multipliers": [1, 2], "norm_groups": 4}
@@ -187,6 +187,11 @@ def test_files_of_tensors_are_written_to_the_same_bytes(tmp_path: Path) -> None:
     save_tensors(tensors, tmp_path / "c.safetensors", {"about": "x"})
     found, about = load_tensors(tmp_path / "c.safetensors", error=ValueError, digest=True)
     assert about == {"about": "x"} and found.keys() == tensors.keys()
+    renamed = load_file(tmp_path / "a.safetensors")
+    renamed["sha257"] = renamed.pop("sha256")  # else it would be a file without a digest
+    save_file(renamed, tmp_path / "a.safetensors", {TOKENS_KEY: json.dumps(tokens.spec.to_dict())})
+    with pytest.raises(ValueError, match="it has a tensor 'sha257'"):
+        load_tokens(tmp_path / "a.safetensors")
     changed = load_file(tmp_path / "c.safetensors") | {"half": torch.ones(2)}
     save_file(changed, tmp_path / "c.safetensors", about)
     with pytest.raises(ValueError, match="its digest is another one"):

@@ -21,7 +21,7 @@ from ..data.loader import eval_batches, evenly_spaced
 from ..files import add_to_marker, atomic_file
 from ..tokens.store import TokenStore
 from ..tokens.store_format import StoreError
-from ..tokens.token_file import load_tensors, save_tensors
+from ..tokens.token_file import check_names, load_tensors, save_tensors
 from .base import Tokenizer
 
 PROBE = "probe.safetensors"
@@ -140,6 +140,7 @@ def _read(path: Path, side: int) -> tuple[Tensor, Tensor, dict[str, str]]:
     tensors, about = load_tensors(path, error=ProbeError)
     if not {"images", "psnr"} <= tensors.keys():
         raise ProbeError(f"{path}: expected images and psnr, found {', '.join(tensors) or 'none'}")
+    check_names(tensors, ("images", "psnr"), path=path, error=ProbeError)
     images, psnr = tensors["images"], tensors["psnr"]
     if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side) or not len(images):
         raise ProbeError(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..documents import parse_json, read_json_lines
+from ..documents import MOST_LINE, parse_json, read_json_lines
 from .sequences import PADDING
 from .store_format import StoreError
 
@@ -130,7 +130,7 @@ def _write_npy(folder: Path, parts: Iterable[SequenceRows], shape: Shape) -> Non
             for name, kind in kinds.items():
                 files[name].write(np.ascontiguousarray(getattr(rows, name), kind).tobytes())
             for name, caption in zip(rows.names, rows.captions, strict=True):
-                texts.write(json.dumps({"name": name, "caption": caption}) + "\n")
+                texts.write(_line({"name": name, "caption": caption}))
             known = known or not np.isnan(rows.psnr).all()
     if not known:
         (folder / "psnr.npy").unlink()
@@ -194,7 +194,22 @@ def _write_jsonl(folder: Path, parts: Iterable[SequenceRows], shape: Shape) -> N
     """`rows-00000.jsonl` and so on: an object on each line."""
     for number, rows in enumerate(parts):
         with open(folder / f"rows-{number:05d}.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in rows.records())
+            file.writelines(_line(record) for record in rows.records())
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A line of JSON, which the import reads again.
+
+    Raises:
+        StoreError: If it is longer than lines that are read.
+    """
+    text = json.dumps(record) + "\n"
+    if len(text) > MOST_LINE:
+        raise StoreError(
+            f"{record['name']!r}: a line of {len(text):,} bytes, expected at most {MOST_LINE:,}; "
+            "choose another format, such as webdataset"
+        )
+    return text
 
 
 def _read_jsonl(folder: Path, shape: Shape) -> Iterator[SequenceRows]:

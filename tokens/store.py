@@ -26,7 +26,7 @@ from ..documents import check, parse_json
 from .store_format import StoredFile, StoreError, check_file, read_header
 from .store_rows import read_tensors, texts_of
 from .store_writer import TokenStoreWriter
-from .token_file import TOKENS_KEY, load_tensors
+from .token_file import TOKENS_KEY, check_names, load_tensors
 from .tokens import Tokens, TokenSpec
 
 __all__ = ["StoreError", "TokenStore", "TokenStoreWriter"]
@@ -262,6 +262,7 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
     tensors, about = load_tensors(path, error=ValueError)
     if TOKENS_KEY not in about:
         raise ValueError(f"{path}: a safetensors file, but not one of tokens")
+    check_names(tensors, ("packed", "lengths"), path=path, error=ValueError)
     name = f"{path}: {TOKENS_KEY}"
     spec = check(parse_json(about[TOKENS_KEY], name=name), TokenSpec, name=name)
     if "packed" not in tensors:

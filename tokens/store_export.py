@@ -17,6 +17,7 @@ import torch
 from ..config import STRICT
 from ..documents import read_json
 from ..files import atomic_folder, sha256_file
+from ..manifest import check_files
 from .row_files import FORMATS, READERS, WRITERS, SequenceRows, Shape
 from .sequences import SequenceFormat
 from .store import TokenStore
@@ -156,6 +157,8 @@ def import_store(
         SaveError: If writing fails; nothing is left behind.
     """
     folder, header = Path(folder), read_export(folder)
+    if verify:
+        check_files(folder, (EXPORT,), error=StoreError)
     for stored in header.files if verify else ():
         check_file(folder / stored.file, stored, verify=True)
     about, sequence = header.store, header.sequence

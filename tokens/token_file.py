@@ -6,7 +6,7 @@ covers names, types, shapes and bytes of all others, and the metadata.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -67,6 +67,22 @@ def load_tensors(
     if stored is not None and not torch.equal(stored, tensor_digest(tensors, about)):
         raise error(f"{path}: changed or damaged since it was written; its digest is another one")
     return tensors, about
+
+
+def check_names(
+    tensors: Collection[str],
+    known: Collection[str],
+    *,
+    path: str | os.PathLike[str],
+    error: type[ValueError],
+) -> None:
+    """Refuse other tensors than those known: one may be the digest, with a changed letter.
+
+    Raises:
+        ValueError: Of the type `error`.
+    """
+    if strange := sorted(set(tensors) - set(known)):
+        raise error(f"{path}: changed or damaged, it has a tensor {strange[0]!r}")
 
 
 def has_digest(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """VQGANs: CompVis/taming-transformers, FoundationVision/LlamaGen, TencentARC/SEED-Voken."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,10 +40,12 @@ def taming(name: str) -> Iterator[Row]:
         "double_z": False,
     }  # fmt: skip
     quantize = load("taming.modules.vqvae.quantize").VectorQuantizer2(1024, 256, beta=0.25)
+    with contextlib.redirect_stdout(None):
+        decoder = networks.Decoder(**settings)
     theirs: Any = nn.ModuleDict(
         {
             "encoder": networks.Encoder(**settings),
-            "decoder": networks.Decoder(**settings),
+            "decoder": decoder,
             "quantize": quantize,
             "quant_conv": nn.Conv2d(256, 256, 1),
             "post_quant_conv": nn.Conv2d(256, 256, 1),

@@ -161,7 +161,7 @@ def _import(name: str) -> Callable[[Path], None]:
 
 def _recipe(root: Path) -> None:
     def train(
-        config: Any, out: Path, *, resume: bool, command: str, changed: bool
+        config: TrainTokenizerConfig, out: Path, *, resume: bool, changed: bool, command: str
     ) -> dict[str, Any]:
         print(config)
         return {}
@@ -171,8 +171,10 @@ def _recipe(root: Path) -> None:
     @click.command()
     def script() -> None:
         run_script(
-            *("train/tokenizer.py", train, TrainTokenizerConfig),
-            default_config=root / "run.yaml",
+            "train/tokenizer.py",
+            train,
+            TrainTokenizerConfig,
+            default_config=RECIPE,
             config_path=root / "run.yaml",
             out=root / "out",
             resume=False,

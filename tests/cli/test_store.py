@@ -165,11 +165,13 @@ def test_decode_takes_stores_token_files_and_arrays(
     } == {"folder": str(out), "images": 3, "bits_per_image": 320.0, "images_per_second": 0}
     assert [p.read_bytes() for p in sorted(out.glob("[0-9].png"))] == files["store"][:3]
     np.save(tmp_path / "wrong.npy", joint[:, :4])
+    (tmp_path / "notes.txt").write_text("no tokens")
     for name, message in (
         ("wrong.npy", r"expected (B, 64, 5), (B, 8, 8, 5), (B, 64) or (B, 8, 8)"),
         ("nothing", "no such file or folder"),
         ("pictures", "this is not a token store"),
-        ("pictures/0.png", "not a whole token file"),
+        ("pictures/0.png", "an image; expected tokens"),
+        ("notes.txt", "notes.txt"),
     ):
         result = run(*words, tmp_path / name, "--out", tmp_path / "no", code=1)
         assert message in result.stderr and not (tmp_path / "no").exists()

@@ -441,6 +441,65 @@ def test_the_command_tells_what_it_did(tmp_path: Path) -> None:
     assert told["dropped"]["steps.*"] == "not weights"
 
 
+def test_a_config_without_bounds_is_refused(tmp_path: Path) -> None:
+    torch.save(published(tokenizer()), tmp_path / "file")
+    text = to_yaml(CONFIG).replace("num_res_blocks: 1", "num_res_blocks: 1000000000")
+    assert "1000000000" in text
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match="more than 10,000 tensors and modules"):
+        import_checkpoint(
+            "maskbit-tokenizer",
+            tmp_path / "file",
+            tmp_path / "out",
+            config=tmp_path / "config.yaml",
+        )
+    (tmp_path / "config.yaml").write_text(GENERATOR.replace("width: 8", "width: 100000000"))
+    torch.save(maskbit_state(256, 6), tmp_path / "file")
+    with pytest.raises(ValueError, match="the memory of this machine"):
+        import_checkpoint(
+            "maskbit", tmp_path / "file", tmp_path / "out", config=tmp_path / "config.yaml"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_shows_sections_and_takes_the_one_named(tmp_path: Path) -> None:
+    """A training file with an average, and one whose sections have names of their own."""
+    model, average = tokenizer(), tokenizer(1)
+    wrapped = {f"module.{n}": t for n, t in published(average).items()}
+    torch.save({"model": published(model), "model_ema": wrapped, "step": 3}, tmp_path / "file")
+    words = ("maskbit-tokenizer", tmp_path / "file", "--resolution", 16, "--overwrite", "--out")
+    told = json.loads(run(*words, tmp_path / "out", "--json").stdout)
+    count = len(published(model))
+    assert told["sections"] == {"model": count, "model_ema": count}
+    assert (told["section"], told["weights"]) == ("model_ema", "running average")
+    assert same_weights(tmp_path / "out", average)
+    assert load_tokenizer(tmp_path / "out").card["licence"] == "not stated"
+    run(*words, tmp_path / "out", "--no-average")
+    assert same_weights(tmp_path / "out", model)
+    torch.save({"one": published(model), "two": published(average)}, tmp_path / "file")
+    assert "(--section)" in run(*words, tmp_path / "out", code=1).stderr
+    run(*words, tmp_path / "out", "--section", "two")
+    assert same_weights(tmp_path / "out", average)
+
+
+def test_a_checkpoint_in_parts_says_what_it_came_from(tmp_path: Path) -> None:
+    model, folder = tokenizer(), tmp_path / "parts"
+    folder.mkdir()
+    state, places = published(model), {}
+    for number, names in enumerate((list(state)[:9], list(state)[9:])):
+        file = f"model-{number}.safetensors"
+        save_file({name: state[name] for name in names}, folder / file)
+        places |= dict.fromkeys(names, file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    import_checkpoint("maskbit-tokenizer", folder, tmp_path / "out", resolution=16)
+    assert same_weights(tmp_path / "out", model)
+    imported = load_tokenizer(tmp_path / "out").card["imported"]
+    assert (imported["file"], imported["sha256"]) == (index.name, sha256_file(index))
+    parts = {name: sha256_file(folder / name) for name in sorted(set(places.values()))}
+    assert imported["parts"] == parts
+
+
 def test_the_command_fails_in_one_line(tmp_path: Path) -> None:
     words = ("maskgit-vq", tmp_path / "file", "--out", tmp_path / "out")
     assert run(*words, code=1).stderr == f"Error: {tmp_path / 'file'}: no such file\n"

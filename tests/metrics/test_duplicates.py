@@ -10,11 +10,24 @@ from torch import Tensor
 
 from tessella.metrics import duplicates
 from tessella.metrics.duplicates import (
+    DEFAULT_THRESHOLD,
     DuplicateFinder,
     DuplicatePair,
     Duplicates,
-    find_duplicates,
 )
+
+
+def find_duplicates(
+    pixels: Tensor,
+    numbers: Tensor | None = None,
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+    num_pairs: int = 8,
+) -> Duplicates:
+    """Copies among images held in memory; without `numbers` they are 0 to n - 1."""
+    finder = DuplicateFinder(threshold=threshold)
+    finder.update(pixels, torch.arange(len(pixels)) if numbers is None else numbers)
+    return finder.result(num_pairs=num_pairs)
 
 
 def images(count: int, height: int, width: int, seed: int = 0) -> Tensor:

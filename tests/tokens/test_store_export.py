@@ -243,5 +243,20 @@ def test_wrong_calls(tmp_path: Path) -> None:
         (tmp_path / "out" / "export.json").write_text(json.dumps(data | changes))
         with pytest.raises(StoreError, match=message):
             import_store(tmp_path / "out", tmp_path / "no")
+    changed = data | {"sequence": data["sequence"] | {"offset": 1}}
+    (tmp_path / "out" / "export.json").write_text(json.dumps(changed))
+    with pytest.raises(StoreError, match=r"export\.json"):
+        import_store(tmp_path / "out", tmp_path / "no")
     with pytest.raises(SaveError, match="cannot write"):
         export_store(store, tmp_path / "out" / "export.json" / "x", to="npy")
+
+
+@pytest.mark.parametrize("to", ["jsonl", "npy"])
+def test_lines_that_could_not_be_read_again_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    store = make(tmp_path / "store", name="n" * 300)
+    monkeypatch.setattr("tessella.tokens.row_files.MOST_LINE", 300)
+    with pytest.raises(StoreError, match=r"a line of 3\d\d bytes, expected at most 300"):
+        export_store(store, tmp_path / "out", to=to)
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]

@@ -11,12 +11,9 @@ from PIL import Image
 
 from tessella.checkpoints import load_tokenizer, read_card
 from tessella.codec.encode import encode_source
-from tessella.config import load_config
 from tessella.data.image_source import SourceSettings
 from tessella.data.sources import open_source
 from tessella.tokens.store import TokenStore
-from tessella.train.run_folder import RunError, RunFolder
-from tessella.train.tokenizer_recipe import TrainTokenizerConfig
 
 Command = Callable[..., Result]
 SHORT = ("run.steps=2", "run.batch_size_per_device=4", "run.log_every=1")
@@ -114,19 +111,19 @@ def test_a_generator_neither_learns_nor_stores_held_out_images(
     assert result.exit_code == 0, result.output
 
 
-def test_a_run_from_before_these_keys_resumes(debug_config: Path, tmp_path: Path) -> None:
-    def folder(*words: str, resume: bool) -> RunFolder:
-        config = load_config(TrainTokenizerConfig, debug_config, words)
-        found = RunFolder(tmp_path / "run", config, resume=resume, writes=True, model="tokenizer")
-        found.begin()
-        return found
-
-    folder(resume=False)
-    path = tmp_path / "run" / "config.yaml"
+def test_a_run_from_before_these_keys_resumes(
+    command: Command, debug_config: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ("--out", out, f"data.source={photos}", *SHORT)
+    assert command("--config", debug_config, *words).exit_code == 0
+    path = out / "config.yaml"
     config = yaml.safe_load(path.read_text())
     for key in ("val_share", "image_member", "max_pixels"):
         del config["data"][key]
     path.write_text(yaml.safe_dump(config))
-    with pytest.raises(RunError, match=r"data\.val_share: was 0\.05, now 0\.1"):
-        folder("data.val_share=0.1", resume=True)
-    folder(resume=True)
+    result = command("--resume", "--out", out, "data.val_share=0.4")
+    assert result.exit_code == 1
+    assert "data.val_share: was 0.05, now 0.4" in result.output
+    result = command("--resume", "--out", out)
+    assert result.exit_code == 0, result.output

@@ -52,6 +52,15 @@ def test_curves_are_drawn(debug_run: Any) -> None:
     assert CURVES_HINT not in debug_run.output
 
 
+def test_a_curve_of_one_point_is_seen(tmp_path: Path) -> None:
+    """One validation is a point in its panel, not an empty panel."""
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "curves.png"  # a panel named like its only series has no legend
+    assert draw_curves([{"step": 10, "psnr": 20.0}], path, {"psnr": ["psnr"]})
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    assert int((np.ptp(pixels, axis=2) > 60).sum()) > 20
+
+
 def test_without_matplotlib_a_hint_and_no_curves(
     command: Callable[..., Result],
     debug_config: Path,
