@@ -1,6 +1,6 @@
 """Growth of the memory of one process over many sampling calls and many encodings.
 
-    python benchmarks/memory_slope.py [--calls 300] [--warm-up 60] [--threads 1] [--most 1.0]
+    python benchmarks/memory_slope.py [--calls 300] [--warm-up 60] [--work sample]
 
 Each `sample` call draws two pictures with a bundled generator into a folder, each `encode` call
 writes a token store of eight bundled images, each `edit` call draws a box of a photograph anew;
@@ -51,8 +51,18 @@ def slope(work: Callable[[int], Any], calls: int, warm_up: int) -> tuple[float, 
 @click.option("--warm-up", type=click.IntRange(min=0), default=60, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--most", type=float, default=1.0, show_default=True, help="MB for 100 calls.")
+@click.option(
+    "--work",
+    "names",
+    type=click.Choice(["sample", "encode", "edit"]),
+    multiple=True,
+    default=["sample", "encode", "edit"],
+    help="What to call; may be given several times [all].",
+)
 @click.option("--generator", "path", default="bundled:maskbit-emoji-64", show_default=True)
-def main(calls: int, warm_up: int, threads: int, most: float, path: str) -> None:
+def main(
+    calls: int, warm_up: int, threads: int, most: float, names: tuple[str, ...], path: str
+) -> None:
     """Print the slopes."""
     torch.set_num_threads(threads)
     generator, source = load_generator(path), open_source("bundled:emoji", "val")
@@ -70,7 +80,7 @@ def main(calls: int, warm_up: int, threads: int, most: float, path: str) -> None
 
     failed = False
     print(f"torch {torch.__version__}, {threads} threads, {calls} calls, warm-up {warm_up}")
-    for work in (sample, encode, edit):
+    for work in (work for work in (sample, encode, edit) if work.__name__ in names):
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
 
