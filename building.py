@@ -8,13 +8,14 @@ network built on the meta device its weights, so that nothing is initialized onl
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
+from torch.overrides import TorchFunctionMode
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -22,6 +23,7 @@ MAX_TENSORS = 10_000
 """Most parameters, buffers and modules of a network; those in `configs/` have up to 850."""
 LARGEST_SIZE = 2**40
 """Bytes that a network may have where the system does not tell the size of its memory."""
+_DRAWS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_"}
 
 
 class TooLarge(ValueError):
@@ -51,8 +53,26 @@ def build_on_meta(build: Callable[[], Module], *, max_bytes: int | None = None) 
         TooLarge: If the network has more bytes, or more than `MAX_TENSORS` tensors and modules.
         ValueError: As `build`.
     """
-    with torch.device("meta"), _counting(memory_budget() if max_bytes is None else max_bytes):
+    limit = memory_budget() if max_bytes is None else max_bytes
+    with torch.device("meta"), _NoDraws(), _counting(limit):
         return build()
+
+
+class _NoDraws(TorchFunctionMode):
+    """Skips the drawing of initial weights, for which torch imports its compiler on meta."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call `func`, or return the tensor that it would fill with random numbers."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def check_size(build: Callable[[], nn.Module]) -> None:
@@ -111,15 +131,30 @@ def _counting(max_bytes: int) -> Iterator[None]:
             hook.remove()
 
 
-def derive(module: nn.Module, name: str, compute: Callable[[], Tensor]) -> None:
+def table_of(compute: Callable[[], Tensor], shape: Sequence[int]) -> Tensor:
+    """What a function computes; on the meta device a tensor of its shape, without a computation.
+
+    Args:
+        compute: Function that computes a table.
+        shape: Shape of the table.
+    """
+    return torch.empty(shape) if torch.get_default_device().type == "meta" else compute()
+
+
+def derive(
+    module: nn.Module, name: str, compute: Callable[[], Tensor], shape: Sequence[int]
+) -> None:
     """Register a buffer that follows from the config, so that no file holds it.
+
+    On the meta device it is only counted; `fill` computes it.
 
     Args:
         module: Module that gets the buffer.
         name: Name of the buffer.
-        compute: Function that computes it, such as a `functools.partial`; `fill` calls it again.
+        compute: Function that computes it, such as a `functools.partial`.
+        shape: Shape of what it computes.
     """
-    module.register_buffer(name, compute(), persistent=False)
+    module.register_buffer(name, table_of(compute, shape), persistent=False)
     vars(module).setdefault("_derived", {})[name] = compute
 
 

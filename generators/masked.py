@@ -387,7 +387,7 @@ def read_sizes(config: MaskBitConfig | MaskGITConfig, spec: TokenSpec) -> tuple[
         )
     if bits and not TokenSpec(spec.shape, sizes).is_binary:
         raise ValueError(f"codebook_sizes: MaskBit needs powers of two, found {list(sizes)}")
-    Tokens(torch.empty(0, spec.num_tokens, spec.num_codebooks, dtype=torch.int64), spec).regroup(
-        sizes
-    )
+    with torch.device("cpu"):  # of no image; on the meta device torch would import its compiler
+        nothing = torch.empty(0, spec.num_tokens, spec.num_codebooks, dtype=torch.int64)
+        Tokens(nothing, spec).regroup(sizes)
     return sizes

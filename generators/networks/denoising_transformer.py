@@ -8,12 +8,14 @@ without a position of their own. It knows nothing of the process whose steps it 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...building import table_of
 from ...config import STRICT
 from .bert import Block, LayerNorm, Transformer, TransformerConfig
 
@@ -99,7 +101,8 @@ class DenoisingTransformer(nn.Module):
         self.width, self.num_classes, self.null_label = width, num_classes, null_label
         self.bit_embedding = nn.Parameter(torch.empty(num_bits, width))
         nn.init.normal_(self.bit_embedding, std=0.02)
-        self.position = nn.Parameter(position_table(shape, width)[None])
+        table = table_of(partial(position_table, shape, width), (math.prod(shape), width))
+        self.position = nn.Parameter(table[None])
         self.time_in = nn.Linear(width, width)
         self.time_out = nn.Linear(width, width)
         self.class_embedding: nn.Embedding | None = None

@@ -24,7 +24,7 @@ from ...building import derive
 from ...config import STRICT
 from ...kernels.low_bit_attention.op import LowBitPrecision
 from .attention import AttentionBackend, attention, check_backend, check_causal, check_heads
-from .rotation import rotate, rotation_table
+from .rotation import check_rotation, rotate, rotation_table
 
 NORM_EPS = 1e-5
 _MULTIPLE = 256
@@ -245,7 +245,8 @@ class CausalTransformer(nn.Module):
         if shape is None:
             self.register_buffer("rotation", None, persistent=False)
         else:
-            derive(self, "rotation", partial(rotation_table, shape, head_width))
+            size = check_rotation(shape, head_width)
+            derive(self, "rotation", partial(rotation_table, shape, head_width), size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Hidden states after the last norm, (B, M, D), of the first M positions, (B, M, D)."""
@@ -325,7 +326,8 @@ class LlamaTrunk(nn.Module):
         self.blocks = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
         self.norm_out = RMSNorm(config.width)
         head_width = config.width // config.num_heads
-        derive(self, "rotation", partial(rotation_table, shape, head_width))
+        size = check_rotation(shape, head_width)
+        derive(self, "rotation", partial(rotation_table, shape, head_width), size)
 
     def forward(self, x: Tensor, condition: Tensor, valid: Tensor | None = None) -> Tensor:
         """Hidden states after the last norm, (B, 1 + N, D).

@@ -1,5 +1,6 @@
 """Rotary positions over the axes of a grid (arXiv:2104.09864), as LlamaGen has them."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,23 +18,29 @@ def rotation_table(shape: Sequence[int], head_width: int) -> Tensor:
 
     Args:
         shape: Shape of the grid, or length of the sequence, row-major.
-        head_width: Channels dim of a head, a multiple of twice the number of axes.
-
-    Raises:
-        ValueError: If `head_width` is no such multiple.
+        head_width: Channels dim of a head; see `check_rotation`.
 
     Source: arXiv:2104.09864; two axes and the row of 0 as in arXiv:2406.06525's code.
+    """
+    share = head_width // len(shape)
+    frequencies = _LONGEST_PERIOD ** -(torch.arange(0, share, 2) / share)
+    axes = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
+    angles = torch.cat([places.flatten()[:, None] * frequencies for places in axes], -1)
+    return F.pad(torch.stack([angles.cos(), angles.sin()], -1), (0, 0, 0, 0, 1, 0))
+
+
+def check_rotation(shape: Sequence[int], head_width: int) -> tuple[int, int, int]:
+    """Shape of the table of `rotation_table`, which is not computed.
+
+    Raises:
+        ValueError: If `head_width` is no multiple of twice the number of axes.
     """
     if head_width % (2 * len(shape)):
         raise ValueError(
             f"num_heads: heads of {head_width} channels; the {len(shape)} axes of {tuple(shape)} "
             f"need a multiple of {2 * len(shape)}"
         )
-    share = head_width // len(shape)
-    frequencies = _LONGEST_PERIOD ** -(torch.arange(0, share, 2) / share)
-    axes = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
-    angles = torch.cat([places.flatten()[:, None] * frequencies for places in axes], -1)
-    return F.pad(torch.stack([angles.cos(), angles.sin()], -1), (0, 0, 0, 0, 1, 0))
+    return 1 + math.prod(shape), head_width // 2, 2
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class FSQ(Quantizer):
         self.dim = len(config.levels)
         self.codebook_sizes = config.levels
         # Integers, so that converting the module to half precision leaves the bound exact.
-        derive(self, "levels", partial(torch.tensor, config.levels))
+        derive(self, "levels", partial(torch.tensor, config.levels), (self.dim,))
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Rounded levels with the gradient of the bound: amplitude * (1 - tanh**2) / step."""
