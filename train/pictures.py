@@ -45,7 +45,8 @@ def draw_curves(records: list[dict[str, Any]], path: Path, panels: dict[str, lis
     for position, (title, names) in enumerate(shown.items(), 1):
         axes = figure.add_subplot(rows, columns, position)
         for name in names:
-            axes.plot(*zip(*series[name], strict=True), label=name, linewidth=1.2)
+            alone = "o" if len(series[name]) == 1 else ""  # no line goes through one point
+            axes.plot(*zip(*series[name], strict=True), label=name, linewidth=1.2, marker=alone)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
