@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch._functorch.config
+import torch._inductor.config
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -63,9 +65,14 @@ class TokenizerRun:
             )
         if config.run.compile:
             if config.adversarial is not None and config.adversarial.adaptive:
-                # The adaptive weight differentiates the loss twice, so that the buffers of the
-                # backward pass must outlive the first.
+                # The adaptive weight goes backward three times through one graph, so the first
+                # must leave its buffers alone. torch checks this by the setting of now, not of when
+                # a graph was compiled: graphs compiled before, in this process or kept on disk by
+                # another, would give wrong gradients without an error (seen with torch 2.13).
+                torch.compiler.reset()
                 torch._functorch.config.donated_buffer = False
+                torch._functorch.config.enable_autograd_cache = False
+                torch._inductor.config.fx_graph_cache = False
             self.tokenizer.compile()
 
     def start_from(self, path: str) -> None:

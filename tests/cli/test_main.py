@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import click
@@ -90,3 +91,18 @@ def test_defaults_and_names_in_help_are_the_real_ones() -> None:
     assert (TOLERANCE_DB, DEFAULT_DATA) == (probe.TOLERANCE_DB, probe.DEFAULT_DATA)
     text = "".join(help_of("evaluate").split())
     assert all(name in text for name in PRESETS)
+
+
+def test_train_runs_the_scripts_without_a_launcher(tmp_path: Path) -> None:
+    """An error is one line and status 1; the command to continue names no launcher."""
+    words = ["train", "tokenizer", "--out", str(tmp_path / "run"), "run.stepz=3"]
+    code = "import sys; from tessella.cli.main import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+    assert "did you mean 'steps'" in done.stderr and not (tmp_path / "run").exists()
+    for script in ("tokenizer", "generator"):
+        assert "--resume-changed" in help_of("train", script)
+        assert script in help_of("train")

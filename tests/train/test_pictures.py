@@ -113,3 +113,15 @@ def test_the_log_is_complete_json(debug_run: Any) -> None:
     assert all(wanted <= record.keys() for record in training)
     assert all("discriminator" in r for r in training[4:]) and "discriminator" not in training[3]
     assert all("adversarial" in r for r in training[6:]) and "adversarial" not in training[5]
+
+
+def test_a_single_measurement_is_seen(tmp_path: Path) -> None:
+    """One validation is a point, not an empty panel."""
+    drawn = []
+    for name, records in (("one", [{"step": 5, "psnr": 20.0}]), ("none", [{"step": 5, "x": 1.0}])):
+        path = tmp_path / f"{name}.png"
+        assert draw_curves(records, path, {"PSNR (dB)": ["psnr"]})
+        drawn.append(path)
+    pixels = np.asarray(Image.open(drawn[0]).convert("RGB")).astype(int)
+    blue = (abs(pixels - (31, 119, 180)).sum(-1) < 30).sum()
+    assert blue > 20 and not drawn[1].exists()
