@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tessella.checkpoints import load_generator
-from tessella.config import load_config
+from tessella.config import build_config, load_config
 from tessella.sample.generate import generate
 from tessella.train.generator_recipe import TrainGeneratorConfig
 
@@ -35,7 +35,8 @@ def test_it_is_what_its_recipe_makes(name: str) -> None:
     trained = dataclasses.replace(recipe.generator, num_classes=generator.num_classes)
     assert generator.config == trained
     assert generator.card["steps"] == recipe.run.steps
-    assert generator.card["sampling"] == dataclasses.asdict(recipe.sampling)
+    # A field that a later version added is not in the card, and has its default.
+    assert build_config(type(recipe.sampling), generator.card["sampling"]) == recipe.sampling
     assert generator.card["tokenizer"]["path"] == recipe.tokenizer
     assert generator.num_parameters() == generator.card["parameters"]
 
