@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tessella.checkpoints import load_generator, load_tokenizer, save_tokenizer
 from tessella.data.images import to_uint8
 from tessella.data.loader import eval_batches
 from tessella.data.sources import open_source
+from tessella.files import add_to_marker
 from tessella.metrics.image import psnr
 from tessella.tokenizers.build import build_tokenizer
 from tessella.tokenizers.networks.conv_autoencoder import ConvAutoencoderConfig
@@ -22,6 +23,7 @@ from tessella.tokenizers.quantizers.fsq import FSQConfig
 from tessella.tokenizers.quantizers.lfq import LFQConfig
 from tessella.tokenizers.vqgan import VQGANConfig
 from tessella.tokens.store import TokenStore, TokenStoreWriter
+from tessella.tokens.token_file import save_tensors
 
 Command = Callable[..., Result]
 
@@ -117,7 +119,8 @@ def test_a_tokenizer_that_reconstructs_otherwise(
     tensors = load_file(folder / PROBE)
     tensors["psnr"] += 0.2
     about = {"source": source, "fingerprint": tokenizer.fingerprint or ""}
-    save_file(tensors, folder / PROBE, about)
+    save_tensors(tensors, folder / PROBE, about)
+    add_to_marker(folder, PROBE)
     result = generator_command("--out", tmp_path / "run", f"tokenizer={folder}")
     _assert_one_message(result, "probe image 0 comes back at", "do not train on this tokenizer")
     assert not (tmp_path / "run").exists()
