@@ -10,6 +10,7 @@ import lzma
 import pickle
 import struct
 import tarfile
+import tokenize
 import unicodedata
 import zipfile
 import zlib
@@ -33,6 +34,20 @@ _DAMAGED: tuple[type[Exception], ...] = (
     EOFError,
 )
 """Errors of libraries that read a truncated or changed file; their messages do not say so."""
+DAMAGED_ARRAY: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+    NotImplementedError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""Errors of numpy for a damaged `.npy` or `.npz` file, whose header it reads as a Python value."""
 _JOINERS = "\u200c\u200d"
 """Invisible characters that belong to words and emoji."""
 

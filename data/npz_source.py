@@ -6,7 +6,6 @@ by their numbers. The file may also hold precomputed Inception statistics: `mu`,
 """
 
 import zipfile
-import zlib
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from ..errors import DAMAGED_ARRAY
 from ..files import sha256_file
 from .image_source import MAX_CLASSES, DataError, ImageSource, Sample
 
 IMAGES, LABELS = "arr_0", "arr_1"
-_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
-"""What numpy and zipfile raise for a damaged archive."""
 MOMENTS = (("mu", "sigma"), ("mu_s", "sigma_s"))
 
 
@@ -95,7 +93,7 @@ class NpzSource(ImageSource):
                     if set(pair) <= set(stored.files)
                     for name in pair
                 }
-        except _DAMAGE as error:
+        except DAMAGED_ARRAY as error:
             raise DataError(f"{self.path}: cannot be read: {error}") from None
         for mean, covariance in MOMENTS:
             if mean in found:
@@ -108,7 +106,7 @@ class NpzSource(ImageSource):
         try:
             with np.load(self.path, allow_pickle=False) as stored:
                 labels: np.ndarray | None = stored[LABELS] if LABELS in stored.files else None
-        except _DAMAGE as error:
+        except DAMAGED_ARRAY as error:
             raise DataError(f"{self.path}: {LABELS} cannot be read ({error})") from None
         if labels is None:
             return None
@@ -135,7 +133,7 @@ class NpzSource(ImageSource):
             raise DataError(
                 f"{self.path}: has no {IMAGES}; expected the images under that name"
             ) from None
-        except _DAMAGE as error:
+        except DAMAGED_ARRAY as error:
             raise DataError(f"{self.path}: not a readable .npz file ({error})") from None
 
 

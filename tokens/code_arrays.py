@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import DAMAGED_ARRAY
 from .packing import MAX_JOINT, split_joint
 from .tokens import Tokens, TokenSpec
 
@@ -67,7 +68,7 @@ def read_code_file(path: Path, spec: TokenSpec) -> Tokens:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except (ValueError, OSError, EOFError) as error:
+    except DAMAGED_ARRAY as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not a whole .npy file of integers ({reason})") from None
     if not isinstance(array, np.ndarray):

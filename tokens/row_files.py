@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..documents import MOST_LINE, parse_json, read_json_lines
+from ..errors import DAMAGED_ARRAY
 from .sequences import PADDING
 from .store_format import StoreError
 
@@ -169,6 +170,8 @@ def _read_npy(folder: Path, shape: Shape) -> Iterator[SequenceRows]:
         raise StoreError(f"{folder / 'texts.jsonl'}: more than {count} lines")
 
 
+_BROKEN: tuple[type[Exception], ...] = (tarfile.TarError, *DAMAGED_ARRAY)
+"""Errors of a damaged archive of arrays."""
 _PART = 16384
 """Number of rows that are read at once."""
 
@@ -176,7 +179,7 @@ _PART = 16384
 def _load(path: Path, ndim: int, kinds: str) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except DAMAGED_ARRAY as error:
         reason = " ".join(str(error).split())
         raise StoreError(f"{path}: not a whole .npy file ({reason})") from None
     if not isinstance(array, np.ndarray) or array.ndim != ndim or array.dtype.kind not in kinds:
@@ -255,7 +258,7 @@ def _read_webdataset(folder: Path, shape: Shape) -> Iterator[SequenceRows]:
                     if file is None:
                         raise ValueError(f"{member.name} is no small file")
                     samples.setdefault(key, {}).update(_member(kind, file.read()))
-        except (tarfile.TarError, ValueError, OSError, EOFError, MemoryError) as error:
+        except _BROKEN as error:
             raise StoreError(f"{path}: damaged, or not of an export ({error})") from None
         yield _checked(path, list(samples.values()), shape)
 

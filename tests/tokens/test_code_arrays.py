@@ -1,11 +1,14 @@
 """Tokens of arrays and `.npy` files of other programs."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tessella.data.image_source import DataError
+from tessella.data.npz_source import NpzSource
 from tessella.tokens.code_arrays import read_code_file, tokens_of_codes
 from tessella.tokens.tokens import Tokens, TokenSpec
 
@@ -73,3 +76,28 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             read_code_file(path, SPEC)
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_code_file(tmp_path / "none.npy", SPEC)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (5, 6, 3), ",  # TokenError of tokenize
+        "{[]: 1}",  # TypeError
+        "(" * 5000,  # MemoryError or SyntaxError of the parser
+        "  x\n y",  # IndentationError
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (10**12, 6, 3), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (5, 6, 3), }",
+        "{'descr': 3, 'fortran_order': False, 'shape': (5, 6, 3), }",
+    ],
+)
+def test_a_damaged_header_is_told(header: str, tmp_path: Path) -> None:
+    path, text = tmp_path / "a.npy", header.encode()
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(720))
+    with pytest.raises(ValueError, match=r"a\.npy: not a whole \.npy file of integers"):
+        read_code_file(path, SPEC)
+    archive = tmp_path / "a.npz"
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(archive, "w", compression) as file:
+            file.write(path, "arr_0.npy")
+        with pytest.raises(DataError, match=r"a\.npz: not a readable \.npz file"):
+            NpzSource(archive)
