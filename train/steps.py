@@ -246,12 +246,17 @@ def trial(path: Path) -> Iterator[Path]:
 
     Args:
         path: Where the model will be at the end of the run; the trial uses a place beside it.
+
+    Yields:
+        A path of the same name in a folder that exists. What a kill leaves there, unfinished files
+        included, is removed when the run is resumed.
     """
     with (
         noting("found in a trial of the end of the run, before the first step"),
         workshop(path) as place,
     ):
-        yield place.item
+        place.item.mkdir()
+        yield place.item / path.name
 
 
 def measurements_of(folder: RunFolder, step: int, name: str) -> dict[str, float]:

@@ -1,14 +1,19 @@
 """The step loop: what is due when, seeds, first batch, pauses, and batches left over."""
 
+import os
+import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from tessella.files import atomic_folder
 from tessella.train import steps
 from tessella.train.engine import RunConfig, seed_step
-from tessella.train.steps import training_steps
+from tessella.train.steps import training_steps, trial
+from tessella.unfinished import sweep
 
 ACCELERATOR: Any = SimpleNamespace(
     is_main_process=False, num_processes=1, process_index=0, device=torch.device("cpu")
@@ -71,3 +76,26 @@ def test_batches_left_over_are_an_error() -> None:
     next(loop)
     with pytest.raises(RuntimeError, match="step 1: some of its batches were not used"):
         next(loop)
+
+
+def test_a_kill_in_the_trial_of_the_end_leaves_nothing(tmp_path: Path) -> None:
+    """The model of a trial is half written when the process is killed."""
+    model = tmp_path / "tokenizer"
+    child = os.fork()
+    if not child:
+        with trial(model) as place, atomic_folder(place, kind="tokenizer") as folder:
+            (folder / "card.json").write_text("{}")
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    left = [path.name for path in tmp_path.rglob("*")]
+    assert "card.json" in left and "tokenizer.writer" in left
+    sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_is_removed(tmp_path: Path) -> None:
+    with trial(tmp_path / "tokenizer") as place:
+        with atomic_folder(place, kind="tokenizer") as folder:
+            (folder / "card.json").write_text("{}")
+        assert (place / "card.json").is_file() and place.name == "tokenizer"
+    assert not list(tmp_path.iterdir())
