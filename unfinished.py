@@ -7,6 +7,9 @@ process ends, however it ends. So a lock that can be had means a dead writer, an
 the same name (`sweep`) puts back what was replaced and removes the rest. A folder without the file
 of a writer of ours, or with anything else in it, is left as it is; so is one of another machine
 that changed in the last day, as some network file systems lock for one machine only.
+
+Work that another command goes on with after an interruption is in `NAME.unfinished/` instead, whose
+only writer holds its lock (`UnfinishedFolder`).
 """
 
 import contextlib
@@ -25,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .documents import read_json
-from .manifest import unlisted
+from .manifest import some_of, unlisted
 
 _FORM = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
 _OLD_FORM = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.old", re.DOTALL)
@@ -93,7 +96,6 @@ def workshop(path: Path) -> Iterator[Workshop]:
 
 def _open(path: Path) -> tuple[int, Workshop]:
     """Make and lock a workshop; again if a sweep took it before it was locked."""
-    about = json.dumps({"tessella": "writer", "machine": platform.node(), "process": os.getpid()})
     while True:
         folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         place = _workshop(folder, path.name)
@@ -102,11 +104,17 @@ def _open(path: Path) -> tuple[int, Workshop]:
             descriptor = open_lock(_writer_file(place), new=True)
             if lock(descriptor) is not False:
                 _held.add(descriptor)
-                os.write(descriptor, about.encode())
+                os.write(descriptor, _about_us())
                 if os.path.exists(_writer_file(place)):
                     return descriptor, place
                 _held.discard(descriptor)
             os.close(descriptor)
+
+
+def _about_us() -> bytes:
+    """Content of the file that this process keeps locked."""
+    us = {"tessella": "writer", "machine": platform.node(), "process": os.getpid()}
+    return json.dumps(us).encode()
 
 
 def _workshop(folder: Path, name: str) -> Workshop:
@@ -259,3 +267,95 @@ def _remove(place: Workshop) -> None:
         with contextlib.suppress(OSError):
             _writer_file(place).unlink()
             place.folder.rmdir()
+
+
+class UnfinishedFolder:
+    """The folder `NAME.unfinished` beside an output, for one writer at a time.
+
+    It stays when its writer is interrupted or killed, and the next one goes on with it. The writer
+    holds a lock on `LOCK` in it.
+
+    Args:
+        path: Path of the folder.
+        ours: Form of the names that its writers make. A folder with another name in it, or with
+            something in it but no `LOCK`, is not ours.
+    """
+
+    LOCK = "writer.json"
+
+    def __init__(self, path: Path, ours: re.Pattern[str]) -> None:
+        self.path = path
+        self._ours = ours
+        self._descriptor: int | None = None
+
+    def take(self) -> str | None:
+        """Make the folder and hold its lock until `release`, or until this process ends.
+
+        Returns:
+            None, or who holds the lock, in words.
+
+        Raises:
+            FileExistsError: If something that is not ours stands there.
+            OSError: If it cannot be made.
+        """
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
+            raise FileExistsError(f"{self.path}: is in the way; expected a folder or nothing")
+        while self._descriptor is None:
+            with contextlib.suppress(FileNotFoundError):  # its last writer has just removed it
+                self.path.mkdir(parents=True, exist_ok=True)
+                if foreign := self._foreign():
+                    raise FileExistsError(
+                        f"{self.path}: holds what tessella did not write there: "
+                        f"{some_of(foreign)}; move it away"
+                    )
+                descriptor = open_lock(self.path / self.LOCK)
+                if lock(descriptor) is False:
+                    os.close(descriptor)
+                    return self._owner()
+                if self._is_there(descriptor):
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, _about_us())
+                    _held.add(descriptor)
+                    self._descriptor = descriptor
+                else:
+                    os.close(descriptor)
+        return None
+
+    def release(self) -> None:
+        """Give the lock back; without a lock, do nothing."""
+        if self._descriptor in _held:  # not in a forked child, where the number may be another file
+            _held.discard(self._descriptor)
+            os.close(self._descriptor)
+        self._descriptor = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._descriptor is not None
+
+    def remove(self) -> None:
+        """Remove the lock's file and the folder, if nothing else is in it; while it is held."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path / self.LOCK)
+        with contextlib.suppress(OSError):  # something else is in it, or a writer has just come
+            os.rmdir(self.path)
+
+    def _foreign(self) -> list[str]:
+        names = sorted(os.listdir(self.path))
+        return [n for n in names if not self._ours.fullmatch(n)] if self.LOCK in names else names
+
+    def _is_there(self, descriptor: int) -> bool:
+        """Whether the lock's file was not removed before it was locked."""
+        try:
+            return os.path.samestat(os.stat(self.path / self.LOCK), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
+
+    def _owner(self) -> str:
+        try:
+            found = read_json(self.path / self.LOCK, _Writer, most=4096)
+        except (OSError, ValueError):
+            return "a process that has just begun"
+        if (found.process, found.machine) == (os.getpid(), platform.node()):
+            return "this one, with another writer"
+        return f"process {found.process} on {found.machine!r}"

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..data.images import to_tensor
 from ..data.transforms import resize_center_crop
 from ..generators.base import Generator
+from ..model_folders import trained_on
 from ..tokens.tokens import Tokens
 from .edit import between, read_masked_image, variation_mask
 from .edit import enrich as enrich_tokens
@@ -195,7 +196,7 @@ def draw_edit(
     labels = None if first is None else [first] * num
     facts: dict[str, Any] = {"label": first}
     if image is not None:
-        facts["trained_on"] = training_data(generator)
+        facts["trained_on"] = trained_on(generator.card)
     if first is not None and last is not None:
         del facts["label"]
         generator, labels = between(generator, first, last, num), list(range(num))
@@ -246,15 +247,6 @@ def draw_edit(
         cell = window.side / max(spec.shape)
         images = blend(pixels, images, region, window, radius=max(1, round(cell / 2)))
     return result(images, tokens)
-
-
-def training_data(generator: Generator) -> str:
-    """What a generator was trained on, as its card says; `unknown` if it does not."""
-    data = (generator.card or {}).get("data")
-    if not isinstance(data, dict) or not data.get("source"):
-        return "unknown" if not isinstance(data, str) else data
-    images = data.get("images")
-    return f"{data['source']}, {images:,} images" if isinstance(images, int) else data["source"]
 
 
 _NAMES = {name: name for name in ("image", "mask", "box", "outside", "variation", "enrich")}

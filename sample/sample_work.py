@@ -24,16 +24,16 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..documents import parse_json, read_json
 from ..files import SaveError, atomic_file
-from ..manifest import sha256_file, some_of
+from ..manifest import sha256_file
 from ..tokens.store_work import describe_differences
-from ..unfinished import lock, open_lock, sweep
+from ..tokens.token_file import load_tensors, save_tensors
+from ..unfinished import UnfinishedFolder, sweep
 
-LOCK, SETTINGS, IMAGES = "writer.json", "settings.json", "number of images"
+SETTINGS, IMAGES = "settings.json", "number of images"
 _BATCH = re.compile(r"batch-(\d{6,})\.safetensors")
 _OURS = re.compile(
     r"writer\.json|settings\.json|\d{6,}\.png|batch-\d{6,}\.safetensors"
@@ -65,7 +65,7 @@ class SampleWork:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.path = out.with_name(f"{out.name}.unfinished")
-        self._lock: int | None = None
+        self._folder = UnfinishedFolder(self.path, _OURS)
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Make the folder and take its lock, or continue what is there.
@@ -103,15 +103,12 @@ class SampleWork:
 
     def end(self, *, keep: bool) -> None:
         """Give the lock back, and remove the folder unless its batches are kept."""
-        if self._lock is None:
+        if not self._folder.is_held:
             return
         if not keep:
             self._clear()
-            with contextlib.suppress(OSError):  # something else is in it
-                os.unlink(self.path / LOCK)
-                os.rmdir(self.path)
-        os.close(self._lock)
-        self._lock = None
+            self._folder.remove()
+        self._folder.release()
 
     def save(self, number: int, picture: Image.Image) -> None:
         """Write one picture; it counts once its batch is added."""
@@ -135,17 +132,17 @@ class SampleWork:
         """
         sums = [sha256_file(self.path / file_of(i)) for i in range(first, first + count)]
         with atomic_file(self.path / f"batch-{first:06d}.safetensors") as temporary:
-            save_file({"packed": packed.contiguous()}, temporary, {"sha256": json.dumps(sums)})
+            save_tensors({"packed": packed.contiguous()}, temporary, {"sha256": json.dumps(sums)})
 
     def read(self, first: int, count: int) -> Tensor | None:
         """Tokens of a batch, (count, P) uint8; None if it is not complete, or was changed."""
         name = f"batch-{first:06d}.safetensors"
         try:
-            with safe_open(self.path / name, "pt") as file:
-                packed: Tensor = file.get_tensor("packed")
-                expected = parse_json((file.metadata() or {}).get("sha256", "null"), name=name)
+            tensors, about = load_tensors(self.path / name, error=ValueError, digest=True)
+            packed = tensors["packed"]
+            expected = parse_json(about.get("sha256", "null"), name=name)
             found = [sha256_file(self.path / file_of(i)) for i in range(first, first + count)]
-        except (OSError, SafetensorError, ValueError):
+        except (OSError, KeyError, ValueError):
             return None
         good = expected == found and packed.ndim == 2 and len(packed) == count
         return packed if good and packed.dtype == torch.uint8 else None
@@ -171,26 +168,16 @@ class SampleWork:
                 target.write_bytes(source.read_bytes())
 
     def _take_lock(self) -> None:
-        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
-            raise FileExistsError(f"{self.path}: is in the way; expected a folder or nothing")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            names = sorted(os.listdir(self.path))
-            foreign = [n for n in names if not _OURS.fullmatch(n)] if LOCK in names else names
-            if foreign:
-                raise FileExistsError(
-                    f"{self.path}: holds what tessella did not write there: {some_of(foreign)}; "
-                    "move it away"
-                )
-            descriptor = open_lock(self.path / LOCK)
+            owner = self._folder.take()
         except FileExistsError:
             raise
         except OSError as error:
             raise SaveError(f"cannot write {self.path}: {error.strerror}") from None
-        if lock(descriptor) is False:
-            os.close(descriptor)
-            raise FileExistsError(f"{self.path}: another process is drawing these samples")
-        self._lock = descriptor
+        if owner is not None:
+            raise FileExistsError(
+                f"{self.path}: another process is drawing these samples ({owner})"
+            )
 
     def _compare(self, settings: Mapping[str, Any]) -> None:
         now = parse_json(json.dumps(dict(settings)), name=SETTINGS)

@@ -15,6 +15,7 @@ from tessella.model_folders import bundled_models, find_folder, read_card, train
         ({"data": {"source": "photos"}}, "photos"),
         ({"data": "ImageNet"}, "ImageNet"),
         ({"data": {"source": 3}}, "not stated"),
+        ({"data": {"images": 3}}, "not stated"),
         ({"data": ["emoji"]}, "not stated"),
         ({"imported": {"format": "maskbit"}}, "not stated"),
         ({}, "not stated"),

@@ -13,13 +13,10 @@ does not list is what a killed writer left, and is removed. Nothing else there i
 """
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,19 +24,15 @@ from typing import Any
 
 from ..config import STRICT, to_dict
 from ..documents import DocumentError, check, parse_json, read_json
-from ..files import SaveError, atomic_file, some_of
+from ..files import SaveError, atomic_file
+from ..unfinished import UnfinishedFolder
 from .store_format import UNFINISHED, StoredFile, StoreError, check_file
 
-LOCK, STATE = "writer.json", "progress.json"
-KIND = "unfinished token store"
+LOCK, STATE = UnfinishedFolder.LOCK, "progress.json"
 _OURS = re.compile(
     r"writer\.json|progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors"
     r"|\.(progress\.json|probe\.safetensors|(shard|pending)-\d{5,}\.safetensors)\.\w+\.partial"
 )
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-"""Errors of file systems without locks, where two writers of one store are not noticed."""
-_HELD: set[tuple[int, int, int]] = set()
-"""Locks of this process, by its id, device and inode: the system's locks are between processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +70,6 @@ class WorkState:
         return [*self.shards, *filter(None, (self.pending, self.probe))]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Owner:
-    """Content of `writer.json`."""
-
-    pid: int
-    host: str
-
-
 class WorkFolder:
     """The unfinished folder of a store; `lock` it before anything else.
 
@@ -97,8 +82,7 @@ class WorkFolder:
 
     def __init__(self, store: Path) -> None:
         self.path = store.with_name(f"{store.name}{UNFINISHED}")
-        self._lock: int | None = None
-        self._key = (0, 0, 0)
+        self._folder = UnfinishedFolder(self.path, _OURS)
 
     def lock(self) -> None:
         """Make the folder and hold its lock until `release`, or until this process ends.
@@ -108,63 +92,18 @@ class WorkFolder:
             FileExistsError: If something else stands at its path.
             SaveError: If it cannot be made.
         """
-        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
-            raise FileExistsError(f"{self.path}: is in the way; expected a folder or nothing")
-        while self._lock is None:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                if foreign := self._foreign():
-                    raise FileExistsError(
-                        f"{self.path}: holds what tessella did not write there: "
-                        f"{some_of(foreign)}; move it away"
-                    )
-                self._lock = self._try_lock()
-            except FileNotFoundError:
-                continue  # its last writer has just removed the folder
-            except FileExistsError:
-                raise
-            except OSError as error:
-                raise SaveError(f"cannot write {self.path}: {error.strerror}") from None
-
-    def _foreign(self) -> list[str]:
-        """Names in the folder that no writer of stores makes; all, if there is no lock file."""
-        names = sorted(os.listdir(self.path))
-        return [n for n in names if not _OURS.fullmatch(n)] if LOCK in names else names
-
-    def _try_lock(self) -> int | None:
-        """Take the lock; None if its file was removed at the same moment."""
-        path = self.path / LOCK
-        busy = f"{self.path}: another process is writing this token store"
-        if path.exists() and _key(os.stat(path)) in _HELD:
-            raise StoreError(f"{busy} (this one, with another writer)")
-        found = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
-            try:
-                fcntl.lockf(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise StoreError(f"{busy} ({_owner(found)})") from None
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-            self._key = _key(os.fstat(found))
-            if not path.exists() or _key(os.stat(path)) != self._key:
-                os.close(found)
-                return None
-            who = {"kind": KIND, "host": socket.gethostname(), "pid": os.getpid()}
-            os.ftruncate(found, 0)
-            os.pwrite(found, json.dumps(who).encode(), 0)
-        except (StoreError, OSError):
-            os.close(found)
+            owner = self._folder.take()
+        except FileExistsError:
             raise
-        _HELD.add(self._key)
-        return found
+        except OSError as error:
+            raise SaveError(f"cannot write {self.path}: {error.strerror}") from None
+        if owner is not None:
+            raise StoreError(f"{self.path}: another process is writing this token store ({owner})")
 
     def release(self) -> None:
         """Give the lock back; without a lock, do nothing."""
-        if self._lock is not None:
-            _HELD.discard(self._key)
-            os.close(self._lock)
-            self._lock = None
+        self._folder.release()
 
     def is_empty(self) -> bool:
         """Whether no state is kept here."""
@@ -212,10 +151,7 @@ class WorkFolder:
     def remove(self) -> None:
         """Clear the folder and remove it; only while the lock is held."""
         self.clear()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path / LOCK)
-        with contextlib.suppress(OSError):  # something else is in it, or a writer has just come
-            os.rmdir(self.path)
+        self._folder.remove()
 
     def _remove_others(self, kept: set[str]) -> None:
         for name in os.listdir(self.path):
@@ -268,19 +204,6 @@ def describe_differences(
 def _short(value: Any) -> str:
     text = "nothing" if value is None else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _key(found: os.stat_result) -> tuple[int, int, int]:
-    return os.getpid(), found.st_dev, found.st_ino
-
-
-def _owner(lock: int) -> str:
-    """Process that holds a lock, as far as it can be read."""
-    try:
-        who = check(parse_json(os.pread(lock, 1000, 0), name=LOCK), _Owner, name=LOCK)
-        return f"process {who.pid} on {who.host!r}"
-    except (OSError, DocumentError):
-        return "a process that has just begun"
 
 
 def _checksum(data: dict[str, Any]) -> str:

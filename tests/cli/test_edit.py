@@ -69,7 +69,7 @@ def test_edit_by_mask_redraws_the_light_part_only(
         "undecided": int(mask.sum()) - 32,
         "known_unchanged": True,
         "label": 1,
-        "trained_on": "unknown",
+        "trained_on": "not stated",
         "window": [0, 0, 48],
         "size": "48x48",
     }
@@ -244,7 +244,7 @@ def test_enriching_draws_all_of_a_picture_anew(
         "positions": 64,
         "drawn_anew": 64,
         "label": None,
-        "trained_on": "unknown",
+        "trained_on": "not stated",
         "size": "32x32",
     }
     generator = load_generator(folders[0])
