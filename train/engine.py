@@ -59,7 +59,7 @@ class RunConfig:
     """Length, batches, precision and reporting of a run.
 
     Args:
-        steps: Optimizer steps of the run, of which all other counts of steps are parts.
+        steps: Optimizer steps.
         minutes: Length in minutes in place of `steps`, > 0: from the first step to the last one on
             the clock, with the pictures, measurements and checkpoints between them, less the time
             between a stop and its resume. Every count of steps then stands for its part of

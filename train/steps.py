@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from ..progress import progress_bar
 from ..unfinished import workshop
-from .command import format_numbers, say, stopped_message
+from .command import format_numbers, say, stopped_message, tell
 from .engine import RunConfig, StopSignal, images_per_step, seed_step
 from .health import check_finite
 from .length import Length, Pace, Plan
@@ -288,12 +288,26 @@ def log_plan(plan: Plan, seconds: float, folder: RunFolder) -> None:
 
 
 def log_measurements(
-    measured: dict[str, float], step: int, folder: RunFolder, accelerator: Accelerator
+    measured: dict[str, float],
+    step: int,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    *,
+    final: bool = False,
 ) -> None:
-    """Write measurements of the validation split to the log, the trackers and the terminal."""
+    """Write measurements of the validation split to the log, the trackers and the terminal.
+
+    Args:
+        measured: Measurements by name.
+        step: Optimizer steps done.
+        folder: Run folder.
+        accelerator: Trackers of the run.
+        final: Whether they are the result of the run, which --quiet shows as well.
+    """
     folder.log({"step": step, **measured})
     accelerator.log(measured, step=step)
-    say(folder.writes, f"step {step}: " + format_numbers(measured))
+    show = tell if final else say
+    show(folder.writes, f"step {step}: " + format_numbers(measured))
 
 
 @contextmanager
@@ -377,13 +391,13 @@ def end_run(
         Whether the run is complete; if it was stopped, a message says how to continue.
     """
     for name, reason in broken.items():
-        say(folder.writes, f"skipped broken image {name}: {reason}")
+        tell(folder.writes, f"skipped broken image {name}: {reason}")
         folder.log({"step": state.step, "broken": name, "reason": reason})
     # Not `end_training`: it also tears the process group down, and a rank that leaves while another
     # is still in its last collective can leave that one waiting. The group ends with the processes.
     for tracker in accelerator.trackers:
         tracker.finish()
     if not state.length.ended(state.step):
-        say(folder.writes, stopped_message(state.step, accelerator.num_processes, command))
+        tell(folder.writes, stopped_message(state.step, accelerator.num_processes, command))
         return False
     return True
