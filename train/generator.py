@@ -177,7 +177,7 @@ def train(
     state.ema.module.calibrate(tried.tokens, tried.labels, seed=run.seed)
     if config.init is not None and not resume:
         state.start_from(config.init)
-    state.samples(limit=1)
+    state.samples(validation.captions, limit=1)
 
     def write_model(path: Path, measured: dict[str, float]) -> str:
         card = {
@@ -199,7 +199,7 @@ def train(
         return f"wrote {path} (fingerprint {facts['fingerprint']})"
 
     def draw(path: Path) -> None:
-        draw_samples(*state.samples(), config.samples_per_class, path)
+        draw_samples(*state.samples(validation.captions), config.samples_per_class, path)
 
     folder = RunFolder(out, config, resume=resume, writes=main, model="generator")
     accelerator.wait_for_everyone()

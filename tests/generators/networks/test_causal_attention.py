@@ -14,7 +14,8 @@ from tessella.generators.networks.attention import (
     compute_attention,
 )
 from tessella.generators.networks.attention_rules import AttentionKernel
-from tessella.generators.networks.llama import CausalTransformer, LlamaConfig
+from tessella.generators.networks.causal_llama import CausalTransformer
+from tessella.generators.networks.llama import LlamaConfig
 from tessella.tests.cases import over
 
 ATOL = 1e-6
