@@ -243,8 +243,10 @@ class Generator(nn.Module):
         neither = draw < self.config.label_dropout
         if self.text is None:
             return torch.where(neither, self.num_classes, labels), None
-        # Texts that nobody gave are read all the same: every weight takes part in every step.
-        text = self.text([""] * len(seeds) if prompts is None else prompts)
+        if prompts is not None and any(map(str.strip, prompts)):
+            text = self.text(prompts)
+        else:  # something is read all the same: every weight takes part in every step
+            text = self.text(["a"] * len(seeds)).kept(torch.zeros_like(neither))
         text, labels = self.text.hide(text, labels, self.num_classes, seeds, neither)
         return labels, text
 
