@@ -6,7 +6,6 @@ and must have the SHA-256 that stands here before a byte of them is interpreted.
 downloaded. Each text is read alone, so that its states are the same in every batch and process.
 """
 
-import collections
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -35,8 +34,8 @@ LIBRARY = "transformers"
 DIM = 384
 LONGEST = 510
 """Largest `max_length`: the positions of the network, less those of its two special tokens."""
-MOST_CACHED = 2**16
-"""Most tokens whose states are kept: 100 MB."""
+MOST_CACHED = 2**12
+"""Most texts whose states are kept, of 1.5 kB for each piece: 50 MB of captions of 8 pieces."""
 _UNUSED = ("pooler.", "embeddings.position_ids")
 """Starts of the names of the tensors that its last hidden states do not depend on."""
 
@@ -90,8 +89,10 @@ class MiniLMEncoder(TextEncoder):
     def forward(self, texts: Sequence[str]) -> TextStates:
         """States of pieces; see `TextEncoder.forward`."""
         network = load_minilm(self.anchor.device)
-        found = [network.states(text, self.max_length) for text in strings(texts)]
-        lengths = self.anchor.new_tensor([len(each) for each in found]).long()
+        pieces = load_pieces()
+        ids = [tuple(pieces.ids(text)[: self.max_length]) for text in strings(texts)]
+        found = [network.states(each) for each in ids]
+        lengths = torch.tensor(list(map(len, ids)), dtype=torch.int64, device=self.anchor.device)
         states = self.anchor.new_zeros(len(found), max(map(len, found), default=0), DIM)
         for row, each in zip(states, found, strict=True):
             row[: len(each)] = each
@@ -120,7 +121,7 @@ class Pieces:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._none = self._tokenizer.token_to_id("[UNK]")
-        self.first, self.last = map(self._tokenizer.token_to_id, ("[CLS]", "[SEP]"))
+        self.ends = tuple(map(self._tokenizer.token_to_id, ("[CLS]", "[SEP]")))
 
     def ids(self, text: str) -> list[int]:
         """Numbers of the pieces of a text, without special tokens."""
@@ -139,7 +140,7 @@ class Pieces:
 
 
 class MiniLM:
-    """The frozen network on one device, with states that it computed before.
+    """The frozen network on one device; `states` remembers what it computed last.
 
     Args:
         blob: Content of its `model.safetensors`.
@@ -165,34 +166,19 @@ class MiniLM:
         weights = safetensors.load(blob)
         network.load_state_dict({k: v for k, v in weights.items() if not k.startswith(_UNUSED)})
         self._network = network.float().to(device).eval().requires_grad_(False)
-        self._pieces, self._device = pieces, device
-        self._cache: collections.OrderedDict[tuple[str, int], Tensor] = collections.OrderedDict()
-        self._cached = 0
+        self._ends, self._device = pieces.ends, device
+        self.states = functools.lru_cache(MOST_CACHED)(self._states)
 
-    def states(self, text: str, max_length: int) -> Tensor:
-        """States of the first pieces of a text, (L, 384) float32, not to be changed.
+    def _states(self, ids: tuple[int, ...]) -> Tensor:
+        """States of the pieces of a text, (L, 384) float32, which are not to be changed.
 
         Args:
-            text: The text.
-            max_length: Most pieces that are read.
+            ids: Numbers of the pieces.
         """
-        key = (text, max_length)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        found = self._computed(self._pieces.ids(text)[:max_length])
-        if len(text) <= MOST_CACHED:
-            self._cache[key] = found
-            self._cached += len(found) + 1
-        while self._cached > MOST_CACHED:
-            _, oldest = self._cache.popitem(last=False)
-            self._cached -= len(oldest) + 1
-        return found
-
-    def _computed(self, ids: list[int]) -> Tensor:
         if not ids:
             return torch.zeros(0, DIM, device=self._device)
-        tokens = torch.tensor([[self._pieces.first, *ids, self._pieces.last]], device=self._device)
+        first, last = self._ends
+        tokens = torch.tensor([[first, *ids, last]], device=self._device)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             states: Tensor = self._network(tokens).last_hidden_state
         return states[0, 1:-1].clone()

@@ -51,7 +51,7 @@ def captions_of(tars: Iterable[Path]) -> Iterator[str]:
     for path in tars:
         with tarfile.open(path) as tar:
             for member in tar:
-                if member.name.endswith(".json") and "/" in member.name:
+                if member.name.endswith(".json") and member.name != "classes.json":
                     content = tar.extractfile(member)
                     assert content is not None
                     yield json.loads(content.read())["caption"]
