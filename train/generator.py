@@ -32,6 +32,7 @@ from tessella.train.command import (
 from tessella.train.engine import build_accelerator, run_facts
 from tessella.train.generator_recipe import (
     TrainGeneratorConfig,
+    check_captions,
     check_val_source,
     resolve_generator,
 )
@@ -171,6 +172,9 @@ def train(
         tokenizer, val_source, num_classes, batch_size, EVAL_IMAGES, broken=broken
     )
     classes = source.classes if store is None else store.classes
+    check_captions(config, validation.captions, f"{val_source.name} ({val_source.split})")
+    if store is not None:
+        check_captions(config, map(str, filter(None, store.captions)), str(store.path))
     state = GeneratorRun(config, accelerator, tokenizer, classes)
     # The first update of the averaged weights replaces what is fitted here to try the sampler.
     tried = validation.to(device)

@@ -116,7 +116,9 @@ def test_every_weight_takes_part_in_every_step(
 ) -> None:
     """Or several processes would wait for gradients that never come."""
     generator = build(kind, text).train()
-    generator(tokens(4), torch.tensor([0, 1, 2, -1]), prompts, seeds=torch.arange(4)).loss.backward()
+    generator(
+        tokens(4), torch.tensor([0, 1, 2, -1]), prompts, seeds=torch.arange(4)
+    ).loss.backward()
     assert [n for n, p in generator.named_parameters() if p.grad is None] == []
     assert generator.text is not None
     learned = generator.text.project.weight.grad
