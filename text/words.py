@@ -211,7 +211,7 @@ def _copied_vectors() -> Tensor:
     return load_words().vectors.clone()
 
 
-@functools.lru_cache(maxsize=2**14)
+@functools.lru_cache(maxsize=2**12)
 def _rows_of(text: str) -> tuple[int, ...]:
     """Rows of a text; captions of a training come again and again."""
     return tuple(load_words().look_up(text))
