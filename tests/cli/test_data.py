@@ -25,7 +25,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_providers, "find_spec", lambda package: None)
+    monkeypatch.setattr(building, "find_spec", lambda package: None)
 
 
 def run(*words: object, code: int = 0) -> Result:
