@@ -118,6 +118,7 @@ def sample(
     else:
         wanted = list(range(generator.num_classes)) or [-1]
     if generator.text is not None:
+        generator.text.encoder.check(texts)
         ignored = sorted({word for text in texts for word in generator.text.encoder.unknown(text)})
         if ignored:
             words = ", ".join(map(one_line, ignored[:8])) + (", ..." if len(ignored) > 8 else "")

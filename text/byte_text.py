@@ -16,7 +16,6 @@ from ..config import STRICT
 from .characters import plain
 from .encoder import TextEncoder, TextStates, check_max_length, strings, valid_of
 
-DROPOUT = 0.1
 _EXPANSION = 4
 """Width of the hidden layer of a block, in widths of a state."""
 _INIT_STD = 0.02
@@ -31,6 +30,7 @@ class BytesConfig:
         num_layers: Transformer blocks, > 0.
         num_heads: Attention heads, > 0.
         max_length: Most bytes of a text, 1 to 4,096.
+        dropout: Dropout in training, of the embedded bytes and in the blocks.
     """
 
     __pydantic_config__ = STRICT
@@ -39,12 +39,15 @@ class BytesConfig:
     num_layers: int = 2
     num_heads: int = 4
     max_length: int = 160
+    dropout: float = 0.1
 
     def __post_init__(self) -> None:
         check_max_length(self.max_length)
         for name in ("width", "num_layers", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected 0 to below 1, found {self.dropout}")
         if self.width % self.num_heads:
             raise ValueError(
                 f"width: expected a multiple of num_heads ({self.num_heads}), found {self.width}"
@@ -69,13 +72,13 @@ class BytesEncoder(TextEncoder):
         self.positions = nn.Embedding(config.max_length, config.width)
         for table in (self.bytes, self.positions):
             nn.init.normal_(table.weight, std=_INIT_STD)
-        self.dropout = nn.Dropout(DROPOUT)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 config.width,
                 config.num_heads,
                 _EXPANSION * config.width,
-                DROPOUT,
+                config.dropout,
                 activation="gelu",
                 batch_first=True,
                 norm_first=True,
