@@ -28,7 +28,7 @@ class ClassConditional:
 
     num_classes: int | None
     label_dropout: float
-    text: TextConfig | None
+    text: TextConfig | None = None
 
     def build(self, spec: TokenSpec) -> "Generator":
         """The generator of this config for tokens of `spec`, freshly initialized.
