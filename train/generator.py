@@ -242,14 +242,14 @@ def train(
     accumulation = run.gradient_accumulation_steps
     batches = reader.batches(
         batch_size,
-        num_steps=run.steps * accumulation,
+        num_steps=state.length.most_steps * accumulation,
         start_step=state.step * accumulation,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
     panels = {**state.generator.panels, **PANELS}
     measured: dict[str, float] = {}
-    for step in training_steps(batches, state, run, accelerator):
+    for step in training_steps(batches, state, run, accelerator, folder):
         for batch in step.batches:
             batch = batch.to(device)
             if step.first_batch and state.step == 0 and config.init is None:
@@ -259,7 +259,8 @@ def train(
         ids = step.batch.ids
         if step.logs:
             record = step.log(state.report, state.optimizer, ids, folder, accelerator)
-            alarms = prediction_alarms(record, config.optimizer.lr.warmup_steps)
+            warmup = state.length.steps_for(config.optimizer.lr.warmup_steps, state.step)
+            alarms = prediction_alarms(record, warmup)
             log_alarms([*alarms, *loss_alarms(record)], step.number, folder)
         step.pause_clock()  # pictures and checkpoints are not training speed
         if main and step.evaluates:
@@ -273,7 +274,7 @@ def train(
         if step.saves:
             state.seconds = step.seconds
             state.save(folder, facts, ids)
-    if main and state.step >= run.steps:
+    if main and state.length.ended(state.step):
         written = write_model(out / "generator", {})
         measured = measurements_of(folder, state.step, f"val_{state.generator.monitor}")
         if not measured:
@@ -286,7 +287,7 @@ def train(
         update_curves(folder, panels, hint=True)
         say(main, write_model(out / "generator", measured))
     skipped = reader.broken | of_validation(broken)
-    finished = end_run(state, run, skipped, folder, accelerator, command)
+    finished = end_run(state, skipped, folder, accelerator, command)
     return measured if finished else None
 
 

@@ -29,6 +29,7 @@ from .engine import (
 )
 from .generator_recipe import TrainGeneratorConfig
 from .health import check_finite
+from .length import Length
 from .resumed import Facts, restore_modules
 from .run_folder import RunFolder
 from .token_batches import TokenBatch
@@ -69,7 +70,7 @@ class GeneratorRun:
         self.generator = generator.to(accelerator.device)
         self.generator.classes = tuple(classes)
         self.ema = EMA(self.generator, config.ema_decay)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.length = 0, 0.0, Length(config.run)
         self.init: dict[str, str | None] | None = None
         self.window, self.metrics = LossWindow(), MetricWindow()
         self.optimizer = build_optimizer(self.generator.parameters(), config.optimizer)
@@ -116,6 +117,7 @@ class GeneratorRun:
             "optimizer": self.optimizer.state_dict(),
             "ema_updates": self.ema.num_updates,
             "seconds": self.seconds,
+            "length": self.length.state_dict(self.step),
             "windows": windows,
             "metrics": metrics,
             "facts": facts,
@@ -149,6 +151,7 @@ class GeneratorRun:
             self.window.load_state_dict(saved["windows"][rank], device)
             self.metrics.load_state_dict(saved["metrics"][rank], device)
         self.seconds, self.init = saved["seconds"], saved.get("init")
+        self.length.load_state_dict(saved.get("length"), self.step, self.seconds)
 
     def train_batch(self, batch: TokenBatch) -> None:
         """Forward and backward on one batch; the optimizer steps when gradients are due.
@@ -157,7 +160,8 @@ class GeneratorRun:
         """
         config = self.config
         with self.accelerator.accumulate(self.model):
-            set_lr(self.optimizer, config.optimizer.lr, self.step, config.run.steps)
+            place = self.length.position(self.step)
+            set_lr(self.optimizer, config.optimizer.lr, place, config.run.steps)
             seeds = derive_seeds(config.run.seed, batch.numbers)
             output = self.model(batch.tokens, batch.labels, batch.captions, seeds=seeds)
             loss = self._shared(output.loss, output.weight)
