@@ -33,6 +33,7 @@ from tessella.train.command import (
 from tessella.train.engine import build_accelerator, run_facts
 from tessella.train.generator_recipe import (
     TrainGeneratorConfig,
+    check_captions,
     check_val_source,
     resolve_generator,
 )
@@ -173,13 +174,16 @@ def train(
         tokenizer, val_source, num_classes, batch_size, EVAL_IMAGES, broken=broken
     )
     classes = source.classes if store is None else store.classes
+    check_captions(config, validation.captions, f"{val_source.name} ({val_source.split})")
+    if store is not None:
+        check_captions(config, map(str, filter(None, store.captions)), str(store.path))
     state = GeneratorRun(config, accelerator, tokenizer, classes)
     # The first update of the averaged weights replaces what is fitted here to try the sampler.
     tried = validation.to(device)
     state.ema.module.calibrate(tried.tokens, tried.labels, seed=run.seed)
     if config.init is not None and not resume:
         state.start_from(config.init)
-    state.samples(limit=1)
+    state.samples(validation.captions, limit=1)
 
     def write_model(path: Path, measured: dict[str, float]) -> str:
         card = {
@@ -201,7 +205,7 @@ def train(
         return f"wrote {path} (fingerprint {facts['fingerprint']})"
 
     def draw(path: Path) -> None:
-        draw_samples(*state.samples(), config.samples_per_class, path)
+        draw_samples(*state.samples(validation.captions), config.samples_per_class, path)
 
     folder = RunFolder(out, config, resume=resume, writes=main, model="generator")
     accelerator.wait_for_everyone()

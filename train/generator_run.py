@@ -173,7 +173,7 @@ class GeneratorRun:
             place = self.length.position(self.step)
             set_lr(self.optimizer, config.optimizer.lr, place, config.run.steps)
             seeds = derive_seeds(config.run.seed, batch.numbers)
-            output = self.model(batch.tokens, batch.labels, seeds=seeds)
+            output = self.model(batch.tokens, batch.labels, batch.captions, seeds=seeds)
             loss = self._shared(output.loss, output.weight)
             losses = {"loss": loss}
             norm = descend(
@@ -213,6 +213,7 @@ class GeneratorRun:
                 output = self.ema.module(
                     tokens.tokens[rows].to(device),
                     tokens.labels[rows].to(device),
+                    tokens.captions[rows],
                     seeds=seeds[rows].to(device),
                 )
                 for name, pair in output.metrics.items():
@@ -222,22 +223,36 @@ class GeneratorRun:
         return {f"val_{name}": value / count for name, (value, count) in pairs.items() if count}
 
     @torch.no_grad()
-    def samples(self, *, limit: int | None = None) -> tuple[Tensor, list[str]]:
-        """Sampled pictures (B, 3, H, W) of the averaged weights, and their class names.
+    def samples(
+        self, captions: Sequence[str], *, limit: int | None = None
+    ) -> tuple[Tensor, list[str]]:
+        """Sampled pictures (B, 3, H, W) of the averaged weights, and their titles.
 
         `samples_per_class` pictures of each of the first 16 classes, or that many pictures if there
-        are no classes, with the same seeds every time.
+        are no classes, with the same seeds every time. A generator that reads text draws as many by
+        the first captions instead, without labels.
 
         Args:
+            captions: Captions of the validation images.
             limit: Largest number of pictures; None: all.
         """
         generator, config = self.ema.module, self.config
         classes = range(min(generator.num_classes, MAX_CLASSES)) or [-1]
         labels = [label for label in classes for _ in range(config.samples_per_class)][:limit]
+        titles, prompts = [class_name(generator, label) for label in labels], None
+        known = [] if generator.text is None else generator.text.readable(captions)
+        if known:
+            titles = prompts = [known[i % len(known)] for i in range(len(labels))]
+            labels = [-1] * len(labels)
         size = config.run.batch_size_per_device
         tokens = generate(
-            generator, labels, seeds=range(len(labels)), sampling=config.sampling, batch_size=size
+            generator,
+            labels,
+            prompts=prompts,
+            seeds=range(len(labels)),
+            sampling=config.sampling,
+            batch_size=size,
         )
         starts = range(0, len(labels), size)
         pictures = [self.tokenizer.decode(tokens[i : i + size]).cpu() for i in starts]
-        return torch.cat(pictures), [class_name(generator, label) for label in labels]
+        return torch.cat(pictures), titles
