@@ -103,6 +103,8 @@ class TrainingStep(Generic[B]):
         first_batch: Whether `batch` is the first one since the start or the resume.
         last: Whether the run ends with this step; known when the batches are used up.
         stopping: Whether any process was asked to stop; known when the batches are used up.
+        spares: Whether pictures and measurements are left out, which have taken a fifth of a run in
+            minutes so far; known when the batches are used up.
     """
 
     batches: Iterator[B]
@@ -112,7 +114,7 @@ class TrainingStep(Generic[B]):
         self, number: int, run: RunConfig, length: Length, clock: Clock, bar: "RunBar"
     ) -> None:
         self.number = number
-        self.first_batch = self.last = self.stopping = False
+        self.first_batch = self.last = self.stopping = self.spares = False
         self._run, self._length, self._clock, self._bar = run, length, clock, bar
 
     @property
@@ -123,12 +125,12 @@ class TrainingStep(Generic[B]):
     @property
     def previews(self) -> bool:
         """Whether pictures are due; those of the last step come when the model is saved."""
-        return self._due(self._run.preview_every) and not self.last
+        return self._due(self._run.preview_every) and not (self.last or self.spares)
 
     @property
     def evaluates(self) -> bool:
         """Whether a measurement is due; that of the last step comes when the model is saved."""
-        return self._due(self._run.evaluate_every) and not self.last
+        return self._due(self._run.evaluate_every) and not (self.last or self.spares)
 
     @property
     def saves(self) -> bool:
@@ -257,10 +259,13 @@ def training_steps(
             step.first_batch = number == 0 and state.step == first_step
             yield step.batch
         state.step += 1
-        proposed = 0
+        proposed = [0, 0]
         if length.minutes is not None and accelerator.is_main_process:
-            proposed = pace.proposed_end(state.step, clock.seconds(), clock.paused)
-        step.stopping, end = stop.agreed(accelerator.device, proposed)
+            seconds = clock.seconds()
+            end = pace.proposed_end(state.step, seconds, clock.paused)
+            proposed = [end, int(pace.spares(seconds))]
+        step.stopping, (end, spares) = stop.agreed(accelerator.device, proposed)
+        step.spares = bool(spares)
         if end:
             log_plan(length.make_plan(state.step, end), clock.seconds(), folder)
         step.last = length.ended(state.step)

