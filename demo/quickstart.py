@@ -1,50 +1,29 @@
-"""`make demo`: from pictures to tokens to new pictures in some ten minutes on two CPU cores.
+"""`make demo`: pictures by the shipped models within a minute, then a fine-tuning in a given time.
 
-Trains the default bit tokenizer for a short while on the bundled emoji, writes a token store of
-them, trains a small MaskBit on the store, draws a grid of every class, and measures it. Each step
-is the command that a long run uses, and is printed.
+The first minute ends with a page, OUT/index.html, of what the shipped models draw, encode and edit.
+Then they are fine-tuned on other pictures for the minutes that were asked for, and the page gets
+what they did before and after. Every training is a command of `tessella`, and is printed.
 """
 
 import itertools
 import os
-import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import click
 
-from tessella.checkpoints import load_generator, load_tokenizer
-from tessella.data.sources import open_source
-from tessella.evaluation.reconstruction_pictures import reconstruct_source
+from tessella.cli.options import one_clear_error
 from tessella.files import some_of
-from tessella.metrics.networks.build import available_features
-from tessella.progress import allows_color
+from tessella.progress import quiet_option
 
-FOLDER = Path(__file__).parents[1] / "train"
-SMALL = "{width: 128, num_layers: 6, num_heads: 4, dropout: 0.0}"
-
-
-def launch(script: str, *words: str) -> None:
-    """Run a training script as a user does; leave with its status if it fails."""
-    accelerate = ["-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
-    accelerate += ["--mixed_precision=no", "--dynamo_backend=no"]
-    run(f"accelerate launch train/{script}", [*accelerate, str(FOLDER / script)], words)
-
-
-def tessella(*words: str) -> None:
-    """Run a command of `tessella`; leave with its status if it fails."""
-    run("tessella", ["-m", "tessella.cli.main"], words)
-
-
-def run(shown: str, command: list[str], words: tuple[str, ...]) -> None:
-    """Run a command of this Python, shown first as it would be typed."""
-    line = f"\n$ {shown} {shlex.join(words)}"
-    click.secho(line, bold=True, err=True, color=allows_color())
-    code = subprocess.run([sys.executable, *command, *words]).returncode
-    if code:
-        sys.exit(code)
+GENERATOR = "bundled:maskbit-emoji-64"
+"""Model that draws, and is fine-tuned together with its tokenizer."""
+_UNDER_WAY = (
+    "A fine-tuning of {minutes:g} minutes was started at {time}; how far it is can be seen on the "
+    "terminal. This page is written again when it ends: load it anew then."
+)
+_STOPPED = "The fine-tuning was stopped before it ended. What it had done is in the folder."
 
 
 def choose_folder(out: Path | None) -> Path:
@@ -67,67 +46,76 @@ def is_free(path: Path) -> bool:
     return not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))
 
 
+def check_minutes(context: click.Context, option: click.Parameter, minutes: float) -> float:
+    """Refuse minutes in which nothing can be learned.
+
+    Raises:
+        BadParameter: If they are not above 0 and finite.
+    """
+    if not 0 < minutes < float("inf"):
+        raise click.BadParameter(f"expected more than 0 minutes, found {minutes:g}")
+    return minutes
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), help="[runs/demo, runs/demo-2 ...]")
-@click.option("--steps", type=click.IntRange(min=1), default=600, help="Of the tokenizer.")
-@click.option("--generator-steps", type=click.IntRange(min=1), default=700)
-@click.option("--views", type=click.IntRange(min=1), default=4, help="Views in the token store.")
-@click.argument("overrides", nargs=-1)
-def main(
-    out: Path | None, steps: int, generator_steps: int, views: int, overrides: tuple[str, ...]
-) -> None:
-    """Train both, encode, sample; OVERRIDES go to the tokenizer's training as key.sub=value."""
+@click.option(
+    "--minutes",
+    type=float,
+    default=6.0,
+    show_default=True,
+    callback=check_minutes,
+    help="Length of the fine-tuning, with all that belongs to it.",
+)
+@click.option(
+    "--data", help="Folder of pictures to fine-tune on [the bundled emoji, drawn as blueprints]."
+)
+@click.option(
+    "--picture", type=click.Path(path_type=Path), help="Picture to encode [a sheet of emoji]."
+)
+@quiet_option
+@one_clear_error
+def main(out: Path | None, minutes: float, data: str | None, picture: Path | None) -> None:
+    """Show what the shipped models do, then fine-tune them on other pictures."""
     started, out = time.perf_counter(), choose_folder(out)
-    click.echo(f"writing to {out}", err=True)
-
-    def every(count: int) -> list[str]:
-        settings = [f"run.steps={count}", f"run.preview_every={max(1, count // 4)}"]
-        return [*settings, f"run.evaluate_every={count}", f"run.checkpoint_every={count}"]
-
-    tokenizer, store = str(out / "tokenizer" / "tokenizer"), str(out / "store")
-    generator = str(out / "generator" / "generator")
-    launch("tokenizer.py", "--out", str(out / "tokenizer"), *every(steps), *overrides)
-    tessella(
-        "encode", "--tokenizer", tokenizer, "bundled:emoji", "--out", store,
-        "--views", str(views), "--random-crop", "0.8", "--flip",
-    )  # fmt: skip
-    launch(
-        "generator.py", "--out", str(out / "generator"), f"tokenizer={tokenizer}",
-        f"data.store={store}", f"generator.transformer={SMALL}", "optimizer.lr.warmup_steps=50",
-        "ema_decay=0.99", *every(generator_steps),
-    )  # fmt: skip
-    tessella(
-        "sample", "--generator", generator, "--num", "52", "--guidance", "2",
-        "--out", str(out / "samples"),
-    )  # fmt: skip
-    network = "efflite0" if available_features()["efflite0"] else "random"
-    tessella(
-        "evaluate", "--generator", generator, "--num", "104", "--repeats", "1", "--guidance", "2",
-        "--features", network, "--nearest", "52", "--out", str(out / "report"),
-    )  # fmt: skip
-    decoder = load_tokenizer(tokenizer)
-    measured = reconstruct_source(
-        decoder,
-        open_source("bundled:emoji", "val"),
-        out=out / "reconstructions",
-        perceptual="random",
-        features="none",
-        progress=False,
+    from tessella.checkpoints import load_generator
+    from tessella.demo.commands import CommandStopped, tell
+    from tessella.demo.demo_page import Shown, write_page
+    from tessella.demo.own_pictures import open_pictures
+    from tessella.demo.shipped import (
+        default_picture,
+        draw_rounds,
+        encode_picture,
+        inpaint,
+        open_picture,
     )
-    model = load_generator(generator)
+    from tessella.demo.tuning import tune
+
+    shown_picture = default_picture() if picture is None else open_picture(picture)
+    generator = load_generator(GENERATOR)
+    pictures = open_pictures(data, generator.tokenizer.resolution)
+    tell(f"writing to {out}; drawing, encoding and editing with {GENERATOR}")
+    encoded, edited = encode_picture(generator.tokenizer, shown_picture), inpaint(generator)
+    words, classes = draw_rounds(generator)
+    about = "a sheet of emoji that were not trained on" if picture is None else picture.name
     seconds = time.perf_counter() - started
+    shown = Shown(generator, words, classes, encoded, about, edited, seconds)
+    page = out / "index.html"
+    write_page(page, shown, status=_UNDER_WAY.format(minutes=minutes, time=time.strftime("%H:%M")))
+    tell(f"{page} is there after {seconds:.0f} s: open it in a browser")
+    try:
+        tuned = tune(pictures, generator, out, minutes)
+    except (CommandStopped, KeyboardInterrupt):
+        write_page(page, shown, status=_STOPPED)
+        click.echo(f"stopped; {page} shows the shipped models", err=True)
+        sys.exit(130)
+    write_page(page, shown, status="", tuned=tuned)
     click.echo(
-        f"""
-All of it took {seconds / 60:.1f} minutes:
-  {tokenizer}: {decoder.num_parameters()["total"]:,} parameters, {decoder.spec}
-  {out / "reconstructions" / "grid.png"}: pictures it never saw, above what
-      {decoder.spec.bits_per_image:g} bits bring back; PSNR {measured["psnr"]:.2f} dB
-  {store}: the training set as tokens
-  {generator}: {model.num_parameters()["total"]:,} parameters, {generator_steps} steps
-  {out / "samples" / "grid.png"}: new pictures, by class
-  {out / "report" / "report.html"}: how good they are, by a quick protocol
-  {out / "tokenizer" / "curves.png"}, {out / "generator" / "curves.png"}: how it went
-Models trained longer come with the package: tessella sample --generator bundled:maskbit-emoji-64"""
+        f"""All of it took {(time.perf_counter() - started) / 60:.1f} minutes:
+  {page}: the pictures of both parts
+  {out / "tokenizer" / "tokenizer"}, {out / "generator" / "generator"}: the tuned models; \
+held-out pictures come back with {tuned.after.decibels:.2f} dB, before {tuned.before.decibels:.2f}
+  {out / "tokenizer" / "curves.png"}, {out / "generator" / "curves.png"}: how it went"""
     )
 
 

@@ -32,6 +32,7 @@ DATA = {
     "assets": "**/*",
     "configs": "**/*.yaml",
     "data": "bundled/**/*",
+    "demo": "templates/*.html",
     "evaluation": "report/templates/*.html",
     "text": "bundled/**/*",
 }

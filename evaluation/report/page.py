@@ -30,10 +30,16 @@ GROUPS = {
 DIRECTIONS = {"lower": "↓ lower is better", "higher": "↑ higher is better", "none": ""}
 
 
-def render_page(template: str, **values: Any) -> str:
-    """Fill a template of `templates/`; values are escaped, one script is allowed by its hash."""
+def render_page(template: str, *, folder: Path = _TEMPLATES, **values: Any) -> str:
+    """Fill a template; values are escaped, one script is allowed by its hash.
+
+    Args:
+        template: File name of the template.
+        folder: Folder of the template; those of `templates/` can be extended and imported there.
+        values: Values of the template by name.
+    """
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+        loader=FileSystemLoader([folder, _TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
