@@ -118,7 +118,7 @@ class Timetable:
 
     def generator_minutes(self, around: float) -> float:
         """Minutes of the generator's training, of which `around` seconds are no training."""
-        return max(self.left - around, GENERATOR_LEAST * self.seconds) / 60
+        return _rounded(max(self.left - around, GENERATOR_LEAST * self.seconds) / 60)
 
 
 def tune(pictures: OwnPictures, generator: Generator, out: Path, minutes: float) -> Tuned:
@@ -155,7 +155,7 @@ def tune(pictures: OwnPictures, generator: Generator, out: Path, minutes: float)
 
     asked = TOKENIZER_SHARE * times.seconds
     tell(f"fine-tuning {tokenizer.origin} on {written.train} pictures of {pictures.name}")
-    _train("tokenizer", tokenizer_settings(tokenizer, out, asked / 60), out)
+    _train("tokenizer", tokenizer_settings(tokenizer, out, _rounded(asked / 60)), out)
     around = max(0.0, times.done("fine-tuning the tokenizer") - asked)
     tuned = load_tokenizer(out / "tokenizer" / "tokenizer")
     views = int(min(MOST_VIEWS, max(1, capacity // written.train)))
@@ -287,6 +287,11 @@ def _train(what: str, settings: TrainTokenizerConfig | TrainGeneratorConfig, out
     config = out / f"{what}.yaml"
     config.write_text(to_yaml(settings), encoding="utf-8")
     tessella("train", what, "--config", str(config), "--out", str(out / what))
+
+
+def _rounded(minutes: float) -> float:
+    """Minutes in three digits, as people read them."""
+    return float(f"{minutes:.3g}")
 
 
 def _seen(card: dict[str, Any] | None) -> int:

@@ -1,11 +1,16 @@
 """A tiny generator with its tokenizer, of the resolution at which the demo's losses work."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from click.testing import CliRunner
 
 from tessella.checkpoints import save_generator, save_tokenizer
+from tessella.cli.main import main
+from tessella.demo import tuning
 from tessella.generators.conditions import TextConfig
 from tessella.generators.masked import MaskBitConfig, MaskedGenerator
 from tessella.generators.networks.bert import TransformerConfig
@@ -57,3 +62,22 @@ def with_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a generator with two classes that reads text."""
     return save_models(tmp_path_factory.mktemp("with_words"), reads_text=True)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Commands of the demo run in this process, in one thread; yields those that were run."""
+    commands: list[str] = []
+
+    def run(*words: str) -> None:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        result = CliRunner().invoke(main, [*words, "run.cpu_threads=1"])
+        assert result.exit_code == 0, result.output
+        commands.append(" ".join(words))
+
+    monkeypatch.setattr(tuning, "tessella", run)
+    yield commands
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    PartialState._reset_state()

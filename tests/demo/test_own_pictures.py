@@ -1,4 +1,4 @@
-"""Pictures to fine-tune on: the made style, folders that hold too few, classes, words and limits."""
+"""Pictures to fine-tune on: the made style, too few of them, classes, words and limits."""
 
 from pathlib import Path
 
@@ -69,9 +69,7 @@ def test_classes_are_kept_where_the_generator_has_them_and_words_always(tmp_path
 def test_pictures_without_classes_are_called_like_their_folder(tmp_path: Path) -> None:
     save_pictures(tmp_path / "old-ships", 40)
     pictures = open_pictures(str(tmp_path / "old-ships"), SIDE)
-    written = write_pictures(
-        pictures, tmp_path / "w", side=SIDE, classes=(), most=20, seconds=60
-    )
+    written = write_pictures(pictures, tmp_path / "w", side=SIDE, classes=(), most=20, seconds=60)
     assert (written.train, written.val, written.there) == (20, 10, 30)
     train = open_source(tmp_path / "w", "train")
     assert {train.read(i).caption for i in range(20)} == {"old ships"}

@@ -1,76 +1,133 @@
-"""`make demo` in small: every picture and file that it promises is there."""
+"""`make demo` in small: the page of the first minute, the fine-tuning, and what is refused."""
 
-import io
-import json
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from PIL import Image
 
 import tessella
-from tessella.demo.quickstart import choose_folder, main, run
+from tessella.checkpoints import load_generator, load_tokenizer
+from tessella.demo import quickstart, tuning
+from tessella.demo.commands import CommandStopped
+from tessella.demo.quickstart import choose_folder, main
 
-DEMO = Path(tessella.__file__).parent / "demo" / "quickstart.py"
-SIDE = 32
-TINY = [
-    f"tokenizer.resolution={SIDE}",
-    "tokenizer.autoencoder.base_channels=8",
-    "tokenizer.autoencoder.norm_groups=4",
-    "run.batch_size_per_device=2",
-    "run.mixed_precision=no",
-    "losses.perceptual=[random]",
-]
-"""Overrides of the tokenizer's training: small images, networks and batches."""
+ROOT = Path(tessella.__file__).parent
 
 
 @pytest.fixture
-def few_pictures(tmp_path: Path) -> Path:
-    """A folder of four pictures to validate the tokenizer with."""
-    folder = tmp_path / "pictures"
-    (folder / "val").mkdir(parents=True)
-    for i in range(4):
-        Image.linear_gradient("L").resize((SIDE, SIDE)).rotate(90 * i).save(
-            folder / "val" / f"{i}.png"
+def tiny(with_words: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A tiny model in the place of the shipped one, and a folder to work in, which is returned."""
+    monkeypatch.setattr(quickstart, "GENERATOR", str(with_words))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def demo(*words: str) -> Result:
+    return CliRunner().invoke(main, words)
+
+
+def save_pictures(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for number in range(count):
+        Image.linear_gradient("L").resize((70, 64)).rotate(9 * number).save(
+            folder / f"{number}.png"
         )
-    return folder
 
 
 @pytest.mark.slow
-def test_demo_makes_what_it_says(tmp_path: Path, few_pictures: Path) -> None:
-    out = tmp_path / "demo"
-    settings = [*TINY, f"data.val_source={few_pictures}"]
-    short = ["--steps", "1", "--generator-steps", "1", "--views", "2"]
-    done = subprocess.run(
-        [sys.executable, str(DEMO), "--out", str(out), *short, *settings],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    promised = ["tokenizer/tokenizer", "generator/generator", "store", "samples/grid.png"]
-    promised += [
-        "report/report.html",
-        "reconstructions/grid.png",
-        "tokenizer/curves.png",
-        "generator/curves.png",
+def test_the_demo_makes_what_it_says(tiny: Path, with_words: Path, in_process: list[str]) -> None:
+    save_pictures(tiny / "green trees", 24)
+    result = demo("--minutes", "0.02", "--data", "green trees", "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert in_process == [
+        f"train {what} --config out/{what}.yaml --out out/{what}"
+        for what in ("tokenizer", "generator")
     ]
-    for path in promised:
-        assert (out / path).exists(), path
-        assert str(out / path) in done.stdout, path
-    store = tessella.TokenStore(out / "store")
-    assert len(store) == 2 * 1381
-    lines = (out / "samples" / "images.jsonl").read_text()
-    records = [json.loads(line) for line in lines.splitlines()]
-    assert len(records) == 52 and {record["class"] for record in records} == set(store.classes)
-    assert all((out / "samples" / record["file"]).is_file() for record in records)
-    with Image.open(out / "samples" / "grid.png") as grid:
-        assert grid.width > 13 * SIDE and grid.height > 4 * SIDE
+    out = Path("out")
+    for promised in ("index.html", "tokenizer/tokenizer", "generator/generator"):
+        assert (out / promised).exists() and str(out / promised) in result.stdout
+    shipped = load_generator(with_words)
+    tokenizer = load_tokenizer(out / "tokenizer" / "tokenizer")
+    generator = load_generator(out / "generator" / "generator")
+    assert tokenizer.card is not None and generator.card is not None
+    assert tokenizer.card["init"]["fingerprint"] == shipped.tokenizer.fingerprint
+    assert generator.card["init"]["fingerprint"] == shipped.fingerprint
+    assert generator.tokenizer.fingerprint == tokenizer.fingerprint != shipped.tokenizer.fingerprint
+    assert generator.classes == shipped.classes
+    page = (out / "index.html").read_text(encoding="utf-8")
+    for text in ("Drawn by words", "red apple", "Drawn by class", "Where the time went"):
+        assert text in page
+    found = re.search(r"kept apart come back with ([\d.]+) dB before and ([\d.]+) dB after", page)
+    assert found and result.stdout.count(f"{found[2]} dB, before {found[1]}") == 1
+    assert page.count("green trees") >= 8  # the name of the folder is what was drawn
+    assert "18 pictures of green trees" in page and "All 6 that were kept apart" in page
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
 
 
-def test_demo_takes_the_first_free_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_ctrl_c_leaves_the_page_of_the_first_minute(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def stop(*words: str) -> None:
+        seen.append(Path("out/index.html").read_text(encoding="utf-8"))
+        raise CommandStopped("stopped")
+
+    monkeypatch.setattr(tuning, "tessella", stop)
+    result = demo("--minutes", "0.02", "--out", "out")
+    assert result.exit_code == 130 and "stopped; out/index.html shows the shipped" in result.output
+    page = Path("out/index.html").read_text(encoding="utf-8")
+    assert "A fine-tuning of 0.02 minutes was started at" in seen[0] and "Drawn by words" in seen[0]
+    assert "was stopped before it ended" in page and "Drawn by words" in page
+    strip = re.compile(r'<p class="status">.*?</p>')
+    assert strip.sub("", page) == strip.sub("", seen[0])
+
+
+def test_a_picture_of_ones_own_is_encoded(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*words: str) -> None:
+        raise CommandStopped("stopped")
+
+    monkeypatch.setattr(tuning, "tessella", stop)
+    Image.linear_gradient("L").resize((300, 150)).save("my & photo.jpg")
+    assert demo("--picture", "my & photo.jpg", "--minutes", "0.02").exit_code == 130
+    page = Path("runs/demo/index.html").read_text(encoding="utf-8")
+    assert "my &amp; photo.jpg" in page and re.search("256 . 128 pixels", page)
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "-inf"])
+def test_minutes_in_which_nothing_can_be_done_are_refused(tiny: Path, minutes: str) -> None:
+    result = demo("--minutes", minutes)
+    assert result.exit_code == 2 and f"more than 0 minutes, found {minutes}" in result.output
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data", "none"), "none: no images found; expected"),
+        (("--data", "three"), "--data three: found 3 pictures that can be read, expected at least"),
+        (("--data", "nowhere"), "nowhere: no such file or folder"),
+        (("--picture", "nowhere.png"), "nowhere.png"),
+        (("--picture", "three/notes.txt"), "notes.txt"),
+        (("--out", "three"), "--out three: is not empty, there is 0.png, 1.png, 2.png and 1 more"),
+        (("--out", "three/0.png"), "--out three/0.png: is not empty, there is a file"),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_any_work(
+    tiny: Path, words: tuple[str, ...], message: str
+) -> None:
+    Path("none").mkdir()
+    save_pictures(Path("three"), 3)
+    Path("three/notes.txt").write_text("no picture")
+    before = sorted(tiny.rglob("*"))
+    result = demo(*words)
+    assert result.exit_code == 1 and message in result.output, result.output
+    assert len(result.output.strip().splitlines()) == 1 and sorted(tiny.rglob("*")) == before
+
+
+def test_the_demo_takes_the_first_free_folder(tiny: Path) -> None:
     assert choose_folder(None) == Path("runs/demo")
     Path("runs/demo").mkdir(parents=True)
     assert choose_folder(None) == Path("runs/demo")
@@ -82,28 +139,6 @@ def test_demo_takes_the_first_free_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert Path("runs/demo/mine.txt").read_bytes() == b"mine"
 
 
-def test_demo_refuses_a_folder_that_holds_something(tmp_path: Path) -> None:
-    for name in ("1", "2", "3", "4"):
-        (tmp_path / name).write_bytes(b"mine")
-    for out, found in ((tmp_path, "1, 2, 3 and 1 more"), (tmp_path / "1", "a file")):
-        result = CliRunner().invoke(main, ["--out", str(out)])
-        assert result.exit_code == 1 and f"is not empty, there is {found}" in result.output
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == dict.fromkeys("1234", b"mine")
-
-
 def test_make_demo_removes_nothing() -> None:
-    recipe = (DEMO.parent.parent / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0]
+    recipe = (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0]
     assert "demo/quickstart.py" in recipe and "rm " not in recipe
-
-
-@pytest.mark.parametrize(("value", "bold"), [("", True), ("1", False)])
-def test_no_color_is_respected(value: str, bold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands that are shown are in bold type on a terminal, unless NO_COLOR is set."""
-    stderr = io.StringIO()
-    monkeypatch.setattr(stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(sys, "stderr", stderr)
-    monkeypatch.setenv("NO_COLOR", value)
-    run("tessella", ["-c", "pass"], ("models",))
-    assert stderr.getvalue() == (
-        "\x1b[1m\n$ tessella models\x1b[0m\n" if bold else "\n$ tessella models\n"
-    )

@@ -1,4 +1,4 @@
-"""The first minute: words where the model reads them, classes, bytes as files have them, an edit."""
+"""The first minute: words where the model reads them, classes, bytes of files, an edit."""
 
 import math
 from pathlib import Path
