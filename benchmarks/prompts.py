@@ -39,9 +39,7 @@ def seconds(generator: Generator, **how: Any) -> float:
 @click.option("--guidance", type=float, default=3.0, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-def main(
-    path: str, num: int, num_steps: int, guidance: float, rounds: int, threads: int
-) -> None:
+def main(path: str, num: int, num_steps: int, guidance: float, rounds: int, threads: int) -> None:
     """Print the times of both, and their ratio."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
