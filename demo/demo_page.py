@@ -174,4 +174,5 @@ def _picture(image: Image.Image) -> dict[str, Any]:
 
 def _machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{platform.system()} {platform.machine()}, {cores} cores, torch {torch.__version__}"
+    count = f"{cores} core" + "s" * (cores != 1)
+    return f"{platform.system()} {platform.machine()}, {count}, torch {torch.__version__}"

@@ -264,6 +264,7 @@ def generator_settings(generator: Generator, out: Path, minutes: float) -> Train
         "tokenizer": str(out / "tokenizer" / "tokenizer"),
         "init_ignore": ["tokenizer"],  # it is another one, which started from the same weights
         "samples": asdict(choose_sampling(generator, None, {})),
+        "samples_per_class": 1,
     }
     settings = _tuned(recipe, str(generator.origin), out, minutes, _GENERATOR_RATE)
     settings["data"]["store"] = str(out / "store")
