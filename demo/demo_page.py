@@ -96,7 +96,7 @@ def _tuned(tuned: Tuned) -> dict[str, Any]:
         used += f" of {written.there:,}"
     about = (
         f"In {seconds / 60:.1f} minutes, starting from the shipped models, with {used} pictures of "
-        f"{tuned.name}. None of the pictures shown below was trained on. All {written.val} that "
+        f"{tuned.name}. None of the held-out pictures was trained on: all {written.val} that "
         f"were kept apart come back with {before.decibels:.2f} dB before and "
         f"{after.decibels:.2f} dB after."
     )

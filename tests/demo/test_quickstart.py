@@ -70,7 +70,7 @@ def test_the_demo_makes_what_it_says(
     assert generator.tokenizer.fingerprint == tokenizer.fingerprint != shipped.tokenizer.fingerprint
     assert generator.classes == shipped.classes
     page = (out / "index.html").read_text(encoding="utf-8")
-    for text in ("Drawn by class", "Where the time went", "All 6 that were kept apart"):
+    for text in ("Drawn by class", "Where the time went", "all 6 that were kept apart"):
         assert text in page
     assert ("red apple" in page) == ("Drawn by words" in page) == shipped.reads_text
     found = re.search(r"kept apart come back with ([\d.]+) dB before and ([\d.]+) dB after", page)
