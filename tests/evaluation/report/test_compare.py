@@ -155,6 +155,16 @@ def test_what_is_missing_is_said(two: list[Path], tmp_path: Path) -> None:
     assert "maskbit (b): Only this one." in notes
 
 
+def test_a_report_from_before_captions_is_of_the_same_protocol(
+    two: list[Path], tmp_path: Path
+) -> None:
+    report = json.loads((two[1] / "report.json").read_text(encoding="utf-8"))
+    for field in ("conditions", "alignment"):
+        del report["protocol"][field]
+    (two[1] / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    assert "Protocol, " not in "\n".join(compare_reports(two, tmp_path / "out")["notes"])
+
+
 def test_the_metric_of_the_chart() -> None:
     def reports(kind: str, *names: str) -> list[dict[str, Any]]:
         one = {"kind": kind, "metrics": {name: metric(1.0) for name in names}}
