@@ -361,6 +361,7 @@ def test_the_command_writes_captions_and_alignment_into_the_report(
     assert "'words' is not one of 'labels', 'captions', 'both'" in result.output
 
 
+@pytest.mark.slow
 def test_processes_share_captions_and_change_nothing(
     texted: Path, data: Path, tmp_path: Path
 ) -> None:
