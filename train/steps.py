@@ -22,13 +22,13 @@ from typing import Generic, Protocol, TypeVar
 from accelerate import Accelerator
 from torch.optim import Optimizer
 
-from ..progress import progress_bar
 from ..unfinished import workshop
-from .command import format_numbers, say, stopped_message
+from .command import format_numbers, say, stopped_message, tell
 from .engine import RunConfig, StopSignal, images_per_step, seed_step
 from .health import check_finite
 from .length import Length, Pace, Plan
 from .pictures import CURVES_HINT, draw_curves
+from .run_bar import RunBar
 from .run_folder import RunFolder
 
 B = TypeVar("B")
@@ -103,16 +103,18 @@ class TrainingStep(Generic[B]):
         first_batch: Whether `batch` is the first one since the start or the resume.
         last: Whether the run ends with this step; known when the batches are used up.
         stopping: Whether any process was asked to stop; known when the batches are used up.
+        spares: Whether pictures and measurements are left out, which have taken a fifth of a run in
+            minutes so far; known when the batches are used up.
     """
 
     batches: Iterator[B]
     batch: B
 
     def __init__(
-        self, number: int, run: RunConfig, length: Length, clock: Clock, bar: "RunBar"
+        self, number: int, run: RunConfig, length: Length, clock: Clock, bar: RunBar
     ) -> None:
         self.number = number
-        self.first_batch = self.last = self.stopping = False
+        self.first_batch = self.last = self.stopping = self.spares = False
         self._run, self._length, self._clock, self._bar = run, length, clock, bar
 
     @property
@@ -123,12 +125,12 @@ class TrainingStep(Generic[B]):
     @property
     def previews(self) -> bool:
         """Whether pictures are due; those of the last step come when the model is saved."""
-        return self._due(self._run.preview_every) and not self.last
+        return self._due(self._run.preview_every) and not (self.last or self.spares)
 
     @property
     def evaluates(self) -> bool:
         """Whether a measurement is due; that of the last step comes when the model is saved."""
-        return self._due(self._run.evaluate_every) and not self.last
+        return self._due(self._run.evaluate_every) and not (self.last or self.spares)
 
     @property
     def saves(self) -> bool:
@@ -185,45 +187,6 @@ class TrainingStep(Generic[B]):
         return self.last or self._length.is_due(self.number, every, apart=apart)
 
 
-class RunBar:
-    """The progress bar of a run, which counts its steps, or its seconds if minutes decide.
-
-    Args:
-        state: Counters of the run.
-        silent: Whether to show nothing.
-    """
-
-    def __init__(self, state: Counters, *, silent: bool) -> None:
-        self._length, self._news = state.length, ""
-        if state.length.minutes is None:
-            self.bar = progress_bar(state.length.steps, "step", initial=state.step, silent=silent)
-        else:
-            total = state.length.seconds
-            done = min(state.seconds, total)
-            self.bar = progress_bar(total, "s", initial=done, silent=silent)
-
-    def advance(self, step: int, seconds: float) -> None:
-        """Show how far the run is.
-
-        Args:
-            step: Optimizer steps done.
-            seconds: Seconds of training so far.
-        """
-        if self._length.minutes is None:
-            self.bar.update()
-            return
-        end = self._length.end_at(step)
-        place = f"step {step}" + (f" of about {end}" if end is not None else "")
-        self.bar.set_postfix_str(", ".join(filter(None, (place, self._news))), refresh=False)
-        self.bar.update(min(seconds, self._length.seconds) - self.bar.n)
-
-    def tell(self, news: str) -> None:
-        """Show news beside the bar."""
-        self._news = news
-        if self._length.minutes is None:
-            self.bar.set_postfix_str(news)
-
-
 def training_steps(
     batches: Iterable[B],
     state: Counters,
@@ -257,10 +220,13 @@ def training_steps(
             step.first_batch = number == 0 and state.step == first_step
             yield step.batch
         state.step += 1
-        proposed = 0
+        proposed = [0, 0]
         if length.minutes is not None and accelerator.is_main_process:
-            proposed = pace.proposed_end(state.step, clock.seconds(), clock.paused)
-        step.stopping, end = stop.agreed(accelerator.device, proposed)
+            seconds = clock.seconds()
+            end = pace.proposed_end(state.step, seconds, clock.paused)
+            proposed = [end, int(pace.spares(seconds))]
+        step.stopping, (end, spares) = stop.agreed(accelerator.device, proposed)
+        step.spares = bool(spares)
         if end:
             log_plan(length.make_plan(state.step, end), clock.seconds(), folder)
         step.last = length.ended(state.step)
@@ -288,12 +254,26 @@ def log_plan(plan: Plan, seconds: float, folder: RunFolder) -> None:
 
 
 def log_measurements(
-    measured: dict[str, float], step: int, folder: RunFolder, accelerator: Accelerator
+    measured: dict[str, float],
+    step: int,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    *,
+    final: bool = False,
 ) -> None:
-    """Write measurements of the validation split to the log, the trackers and the terminal."""
+    """Write measurements of the validation split to the log, the trackers and the terminal.
+
+    Args:
+        measured: Measurements by name.
+        step: Optimizer steps done.
+        folder: Run folder.
+        accelerator: Trackers of the run.
+        final: Whether they are the result of the run, which --quiet shows as well.
+    """
     folder.log({"step": step, **measured})
     accelerator.log(measured, step=step)
-    say(folder.writes, f"step {step}: " + format_numbers(measured))
+    show = tell if final else say
+    show(folder.writes, f"step {step}: " + format_numbers(measured))
 
 
 @contextmanager
@@ -377,13 +357,13 @@ def end_run(
         Whether the run is complete; if it was stopped, a message says how to continue.
     """
     for name, reason in broken.items():
-        say(folder.writes, f"skipped broken image {name}: {reason}")
+        tell(folder.writes, f"skipped broken image {name}: {reason}")
         folder.log({"step": state.step, "broken": name, "reason": reason})
     # Not `end_training`: it also tears the process group down, and a rank that leaves while another
     # is still in its last collective can leave that one waiting. The group ends with the processes.
     for tracker in accelerator.trackers:
         tracker.finish()
     if not state.length.ended(state.step):
-        say(folder.writes, stopped_message(state.step, accelerator.num_processes, command))
+        tell(folder.writes, stopped_message(state.step, accelerator.num_processes, command))
         return False
     return True
