@@ -114,7 +114,14 @@ def sample_autoregressive(
     caches, depth_caches = generator.trunk.new_caches(positions), generator.head.new_caches()
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
     x = generator.class_embedding(labels)
-    for n in counted(range(positions)):
+    read_spec = TokenSpec(spec.shape, sizes, spec.ordered)
+
+    def present() -> tuple[Tokens, Tensor]:
+        later = torch.arange(positions, device=seeds.device) > n
+        tokens = Tokens(codes, read_spec, start.lengths).regroup(spec.codebook_sizes)
+        return tokens, start.hidden & later
+
+    for n in counted(range(positions), present):
         if not any(drawn_anew[n:]):
             break
         h = generator.trunk.step(x, caches, n)
@@ -126,8 +133,7 @@ def sample_autoregressive(
         x = generator.input(codes[:, n]).repeat(halves, 1)
     if step := int(failed):
         raise ValueError(f"sampling: the predicted logits are not finite in step {step}")
-    read_spec = TokenSpec(spec.shape, sizes, spec.ordered)
-    return Tokens(codes, read_spec, start.lengths).regroup(spec.codebook_sizes)
+    return present()[0]
 
 
 def _draw_position(

@@ -215,7 +215,12 @@ class BigrSampler:
         )
         failed = torch.zeros((), dtype=torch.int64, device=self.seeds.device)
         draws = len(self.chain) + 2
-        for step, rows in enumerate(counted(steps)):
+
+        def present() -> tuple[Tokens, Tensor]:
+            tokens = Tokens(bits, self.binary, start.lengths)
+            return tokens.regroup(self.generator.spec.codebook_sizes), hidden
+
+        for step, rows in enumerate(counted(steps, present)):
             draw = step * draws
             acts = guided and any(row.guidance != 1 for row in rows)
             conditions = self._conditions(bits, hidden, classes, start.valid, acts)
@@ -234,7 +239,7 @@ class BigrSampler:
             failed = torch.where(bad & (failed == 0), step + 1, failed)
         if step := int(failed):
             raise ValueError(f"sampling: the predicted logits are not finite in step {step}")
-        return Tokens(bits, self.binary, start.lengths).regroup(self.generator.spec.codebook_sizes)
+        return present()[0]
 
     def _tables(self, counts: list[int]) -> list[tuple[SamplingStep, ...]]:
         """Table rows of all images, step by step; an image has one table row per step.

@@ -92,7 +92,12 @@ def sample_bernoulli(
     coins = (uniform(seeds, _START, shape) < 0.5).long()
     bits = torch.where(hidden, coins, start.codes)
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
-    for number, (time, earlier) in enumerate(counted(steps), 1):
+
+    def present() -> tuple[Tokens, Tensor]:
+        tokens = Tokens(bits, binary, start.lengths).regroup(spec.codebook_sizes)
+        return tokens, torch.zeros_like(start.hidden)
+
+    for number, (time, earlier) in enumerate(counted(steps, present), 1):
         t, s = torch.full_like(labels, time), torch.full_like(labels, earlier)
         predicted = guided_prediction(
             *(predict, bits, t, labels, start.valid),
@@ -110,7 +115,7 @@ def sample_bernoulli(
         failed = torch.where(~predicted.isfinite().all() & (failed == 0), number, failed)
     if number := int(failed):
         raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
-    return Tokens(bits, binary, start.lengths).regroup(spec.codebook_sizes)
+    return present()[0]
 
 
 def _resolve(generator: BinaryLatentDiffusion, settings: BernoulliSampling) -> BernoulliSampling:

@@ -189,7 +189,7 @@ class SamplingState:
         """
         sizes = torch.tensor(self.generator.codebook_sizes, device=self.seeds.device)
         failed = torch.zeros((), dtype=torch.int64, device=self.seeds.device)
-        for step, guided in enumerate(counted(self.guided)):
+        for step, guided in enumerate(counted(self.guided, self._present)):
             logits = self._logits(step, guided)
             if self.greedy:
                 p, drawn = logits.softmax(-1), logits.argmax(-1)
@@ -207,8 +207,12 @@ class SamplingState:
             self.hidden = self.hidden & ~chosen
         if number := int(failed):
             raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
+        return self._present()[0]
+
+    def _present(self) -> tuple[Tokens, Tensor]:
+        """Tokens as they are, and positions with a hidden slot."""
         tokens = Tokens(self.indices, self.generator.masked_spec, self.lengths)
-        return tokens.regroup(self.generator.spec.codebook_sizes)
+        return tokens.regroup(self.generator.spec.codebook_sizes), self.hidden.any(-1)
 
     def _logits(self, step: int, guided: bool) -> Tensor:
         """Guided logits (B, N, G, K) from one forward pass, of twice the batch if guided."""
