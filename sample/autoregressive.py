@@ -30,7 +30,7 @@ from .guidance import check_guidance, guide
 from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
-from .steps import counted
+from .steps import Unfinished, counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +116,10 @@ def sample_autoregressive(
     x = generator.class_embedding(labels)
     read_spec = TokenSpec(spec.shape, sizes, spec.ordered)
 
-    def present() -> tuple[Tokens, Tensor]:
+    def present() -> Unfinished:
         later = torch.arange(positions, device=seeds.device) > n
         tokens = Tokens(codes, read_spec, start.lengths).regroup(spec.codebook_sizes)
-        return tokens, start.hidden & later
+        return Unfinished(tokens, start.hidden & later, guessed=False)
 
     for n in counted(range(positions), present):
         if not any(drawn_anew[n:]):
@@ -133,7 +133,7 @@ def sample_autoregressive(
         x = generator.input(codes[:, n]).repeat(halves, 1)
     if step := int(failed):
         raise ValueError(f"sampling: the predicted logits are not finite in step {step}")
-    return present()[0]
+    return present().tokens
 
 
 def _draw_position(

@@ -33,7 +33,7 @@ from .guidance import check_guidance, guided_prediction
 from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
-from .steps import counted
+from .steps import Unfinished, counted
 
 _DRAWS = 2  # random draws per step: values, messages
 
@@ -98,9 +98,9 @@ def sample_flow(
     alphas = flow.alphas(steps, seeds.device)
     hidden = start.hidden.view(*start.hidden.shape, *(1,) * (values.ndim - 2))
 
-    def present() -> tuple[Tokens, Tensor]:
+    def present() -> Unfinished:
         tokens = generator.tokens(torch.where(hidden, drawn, values), start.lengths)
-        return tokens, torch.zeros_like(start.hidden)
+        return Unfinished(tokens, torch.zeros_like(start.hidden), guessed=True)
 
     for step in counted(range(steps + 1), present):
         t = torch.full_like(seeds, step, dtype=torch.float64) / steps
@@ -118,7 +118,7 @@ def sample_flow(
             beliefs = torch.where(start.hidden[..., None], beliefs + message, beliefs)
     if number := int(failed):
         raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
-    return present()[0]
+    return present().tokens
 
 
 def _resolve(generator: BayesianFlowNetwork, settings: FlowSampling) -> FlowSampling:

@@ -28,7 +28,7 @@ from .guidance import check_guidance, guided_prediction
 from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
-from .steps import counted
+from .steps import Unfinished, counted
 
 _START = 0  # number of the random draw of the fair coins; step i, from 1, has draw i
 
@@ -93,9 +93,9 @@ def sample_bernoulli(
     bits = torch.where(hidden, coins, start.codes)
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
 
-    def present() -> tuple[Tokens, Tensor]:
+    def present() -> Unfinished:
         tokens = Tokens(bits, binary, start.lengths).regroup(spec.codebook_sizes)
-        return tokens, torch.zeros_like(start.hidden)
+        return Unfinished(tokens, torch.zeros_like(start.hidden), guessed=True)
 
     for number, (time, earlier) in enumerate(counted(steps, present), 1):
         t, s = torch.full_like(labels, time), torch.full_like(labels, earlier)
@@ -115,7 +115,7 @@ def sample_bernoulli(
         failed = torch.where(~predicted.isfinite().all() & (failed == 0), number, failed)
     if number := int(failed):
         raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
-    return present()[0]
+    return present().tokens
 
 
 def _resolve(generator: BinaryLatentDiffusion, settings: BernoulliSampling) -> BernoulliSampling:

@@ -8,6 +8,7 @@ and the device is never waited for: on CUDA the steps are told when they are que
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
@@ -15,9 +16,25 @@ from torch import Tensor
 from ..tokens.tokens import Tokens
 
 T = TypeVar("T")
-Present = Callable[[], tuple[Tokens, Tensor]]
-"""Gives the tokens of the batch as they are now, of the generator's spec, and the positions of
-which something is not drawn yet, (B, N) bool; both are to be read before the next step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unfinished:
+    """A batch in the middle of its drawing; to be read before the next step.
+
+    Args:
+        tokens: Tokens as they are now, of the generator's spec.
+        hidden: True at positions of which something is not drawn yet, (B, N) bool.
+        guessed: Whether tokens hold a guess where they are hidden; False: any value.
+    """
+
+    tokens: Tokens
+    hidden: Tensor
+    guessed: bool
+
+
+Present = Callable[[], Unfinished]
+"""Gives the batch as it is now."""
 Viewer = Callable[[int, int, Present], None]
 """Takes the number of the step that was made, from 1, the number of steps, and the tokens."""
 _LISTENER: ContextVar[Callable[[float], None] | None] = ContextVar("listener", default=None)

@@ -52,8 +52,10 @@ def test_every_sampler_shows_its_tokens_after_each_step(kind: str) -> None:
     seen: list[tuple[int, int, Tokens, Tensor]] = []
 
     def look(step: int, steps: int, present: Present) -> None:
-        tokens, hidden = present()
-        seen.append((step, steps, Tokens(tokens.indices.clone(), tokens.spec), hidden.clone()))
+        now = present()
+        tokens = Tokens(now.tokens.indices.clone(), now.tokens.spec).validate()
+        seen.append((step, steps, tokens, now.hidden.clone()))
+        assert now.guessed == (kind != "ar")
 
     known = generate(generator, [2], seeds=[5], **knobs)
     mask = torch.zeros(GRID.num_tokens, dtype=torch.bool)

@@ -1,0 +1,205 @@
+"""Drawing: pictures by class or prompt that appear while they are drawn, by one model or by all."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..config import STRICT
+from ..data.images import to_pil
+from ..generators.base import Generator
+from ..sample.pictures import generate_images
+from ..sample.steps import viewed
+from .job import Job
+from .limits import LIMITS, Limits
+from .models import Models, reads_text, title_of
+
+MOST_SEED = 2**53 - 1
+"""Largest seed; a browser has no larger whole numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is to be drawn, in settings that every model has.
+
+    Args:
+        prompt: Words that the pictures should show; empty: none.
+        class_name: Class of the pictures; empty: none.
+        num: Number of pictures.
+        seed: Seed of the first picture; the next pictures have the next seeds.
+        steps: Number of steps; None: the model's own.
+        guidance: Scale of guidance; None: the model's own.
+    """
+
+    __pydantic_config__ = STRICT
+    prompt: str = ""
+    class_name: str = ""
+    num: int = 4
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+
+    def check(self, limits: Limits = LIMITS) -> None:
+        """Refuse what is out of range.
+
+        Raises:
+            ValueError: With the field, what was found and what is taken.
+        """
+        if len(self.prompt) > limits.prompt:
+            raise ValueError(
+                f"prompt: {len(self.prompt):,} characters, expected at most {limits.prompt:,}"
+            )
+        for name, value, least, most in (
+            ("number of pictures", self.num, 1, limits.pictures),
+            ("seed", self.seed, 0, MOST_SEED - limits.pictures),
+            ("steps", self.steps, 1, limits.steps),
+            ("guidance", self.guidance, 0, 100),
+        ):
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name}: expected {least} to {most:,}, found {value}")
+
+    def knobs(self) -> dict[str, Any]:
+        """Settings of a sampler that the wish names."""
+        settings = {"num_steps": self.steps, "guidance": self.guidance}
+        return {name: value for name, value in settings.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawWish(Wish):
+    """What one model is to draw.
+
+    Args:
+        model: Name of the generator.
+    """
+
+    __pydantic_config__ = STRICT
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareWish(Wish):
+    """What every model is to draw; steps are each model's own.
+
+    Args:
+        num: Number of pictures of each model.
+    """
+
+    __pydantic_config__ = STRICT
+    num: int = 2
+
+
+def label_of(generator: Generator, class_name: str) -> int | None:
+    """Label of a class by name, or by number as `class 3` where there are no names; "": None.
+
+    Raises:
+        ValueError: If the generator has no such class.
+    """
+    if not class_name:
+        return None
+    names = generator.classes or [f"class {label}" for label in range(generator.num_classes)]
+    if class_name not in names:
+        raise ValueError(f"class {class_name!r}: this model has {', '.join(names) or 'none'}")
+    return list(names).index(class_name)
+
+
+def conditions(generator: Generator, wish: Wish, many: str) -> dict[str, Any]:
+    """Arguments by which a function draws what a wish is about.
+
+    Args:
+        generator: Generator that will draw.
+        wish: The wish.
+        many: `pictures` for lists of one entry for each picture; `one` for a single value.
+
+    Raises:
+        ValueError: If the generator has no such class, or cannot read the prompt.
+    """
+    prompt, label = wish.prompt.strip(), label_of(generator, wish.class_name)
+    if prompt and not reads_text(generator):
+        raise ValueError("prompt: this model draws by classes and reads no text; leave it empty")
+    if many == "one":
+        return ({"label": label} if label is not None else {}) | (
+            {"prompt": prompt} if prompt else {}
+        )
+    found: dict[str, Any] = {} if label is None else {"labels": [label] * wish.num}
+    return found | ({"prompts": [prompt] * wish.num} if prompt else {})
+
+
+def draw(models: Models, wish: DrawWish, job: Job, limits: Limits = LIMITS) -> dict[str, Any]:
+    """Draw pictures, and tell the job of every step.
+
+    Args:
+        models: Models of the page.
+        wish: What to draw.
+        job: Job that is told of steps with unfinished pictures.
+        limits: Limits of the page.
+
+    Returns:
+        The last event: `pictures`, their `seeds`, and the `seconds` that drawing took.
+
+    Raises:
+        ValueError: If the wish is out of range, or not for this model.
+    """
+    wish.check(limits)
+    return {"event": "done", **_drawn(models.generator(wish.model), wish, job, {})}
+
+
+def _drawn(generator: Generator, wish: Wish, job: Job, about: dict[str, Any]) -> dict[str, Any]:
+    given = conditions(generator, wish, "pictures")
+    seeds = list(range(wish.seed, wish.seed + wish.num))
+    started = time.perf_counter()
+    with viewed(job.viewer(generator.tokenizer, about)):
+        images = generate_images(
+            generator, seeds=seeds, batch_size=wish.num, **given, **wish.knobs()
+        )
+    return {
+        "pictures": pictures_of(images),
+        "seeds": seeds,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def compare(models: Models, wish: CompareWish, job: Job, limits: Limits = LIMITS) -> dict[str, Any]:
+    """Draw the same by every model, one after the other.
+
+    The job is told of every step, and of the pictures of each model: `model` is its name and
+    `place` its number in the order. A model that cannot draw this is told with the reason.
+
+    Args:
+        models: Models of the page.
+        wish: What to draw.
+        job: Job that is told of all pictures.
+        limits: Limits of the page.
+
+    Returns:
+        The last event, with the number of models that drew.
+
+    Raises:
+        ValueError: If the wish is out of range.
+    """
+    wish.check(limits)
+    if wish.steps is not None:
+        raise ValueError("steps: each model has its own when models are compared; leave them out")
+    drew = 0
+    for place, (name, generator) in enumerate(models.generators.items()):
+        about = {"model": name, "place": place, "title": title_of(name)}
+        try:
+            conditions(generator, wish, "pictures")
+        except ValueError as error:
+            job.tell({"event": "left out", **about, "reason": str(error)})
+            continue
+        settings = wish if generator.num_classes or wish.guidance is None else _unguided(wish)
+        job.tell({"event": "drawn", **about, **_drawn(generator, settings, job, about)})
+        drew += 1
+    return {"event": "done", "models": drew}
+
+
+def _unguided(wish: CompareWish) -> CompareWish:
+    """The wish without guidance, for a model that has nothing to be guided by."""
+    return CompareWish(prompt=wish.prompt, class_name=wish.class_name, num=wish.num, seed=wish.seed)
+
+
+def pictures_of(images: torch.Tensor) -> list[Image.Image]:
+    """Images (B, 3, H, W) in [-1, 1] as PIL images."""
+    return [to_pil(image) for image in images]
