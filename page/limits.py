@@ -9,9 +9,9 @@ import binascii
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from ..data.images import BrokenImage, read_image
+from ..data.images import FORMATS, BrokenImage, read_image
 from ..errors import one_line
 
 
@@ -65,17 +65,27 @@ def read_upload(text: str, name: str, limits: Limits = LIMITS) -> Image.Image:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise ValueError(f"{name}: expected a file in base64") from None
-    most = f"{limits.pixels:,} pixels, none of its sides above {limits.side:,}"
+    most = f"expected at most {limits.pixels:,} pixels and {limits.side:,} on a side"
     try:
         picture = read_image(data, name=name, max_pixels=limits.pixels)
     except BrokenImage as error:
-        if isinstance(error.__cause__, Image.DecompressionBombError):
-            raise ValueError(f"{name}: far too large, expected at most {most}") from None
-        raise ValueError(one_line(str(error))) from None
+        raise ValueError(f"{name}: {_fault(error, most)}") from None
     if max(picture.size) > limits.side:
-        found = f"{picture.width:,}x{picture.height:,} pixels"
-        raise ValueError(f"{name}: {found}, expected at most {most}")
+        raise ValueError(f"{name}: {picture.width}x{picture.height} pixels, {most}")
     return picture
+
+
+def _fault(error: BrokenImage, most: str) -> str:
+    """Why a picture is not read, in words for whoever uploaded it."""
+    cause = error.__cause__
+    if isinstance(cause, Image.DecompressionBombError):
+        return f"far too large, {most}"
+    if isinstance(cause, UnidentifiedImageError):
+        return f"no picture in a format that is read ({', '.join(FORMATS)})"
+    said = one_line(str(cause))
+    if "(max_pixels)" in said:
+        return f"{said.partition(',')[0]}, {most}"
+    return f"damaged, or of a kind that is not read: {said}"
 
 
 def read_mask(text: str, size: tuple[int, int], limits: Limits = LIMITS) -> np.ndarray:

@@ -73,7 +73,7 @@ function values(form) {
 function figures(place, count, wish, title) {
   const made = [];
   for (let i = 0; i < count; i += 1) {
-    const image = make("img", { src: NOTHING, alt: `Picture ${i + 1}, not drawn yet`, className: "pixels square checked" });
+    const image = make("img", { src: NOTHING, alt: `Picture ${i + 1}, not drawn yet`, className: "pixels square waiting" });
     made.push({ image, caption: make("figcaption", { textContent: `seed ${wish.seed + i}` }), seed: wish.seed + i });
   }
   place.replaceChildren(...made.map(({ image, caption }) => make("figure", {}, image, caption)));
@@ -86,7 +86,7 @@ function figures(place, count, wish, title) {
         const { image, caption, seed } = made[i];
         image.src = picture;
         image.alt = `Picture ${i + 1}, seed ${seed}, by ${title}${wish.class_name ? `, class ${wish.class_name}` : ""}`;
-        image.classList.remove("checked");
+        image.classList.remove("waiting");
         image.classList.toggle("square", square);
         if (!links) return;
         const name = `tessella-${title.replace(/[^\w.-]+/g, "-")}-seed-${seed}.png`;

@@ -105,6 +105,7 @@ export class Painter {
       Object.assign(pen, { lineWidth: width, lineCap: "round", lineJoin: "round", strokeStyle: PAINT });
       pen.beginPath();
       pen.moveTo(...points[0]);
+      pen.lineTo(points[0][0] + 0.01, points[0][1]); // a line without length would not be drawn
       for (const point of points) pen.lineTo(...point);
       pen.stroke();
     }
