@@ -82,7 +82,7 @@ class Models:
                     "name": name,
                     "title": title_of(name),
                     "resolution": tokenizer.resolution,
-                    "tokens": str(tokenizer.spec),
+                    "shape": list(tokenizer.spec.shape),
                     "bits": tokenizer.spec.bits_per_image,
                 }
                 for name, tokenizer in self.tokenizers.items()

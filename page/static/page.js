@@ -41,10 +41,11 @@ function options(select, pairs) {
 }
 
 /** Offer what the chosen model takes. */
-function follow(form) {
+function follow(form, fresh = false) {
   const model = facts.generators.find((one) => one.name === form.model.value);
-  options(form.class_name, [["", model.reads_text ? "any" : "any class"], ...model.classes.map((name) => [name, name])]);
+  options(form.class_name, [["", "none"], ...model.classes.map((name) => [name, name])]);
   form.class_name.disabled = !model.classes.length;
+  if (fresh) startWith(form, model.reads_text, model.classes);
   form.prompt.disabled = !model.reads_text;
   form.prompt.placeholder = model.reads_text ? form.prompt.dataset.example : "";
   find("[data-hint=prompt]", form).hidden = model.reads_text;
@@ -57,6 +58,12 @@ function follow(form) {
     const size = `${(model.parameters / 1e6).toFixed(1)} million parameters`;
     hint.textContent = `${model.type}, ${size}, ${model.resolution} × ${model.resolution} pixels, trained on ${model.trained_on}.`;
   }
+}
+
+/** A first wish that shows what a model can do: words, or a class. */
+function startWith(form, words, classes) {
+  if (words) form.prompt.value = form.prompt.dataset.example;
+  else if (classes.length) form.class_name.value = classes[0];
 }
 
 /** Values of a form by name, without files and without what is disabled. */
@@ -242,13 +249,14 @@ async function begin() {
     const form = find("form", panel);
     options(form.model, names);
     form.model.addEventListener("change", () => follow(form));
-    follow(form);
+    follow(form, panel === draw);
   }
   const form = find("form", compare), classes = new Set(facts.generators.flatMap((model) => model.classes));
-  options(form.class_name, [["", "any class"], ...[...classes].map((name) => [name, name])]);
+  options(form.class_name, [["", "none"], ...[...classes].map((name) => [name, name])]);
   form.prompt.disabled = !facts.generators.some((model) => model.reads_text);
   form.prompt.placeholder = form.prompt.disabled ? "" : form.prompt.dataset.example;
   find("[data-hint=prompt]", form).hidden = !form.prompt.disabled;
+  startWith(form, !form.prompt.disabled, [...classes]);
   tokens.offer(facts.tokenizers);
   find("[data-say=version]").textContent = `Tessella ${facts.version}. Nothing leaves this machine.`;
   document.body.dataset.ready = "yes";

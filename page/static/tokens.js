@@ -25,7 +25,10 @@ export class TokenView {
 
   hint() {
     const chosen = this.tokenizers.find((one) => one.name === this.select.value);
-    if (chosen) this.find("[data-hint=tokenizer]").textContent = `${chosen.tokens}, for ${chosen.resolution} × ${chosen.resolution} pixels.`;
+    if (!chosen) return;
+    const count = chosen.shape.reduce((a, b) => a * b, 1), each = Math.round(chosen.bits / count * 10) / 10;
+    this.find("[data-hint=tokenizer]").textContent = `${chosen.shape.join(" × ")} tokens of ${each} bits ` +
+      `for ${chosen.resolution} × ${chosen.resolution} pixels: ${number(Math.round(chosen.bits))} bits.`;
   }
 
   load(blob) {
@@ -51,7 +54,7 @@ export class TokenView {
     const table = this.find(".weights"), side = this.tokenizers.find((one) => one.name === this.tokenizer).resolution;
     table.hidden = false;
     const cut = done.size.every((length) => length === side) ? "" : `, cut from ${number(done.size[0])} × ${number(done.size[1])}`;
-    table.caption.textContent = `${number(done.codes.length)} tokens hold ${number(done.bits)} bits. ` +
+    table.caption.textContent = `${number(done.codes.length)} tokens hold ${number(Math.round(done.bits))} bits. ` +
       `Files of the same ${side} × ${side} pixels${cut}, and how near each comes to them:`;
     table.tBodies[0].replaceChildren(...done.weights.map(([name, bytes, psnr]) => {
       const row = make("tr", {}, make("th", { scope: "row", textContent: name }));
