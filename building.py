@@ -4,12 +4,15 @@ A config of a few bytes can describe a network that no machine holds. `build_on_
 torch's meta device, where tensors have shapes and no memory, and stops as soon as the tensors
 exceed the budget; `check_size` does so before a network is built for training. `fill` gives a
 network built on the meta device its weights, so that nothing is initialized only to be replaced.
+`installed_file` finds weights that come in packages of others.
 """
 
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -194,6 +197,18 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
                 part.register_buffer(name, compute(), persistent=False)
     empty = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
     assert not empty, f"buffers of no file must be registered by `derive`: {empty}"
+
+
+def installed_file(package: str, file: str) -> Path | None:
+    """A file of an installed Python package, which is never imported; None if it is not there.
+
+    Args:
+        package: Import name of the package.
+        file: Path of the file inside the package.
+    """
+    spec = find_spec(package)
+    folders = (spec.submodule_search_locations if spec else None) or []
+    return next((path for folder in folders if (path := Path(folder, file)).is_file()), None)
 
 
 def _shared_parameters(module: nn.Module) -> dict[str, list[str]]:

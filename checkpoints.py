@@ -203,6 +203,7 @@ def save_generator(
             ),
             tokenizer=tokenizer_fingerprint,
             classes=tuple(generator.classes),
+            text=None if generator.text is None else generator.text.encoder.fingerprint,
         )
         return write_model(folder, generator, config, facts, card, dtype)
 
@@ -328,6 +329,12 @@ def _load_generator(folder: Path) -> tuple[Generator, str | None]:
     generator = _built(folder, lambda: build_generator(config.generator, spec.spec()), state)
     generator.fingerprint, generator.card = found, card
     generator.classes = config.classes
+    reads = None if generator.text is None else generator.text.encoder.fingerprint
+    if reads != config.text:
+        raise CheckpointError(
+            f"{folder}: was trained with the text vectors {config.text}; this version of tessella "
+            f"has {reads}"
+        )
     return generator.eval(), config.tokenizer
 
 

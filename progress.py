@@ -13,7 +13,7 @@ _COUNT = "{n_fmt}/{total_fmt}"
 
 
 def progress_bar(
-    total: int, unit: str, *, title: str = "", initial: int = 0, silent: bool = False
+    total: float, unit: str, *, title: str = "", initial: float = 0, silent: bool = False
 ) -> "ProgressBar":
     """A progress bar of tqdm on stderr, which may be advanced by parts of a unit.
 
@@ -22,13 +22,15 @@ def progress_bar(
 
     Args:
         total: Number of units of the whole work.
-        unit: Name of one unit, e.g. "image"; images are told per second, however slow.
+        unit: Name of one unit, e.g. "image"; images are told per second, however slow. "s":
+            seconds, which have no speed.
         title: What is being done, in front of the bar.
         initial: Number of units that were done before.
         silent: Whether to show nothing.
     """
-    rate = "{rate_noinv_fmt}" if unit == "image" else "{rate_fmt}"
-    times = "[{elapsed}<{remaining}, " + rate + "{postfix}]"
+    rate = {"image": ", {rate_noinv_fmt}", "s": ""}.get(unit, ", {rate_fmt}")
+    count = _COUNT + " s" * (unit == "s")
+    times = f"[{{elapsed}}<{{remaining}}{rate}{{postfix}}]"
     moves = sys.stderr.isatty()
     drawn = "{l_bar}{bar}| " if moves else "{desc}{percentage:3.0f}% "
     return (ProgressBar if moves else _Lines)(
@@ -39,7 +41,7 @@ def progress_bar(
         disable=silent,
         dynamic_ncols=True,
         miniters=0 if moves else 1,
-        bar_format=f"{drawn}{_COUNT} {times}",
+        bar_format=f"{drawn}{count} {times}",
     )
 
 
@@ -49,8 +51,8 @@ class ProgressBar(tqdm):  # type: ignore[misc]  # tqdm has no types
     @property
     def format_dict(self) -> Any:
         """What the bar shows, by name."""
-        count = f"{self.n:.1f}".removesuffix(".0")
-        return {**super().format_dict, "n_fmt": count}
+        shown, total = super().format_dict, f"{self.total:.10g}"
+        return {**shown, "n_fmt": f"{self.n:.1f}".removesuffix(".0"), "total_fmt": total}
 
 
 class _Lines(ProgressBar):

@@ -12,9 +12,9 @@ from setuptools import setup
 NOT_PACKAGES = {
     *("tests", "benchmarks", "docs", "assets", "configs"),
     *("build", "dist", "runs", "datasets"),
-    "bundled",  # data/bundled: data, with the script that made it
+    "bundled",  # in data/ and text/: data, with the scripts that made it
 }
-"""Folders that are not searched; assets, configs and data/bundled are shipped as data."""
+"""Folders that are not searched; assets, configs and what is bundled are shipped as data."""
 
 
 def find_rooms() -> list[str]:

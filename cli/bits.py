@@ -34,7 +34,7 @@ from .options import chosen_device, device_option, json_option, one_clear_error,
 @click.option(
     "--draws", type=click.IntRange(min=1), help="Random estimates of the bound per image [2]."
 )
-@click.option("--unconditional", is_flag=True, help="Give the generator no labels.")
+@click.option("--unconditional", is_flag=True, help="Give it neither labels nor captions.")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**62),

@@ -45,6 +45,8 @@ _OPTIONS = {
 )
 @click.option("--label", type=int, help="Class of the result, by number [none].")
 @click.option("--class", "class_", help="Class of the result, by name [none].")
+@click.option("--prompt", help="Text of the result [none]; for generators that read text.")
+@click.option("--negative-prompt", help="Text that guidance leads away from [none].")
 @click.option(
     "--to-label", type=int, help="Class, by number, to which --num mixtures lead from the first."
 )
@@ -74,6 +76,8 @@ def edit(
     repeats: int | None,
     label: int | None,
     class_: str | None,
+    prompt: str | None,
+    negative_prompt: str | None,
     to_label: int | None,
     to_class: str | None,
     num: int,
@@ -120,6 +124,8 @@ def edit(
         generator,
         image,
         **how,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
         seed=options["seed"],
         sampling=sampling,
         batch_size=options["batch_size"],

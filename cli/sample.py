@@ -28,11 +28,22 @@ from .options import (
     help="Classes by name, e.g. 'face,animal', taken in turn until --num [every class].",
 )
 @click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    help="Text of a picture; may be repeated, then taken in turn until --num [no text].",
+)
+@click.option(
+    "--prompts",
+    "prompts_file",
+    type=click.Path(path_type=Path),
+    help="Text file with one prompt a line, taken in turn until --num.",
+)
+@click.option("--negative-prompt", help="Text that guidance leads away from [none].")
+@click.option(
     "--num",
     type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Number of pictures.",
+    help="Number of pictures [16, or one for each prompt if there are several].",
 )
 @click.option("--compile", is_flag=True, help="Run the network through torch.compile.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to create.")
@@ -45,7 +56,10 @@ from .options import (
 def sample(
     labels: str | None,
     classes: str | None,
-    num: int,
+    prompts: tuple[str, ...],
+    prompts_file: Path | None,
+    negative_prompt: str | None,
+    num: int | None,
     compile: bool,
     out: Path | None,
     resume: bool,
@@ -64,14 +78,22 @@ def sample(
         raise ValueError(
             "--labels and --classes are both given; give --labels or --classes, not both"
         )
+    if prompts and prompts_file is not None:
+        raise ValueError(
+            "--prompt and --prompts are both given; give --prompt or --prompts, not both"
+        )
     if out is None and not table:
         raise ValueError("--out: no folder given for the pictures; expected one, or --table")
     from ..collectives import join_processes
+    from ..errors import one_line
     from ..sample.folder import sample_to_folder
     from ..sample.masked_steps import format_table
     from ..sample.request import class_labels
     from ..sample.samplers import sampler_of
 
+    texts = list(prompts) if prompts_file is None else _read_prompts(prompts_file)
+    if num is None:
+        num = len(texts) if len(texts) > 1 else 16
     processes = join_processes()
     generator, sampling = open_generator(options)
     if table:
@@ -91,14 +113,24 @@ def sample(
         wanted = parse_numbers("--labels", labels, "3,7")
     elif classes is not None:
         wanted = class_labels(generator, classes.split(","))
+    elif texts:
+        wanted = [-1]
     else:
         wanted = list(range(generator.num_classes)) or [-1]
+    if generator.text is not None:
+        generator.text.encoder.check(texts)
+        ignored = sorted({word for text in texts for word in generator.text.encoder.unknown(text)})
+        if ignored:
+            words = ", ".join(map(one_line, ignored[:8])) + (", ..." if len(ignored) > 8 else "")
+            echo(f"words that the generator does not know, and ignores: {words}", err=True)
     assert out is not None
     result = sample_to_folder(
         generator,
         out,
         labels=[wanted[i % len(wanted)] for i in range(num)],
         seeds=[options["seed"] + i for i in range(num)],
+        prompts=[texts[i % len(texts)] for i in range(num)] if texts else None,
+        negative_prompts=None if negative_prompt is None else [negative_prompt] * num,
         sampling=sampling,
         batch_size=options["batch_size"],
         precision=options["precision"],
@@ -111,3 +143,17 @@ def sample(
     )
     if result:
         show(result, as_json=options["as_json"])
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """Prompts of a text file, one a line; empty lines are left out.
+
+    Raises:
+        ValueError: If it cannot be read as text, or has no prompt.
+    """
+    from ..documents import read_text
+
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    if not any(lines):
+        raise ValueError(f"--prompts {path}: expected a prompt a line, found none")
+    return [line for line in lines if line]

@@ -40,6 +40,7 @@ _SHARES = {"JPEG2000": 2}  # its decoder takes 20 bytes a pixel
 _STRIP = 1 << 20  # pixels that are converted at once, which bounds the memory
 _SOFTWARE = "tessella"
 _GAP = 2  # pixels between the cells of a grid
+_MOST_LINES = 3  # of a text below a cell
 _BACKGROUND = (232, 232, 232)  # not white: the borders of white images stay visible
 
 
@@ -302,7 +303,8 @@ def image_grid(
         images: Images as float (B, 3, H, W) in [-1, 1], uint8 (B, H, W, 3), or PIL images; a cell
             has the size of the largest image.
         columns: Number of images per row, at least 1.
-        labels: One text per image, cut to the width of a cell; None: no texts.
+        labels: One text per image, in up to three lines of the width of a cell, cut where that is
+            not enough; None: no texts.
 
     Returns:
         PIL image, mode RGB.
@@ -323,21 +325,38 @@ def image_grid(
     columns = min(columns, len(cells))
     rows = -(-len(cells) // columns)
     font = ImageFont.load_default()
-    text_height = 0 if labels is None else int(font.getbbox("Ag")[3]) + _GAP
     width = max(cell.width for cell in cells)
     height = max(cell.height for cell in cells)
+    lines = [_lines(text, font, width) for text in labels or []]
+    line_height = int(font.getbbox("Ag")[3])
+    text_height = line_height * max(map(len, lines)) + _GAP if lines else 0
     pitch = (width + _GAP, height + text_height + _GAP)
     sheet = Image.new("RGB", (columns * pitch[0] + _GAP, rows * pitch[1] + _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for number, cell in enumerate(cells):
         left, top = _GAP + number % columns * pitch[0], _GAP + number // columns * pitch[1]
         sheet.paste(cell, (left, top))
-        if labels is not None:
-            text = labels[number].encode("latin-1", "replace").decode("latin-1")
-            while text and font.getlength(text) > width:
-                text = text[:-1]
-            draw.text((left, top + height), text, fill=(0, 0, 0), font=font)
+        for row, text in enumerate(lines[number] if lines else []):
+            place = (left, top + height + row * line_height)
+            draw.text(place, text, fill=(0, 0, 0), font=font)
     return sheet
+
+
+def _lines(text: str, font: Any, width: int) -> list[str]:
+    """A text in one to three lines of at most `width` pixels, broken between words, then cut."""
+    words = text.encode("latin-1", "replace").decode("latin-1").split()
+    lines = [""]
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or len(lines) == _MOST_LINES or font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    for number, line in enumerate(lines):
+        while line and font.getlength(line) > width:
+            line = line[:-1]
+        lines[number] = line
+    return lines
 
 
 def to_pil(image: Image.Image | np.ndarray | Tensor) -> Image.Image:

@@ -47,7 +47,7 @@ def measure_bits(
             likelihood is exact.
         num_steps: Steps of the chain whose bound is measured; None: as many as in the training, or
             continuous time for Bayesian flows.
-        unconditional: Show the generator no labels.
+        unconditional: Show the generator neither labels nor captions.
         seed: Seed of the draws, at least 0.
         limit: Largest number of images, evenly spaced; None: all.
         batch_size: Images per forward pass; no influence beyond rounding.
@@ -84,13 +84,16 @@ def measure_bits(
     with torch.no_grad(), progress_bar(len(chosen) * draws, "draw", silent=silent) as bar:
         for batch in batches:
             labels = batch["labels"].to(device) if labelled else None
+            prompts = batch["captions"] if generator.reads_text and not unconditional else None
             num_labeled += 0 if labels is None else int((labels >= 0).sum())
             tokens = tokenizer.encode(batch["images"].to(device))
             room = tokens.valid.sum(1).double() * generator.spec.bits_per_token
             estimates = []
             for draw in range(draws):
                 seeds = derive_seeds(seed, draw * len(source) + batch["numbers"]).to(device)
-                found = generator.bits_per_dim(tokens, labels, seeds=seeds, num_steps=num_steps)
+                found = generator.bits_per_dim(
+                    tokens, labels, prompts, seeds=seeds, num_steps=num_steps
+                )
                 estimates.append(found * room)
                 if not estimates[-1].isfinite().all():
                     raise ValueError("bits: the predicted logits are not finite")

@@ -28,10 +28,12 @@ from .base import (
     GeneratorOutput,
     seeds_or_new,
 )
+from .conditions import TextCondition, TextConfig, TextTokens
 from .masked import MaskGITConfig, read_sizes
 from .networks.attention import check_causal
+from .networks.causal_llama import CausalTransformer
 from .networks.initialization import initialize
-from .networks.llama import CausalTransformer, KVCache, LlamaConfig
+from .networks.llama import KVCache, LlamaConfig
 from .noise import uniform
 
 
@@ -50,6 +52,7 @@ class AutoregressiveConfig(ClassConditional):
         codebook_sizes: Sizes in which the code of a position is read and predicted, one per group;
             their product is the tokenizer's. None: as MaskGIT reads it (`MaskGITConfig`).
         label_dropout: Share of labels hidden, so that guidance works.
+        text: Text as a condition; None: the model reads none.
     """
 
     __pydantic_config__ = STRICT
@@ -59,6 +62,7 @@ class AutoregressiveConfig(ClassConditional):
     num_classes: int | None = None
     codebook_sizes: tuple[int, ...] | None = None
     label_dropout: float = 0.1
+    text: TextConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,30 +196,50 @@ class AutoregressiveGenerator(Generator):
         self.head = DepthHead(config.transformer, config.num_depth_layers, sizes)
         self.apply(initialize)
         nn.init.zeros_(self.head.head.weight)
+        if config.text is not None:
+            self.text = TextCondition(config.text, width)
 
     @property
     def num_groups(self) -> int:
         """Groups G of a position."""
         return len(self.codebook_sizes)
 
-    def logits(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """Logits of every code, given the label and all codes before it.
+    def logits(self, codes: Tensor, labels: Tensor, text: TextTokens | None = None) -> Tensor:
+        """Logits of every code, given the label, the text and all codes before it.
 
         Args:
             codes: Codes in this generator's groups, (B, N, G) int64.
             labels: Labels, (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
+            text: Tokens of the prompts; None: there are none.
 
         Returns:
             (B, N, G, K) float32 with K the largest group; -inf beyond the size of a smaller group.
         """
-        h = self.trunk(self._embed(codes, labels))
+        first = self.embed_condition(labels, text)[:, None]
+        x: Tensor = self.input_dropout(torch.cat([first, self.input(codes)], 1)[:, :-1])
+        if text is None:
+            h = self.trunk(x)
+        else:
+            prefix = text.valid.shape[1]
+            x, valid = text.prepend_to(x, None)
+            h = self.trunk(x, prefix, valid)[:, prefix:]
         logits: Tensor = self.head(h.flatten(0, 1), codes.flatten(0, 1)).unflatten(
             0, codes.shape[:2]
         )
         return logits
 
+    def embed_condition(self, labels: Tensor, text: TextTokens | None) -> Tensor:
+        """Input of the trunk at the class token, (B, D), of labels in [0, num_classes]."""
+        rows: Tensor = self.class_embedding(labels)
+        return rows if text is None else rows + text.pooled
+
     def forward(
-        self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None
+        self,
+        tokens: Tokens,
+        labels: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        seeds: Tensor | None = None,
     ) -> GeneratorOutput:
         """Mean cross-entropy of the codes of real positions; see `Generator.forward`.
 
@@ -229,9 +253,8 @@ class AutoregressiveGenerator(Generator):
         """
         codes, real = self._read(tokens)
         seeds = seeds_or_new(seeds, len(tokens), codes.device)
-        labels = self.fill_missing_labels(labels, len(tokens), codes.device)
-        dropped = uniform(seeds, 0, (1,))[:, 0] < self.config.label_dropout
-        logits = self.logits(codes, torch.where(dropped, self.num_classes, labels))
+        draw = uniform(seeds, 0, (1,))[:, 0]
+        logits = self.logits(codes, *self.training_conditions(labels, prompts, seeds, draw))
         nats = _cross_entropy(logits, codes) * real[..., None]
         count = real.sum().float() * self.num_groups
         right = (logits.detach().argmax(-1) == codes) & real[..., None]
@@ -249,6 +272,7 @@ class AutoregressiveGenerator(Generator):
         self,
         tokens: Tokens,
         labels: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
         *,
         seeds: Tensor | None = None,
         num_steps: int | None = None,
@@ -261,6 +285,7 @@ class AutoregressiveGenerator(Generator):
         Args:
             tokens: Tokens of this generator's spec.
             labels: Labels, (B,) int64; None: no image has one.
+            prompts: Texts, B of them; None: no image has one.
             seeds: Not read, nothing is drawn.
             num_steps: None; there is no chain of steps.
 
@@ -270,7 +295,8 @@ class AutoregressiveGenerator(Generator):
         self.describe_likelihood(num_steps)
         codes, real = self._read(tokens)
         labels = self.fill_missing_labels(labels, len(tokens), codes.device)
-        nats = _cross_entropy(self.logits(codes, labels).double(), codes) * real[..., None]
+        logits = self.logits(codes, labels, self.read_text(prompts)).double()
+        nats = _cross_entropy(logits, codes) * real[..., None]
         capacity = real.sum(1) * self.spec.bits_per_token
         return nats.sum((1, 2)) / math.log(2) / capacity
 
@@ -287,12 +313,6 @@ class AutoregressiveGenerator(Generator):
     def trunks(self) -> tuple[AttentionTrunk, ...]:
         """The trunk, and the depth head if it has blocks."""
         return (self.trunk,) if self.head.depth is None else (self.trunk, self.head.depth)
-
-    def _embed(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """Trunk input (B, N, D): the class, then the codes of all positions but the last."""
-        x = torch.cat([self.class_embedding(labels)[:, None], self.input(codes)], 1)[:, :-1]
-        hidden: Tensor = self.input_dropout(x)
-        return hidden
 
     def _read(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Codes (B, N, G) int64 and real positions (B, N) bool."""

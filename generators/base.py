@@ -1,4 +1,4 @@
-"""Parts that all generators share: base class, output of a training step, class conditioning."""
+"""Parts that all generators share: base class, output of a training step, conditions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,22 +10,25 @@ from torch import Tensor, nn
 from ..kernels.low_bit_attention.op import LowBitPrecision
 from ..tokenizers.base import Tokenizer
 from ..tokens.tokens import Tokens, TokenSpec
+from .conditions import TextCondition, TextConfig, TextTokens
 from .networks.attention import AttentionBackend
 
 
 class ClassConditional:
-    """Base of the generators' config dataclasses: builds, and checks the two fields about classes.
+    """Base of the generators' config dataclasses: builds, and checks the fields about conditions.
 
-    It is no dataclass itself, so that each config states the two fields at their own place: files
-    and fingerprints follow the order of the fields.
+    It is no dataclass itself, so that each config states the fields at their own place: files and
+    fingerprints follow the order of the fields.
 
     Attributes:
-        num_classes: Labels 0 to num_classes - 1; 0: unconditional; None: not known yet.
-        label_dropout: Share of labels hidden in training.
+        num_classes: Labels 0 to num_classes - 1; 0: no labels; None: not known yet.
+        label_dropout: Share of images whose label and text are hidden in training.
+        text: Text as a condition; None: the model reads none.
     """
 
     num_classes: int | None
     label_dropout: float
+    text: TextConfig | None = None
 
     def build(self, spec: TokenSpec) -> "Generator":
         """The generator of this config for tokens of `spec`, freshly initialized.
@@ -75,10 +78,11 @@ class GeneratorOutput:
 
 
 class Generator(nn.Module):
-    """A model of `Tokens`, given labels.
+    """A model of `Tokens`, given labels, prompts, both or nothing.
 
     `forward` is the training step, always: only it synchronizes gradients between processes.
-    Labels are (B,) int64 in [0, num_classes); -1 and `num_classes` both mean "no label".
+    Labels are (B,) int64 in [0, num_classes); -1 and `num_classes` both mean "no label". Prompts
+    are B texts; an empty one means "no text".
 
     Args:
         config: Settings; `num_classes` must be given.
@@ -87,7 +91,8 @@ class Generator(nn.Module):
     Attributes:
         config: Settings it was built from.
         spec: Tokens that it learns and emits.
-        num_classes: Number of labels; 0: unconditional.
+        num_classes: Number of labels; 0: there are none.
+        text: Reader of prompts; None: the model has none.
         classes: Names by label, if the training data had any.
         monitor: Name of the metric that says how well it predicts, the smaller the better.
         panels: Curves of a training: title of a panel to the names of the metrics in it.
@@ -105,6 +110,7 @@ class Generator(nn.Module):
     config: Any
     spec: TokenSpec
     num_classes: int
+    text: TextCondition | None
     classes: tuple[str, ...] = ()
     monitor: ClassVar[str]
     panels: ClassVar[dict[str, list[str]]]
@@ -119,15 +125,22 @@ class Generator(nn.Module):
         if config.num_classes is None:
             raise ValueError("num_classes: not given; 0 is unconditional")
         self.config, self.spec, self.num_classes = config, spec, config.num_classes
+        self.text = None
 
     def forward(
-        self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None
+        self,
+        tokens: Tokens,
+        labels: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        seeds: Tensor | None = None,
     ) -> GeneratorOutput:
         """The training step.
 
         Args:
             tokens: Tokens of this generator's spec.
             labels: Labels, (B,) int64; None: no image has one.
+            prompts: Texts, B of them; None: no image has one. Not read without a reader of text.
             seeds: One seed per image, (B,) int64: everything drawn for an image (but dropout)
                 depends on its seed alone. None: drawn from torch's global generator.
         """
@@ -137,6 +150,7 @@ class Generator(nn.Module):
         self,
         tokens: Tokens,
         labels: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
         *,
         seeds: Tensor | None = None,
         num_steps: int | None = None,
@@ -148,6 +162,7 @@ class Generator(nn.Module):
         Args:
             tokens: Tokens of this generator's spec.
             labels: Labels, (B,) int64; None: no image has one.
+            prompts: Texts, B of them; None: no image has one.
             seeds: One seed per image, (B,) int64: the estimate of a bound depends on nothing else.
                 None: drawn from torch's global generator. An exact value draws nothing.
             num_steps: Steps of the chain whose bound is computed; None: the generator's own.
@@ -185,6 +200,55 @@ class Generator(nn.Module):
         if labels is None or self.num_classes == 0:
             return torch.full((batch,), self.num_classes, dtype=torch.int64, device=device)
         return torch.where(labels < 0, self.num_classes, labels)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there is a condition, so that guidance has something to act on."""
+        return self.num_classes > 0 or self.text is not None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model reads prompts."""
+        return self.text is not None
+
+    def read_text(self, prompts: Sequence[str] | None, *, whole: bool = False) -> TextTokens | None:
+        """Tokens of prompts; None: the model reads no text, or there is none.
+
+        Args:
+            prompts: Texts, B of them; None: no image has one.
+            whole: Whether every row is as long as the longest text that the model reads, for fixed
+                shapes.
+        """
+        if self.text is None or prompts is None or not any(map(str.strip, prompts)):
+            return None
+        tokens: TextTokens = self.text(prompts, self.text.encoder.max_length if whole else 1)
+        return tokens
+
+    def training_conditions(
+        self,
+        labels: Tensor | None,
+        prompts: Sequence[str] | None,
+        seeds: Tensor,
+        draw: Tensor,
+    ) -> tuple[Tensor, TextTokens | None]:
+        """Labels (B,) int64 in [0, num_classes] and texts of a training step, some hidden.
+
+        Args:
+            labels: Labels, (B,) int64; None: no image has one.
+            prompts: Texts, B of them; None: no image has one.
+            seeds: One seed per image, (B,) int64.
+            draw: Uniform number of each image that decides whether both are hidden, (B,).
+        """
+        labels = self.fill_missing_labels(labels, len(seeds), seeds.device)
+        neither = draw < self.config.label_dropout
+        if self.text is None:
+            return torch.where(neither, self.num_classes, labels), None
+        if prompts is not None and any(map(str.strip, prompts)):
+            text = self.text(prompts)
+        else:  # something is read all the same: every weight takes part in every step
+            text = self.text(["a"] * len(seeds)).kept(torch.zeros_like(neither))
+        text, labels = self.text.hide(text, labels, self.num_classes, seeds, neither)
+        return labels, text
 
     def calibrate(self, tokens: Tokens, labels: Tensor, *, seed: int) -> None:
         """Fit what is not learned by gradients; training calls it once, before its first step.

@@ -7,6 +7,7 @@ probabilities go in and whose K logits come out.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -24,6 +25,7 @@ from .base import (
     valid_positions,
 )
 from .bucket_metrics import bucket_metrics
+from .conditions import TextCondition, TextConfig, TextTokens
 from .networks.bert import check_tokens
 from .networks.denoising_transformer import DenoisingTransformer, DenoisingTransformerConfig
 from .noise import normal, uniform
@@ -54,6 +56,7 @@ class BayesianFlowNetworkConfig(ClassConditional):
             many as the training data has (the training script fills it in).
         null_label: Meaning of "no label": a `learned` token, or no token, `absent`.
         label_dropout: Share of labels hidden, so that guidance works.
+        text: Text as a condition; None: the model reads none.
     """
 
     __pydantic_config__ = STRICT
@@ -65,6 +68,7 @@ class BayesianFlowNetworkConfig(ClassConditional):
     num_classes: int | None = None
     null_label: Literal["learned", "absent"] = "learned"
     label_dropout: float = 0.1
+    text: TextConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,10 +127,12 @@ class BayesianFlowNetwork(Generator):
         self.read_spec = TokenSpec(spec.shape, sizes, spec.ordered)
         width = len(sizes) if config.over == "bits" else spec.vocab_size
         self.belief_shape = (spec.num_tokens, width)
-        check_tokens(config.transformer, spec)
+        check_tokens(config.transformer, spec, text=config.text is not None)
         self.network = DenoisingTransformer(
             config.transformer, spec.shape, width, self.num_classes, config.null_label
         )
+        if config.text is not None:
+            self.text = TextCondition(config.text, config.transformer.width)
 
     def variables(self, tokens: Tokens) -> Tensor:
         """Variables of the flow, (B, N, n) bits or (B, N) indices, int64.
@@ -145,7 +151,12 @@ class BayesianFlowNetwork(Generator):
         return Tokens(indices, self.read_spec, lengths).regroup(self.spec.codebook_sizes)
 
     def predict(
-        self, beliefs: Tensor, t: Tensor, labels: Tensor, valid: Tensor | None = None
+        self,
+        beliefs: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        valid: Tensor | None = None,
+        text: TextTokens | None = None,
     ) -> Tensor:
         """Logits of the data, of the shape of `beliefs`, float32.
 
@@ -155,12 +166,19 @@ class BayesianFlowNetwork(Generator):
             t: Times in [0, 1], (B,).
             labels: Labels, (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
             valid: True at real positions, (B, N) bool; None: all.
+            text: Tokens of the prompts; None: there are none.
         """
-        logits: Tensor = self.network(self.flow.network_input(beliefs), t.float(), labels, valid)
+        values = self.flow.network_input(beliefs)
+        logits: Tensor = self.network(values, t.float(), labels, valid, text)
         return logits + beliefs.float() if self.config.add_beliefs else logits
 
     def forward(
-        self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None
+        self,
+        tokens: Tokens,
+        labels: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        seeds: Tensor | None = None,
     ) -> GeneratorOutput:
         """The continuous-time loss at one random time per image; see `Generator.forward`.
 
@@ -175,11 +193,10 @@ class BayesianFlowNetwork(Generator):
         """
         x, valid = self.variables(tokens), valid_positions(tokens)
         seeds = seeds_or_new(seeds, len(tokens), x.device)
-        labels = self.fill_missing_labels(labels, len(tokens), x.device)
         draws = uniform(seeds, 0, (2,))
         t = draws[:, 0]
-        labels = torch.where(draws[:, 1] < self.config.label_dropout, self.num_classes, labels)
-        logits = self.predict(self._believe(x, t, seeds, 1), t, labels, valid)
+        labels, text = self.training_conditions(labels, prompts, seeds, draws[:, 1])
+        logits = self.predict(self._believe(x, t, seeds, 1), t, labels, valid, text)
         loss, real = self.flow.loss(logits, x, t), _real(x, valid)
         count = real.flatten(1).sum(1).float()
         nats = (loss * real).flatten(1).sum(1)
@@ -196,6 +213,7 @@ class BayesianFlowNetwork(Generator):
         self,
         tokens: Tokens,
         labels: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
         *,
         seeds: Tensor | None = None,
         num_steps: int | None = None,
@@ -209,6 +227,7 @@ class BayesianFlowNetwork(Generator):
         Args:
             tokens: Tokens of this generator's spec.
             labels: Labels, (B,) int64; None: no image has one.
+            prompts: Texts, B of them; None: no image has one.
             seeds: One seed per image, (B,) int64: its estimate depends on nothing else. None: drawn
                 from torch's global generator.
             num_steps: Messages of a chain, each at one draw of the beliefs before it: the n-step
@@ -226,9 +245,11 @@ class BayesianFlowNetwork(Generator):
         x, valid = self.variables(tokens), valid_positions(tokens)
         labels = self.fill_missing_labels(labels, len(tokens), x.device)
         seeds, real = seeds_or_new(seeds, len(tokens), x.device), _real(x, valid)
+        text = self.read_text(prompts)
 
         def predict(t: Tensor, number: int) -> Tensor:
-            return self.predict(self._believe(x, t, seeds, 2 * number), t, labels, valid).double()
+            beliefs = self._believe(x, t, seeds, 2 * number)
+            return self.predict(beliefs, t, labels, valid, text).double()
 
         end = torch.ones(len(tokens), dtype=torch.float64, device=x.device)
         nats = -self.flow.log_probability(predict(end, 0), x)

@@ -27,6 +27,7 @@ from .base import (
     valid_positions,
 )
 from .bucket_metrics import bucket_metrics
+from .conditions import TextCondition, TextConfig, TextTokens
 from .networks.binary_transcoder import BinaryTranscoder, BinaryTranscoderConfig
 from .networks.initialization import INITIAL_STD, initialize
 from .networks.llama import LlamaConfig, LlamaTrunk
@@ -50,6 +51,7 @@ class BigrConfig(ClassConditional):
         mask_ratio: Unit for which the masked share is drawn: each `image`, or a whole `batch`
             (published) from the seed of its first image, so that the mask depends on the batch.
         label_dropout: Share of labels hidden, so that guidance works.
+        text: Text as a condition; None: the model reads none.
     """
 
     __pydantic_config__ = STRICT
@@ -61,6 +63,7 @@ class BigrConfig(ClassConditional):
     mask_schedule: MaskSchedule = "cosine"
     mask_ratio: Literal["image", "batch"] = "image"
     label_dropout: float = 0.1
+    text: TextConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +119,8 @@ class BiGR(Generator):
         nn.init.normal_(self.position, std=INITIAL_STD)
         nn.init.zeros_(self.trunk.modulation.weight)
         self.head.start_at_zero()
+        if config.text is not None:
+            self.text = TextCondition(config.text, width)
 
     @property
     def diffusion(self) -> BernoulliDiffusion:
@@ -123,7 +128,12 @@ class BiGR(Generator):
         return self.config.diffusion
 
     def predict(
-        self, bits: Tensor, mask: Tensor, classes: Tensor, valid: Tensor | None = None
+        self,
+        bits: Tensor,
+        mask: Tensor,
+        classes: Tensor,
+        valid: Tensor | None = None,
+        text: TextTokens | None = None,
     ) -> Tensor:
         """Conditions of the head at every position, hidden or not, (B, N, D) float32.
 
@@ -132,9 +142,10 @@ class BiGR(Generator):
             mask: True = hidden, (B, N) bool.
             classes: Class embeddings, (B, D): rows of `embed_classes`, or mixtures of them.
             valid: True at real positions, (B, N) bool; None: all.
+            text: Tokens of the prompts; None: there are none.
         """
-        x: Tensor = self.trunk(*self._embed(bits, mask, classes, valid))
-        return x[:, 1:].float() + self.position
+        x: Tensor = self.trunk(*self._embed(bits, mask, classes, valid, text))
+        return x[:, -bits.shape[1] :].float() + self.position
 
     def predict_flips(self, bits: Tensor, t: Tensor, conditions: Tensor) -> Tensor:
         """Logits of the flips y = x_0 XOR x_t, in the sense of the loss; (..., K) float32.
@@ -189,7 +200,12 @@ class BiGR(Generator):
         return torch.stack(means, 1)
 
     def forward(
-        self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None
+        self,
+        tokens: Tokens,
+        labels: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        seeds: Tensor | None = None,
     ) -> GeneratorOutput:
         """The loss of the hidden tokens, each at a random time of its own; see `Generator.forward`.
 
@@ -204,17 +220,16 @@ class BiGR(Generator):
         """
         x_0, valid = self._read(tokens)
         seeds = seeds_or_new(seeds, len(tokens), x_0.device)
-        labels = self.fill_missing_labels(labels, len(tokens), x_0.device)
         draws = uniform(seeds, 0, (2,))
-        dropped = draws[:, 1] < self.config.label_dropout
-        classes = self.embed_classes(torch.where(dropped, self.num_classes, labels))
+        labels, text = self.training_conditions(labels, prompts, seeds, draws[:, 1])
+        classes = self.embed_classes(labels)
         real = torch.ones(x_0.shape[:2], dtype=torch.bool, device=x_0.device)
         real = real if valid is None else valid
         ratio = draws[:, 0] if self.config.mask_ratio == "image" else draws[:1, 0]
         mask = self._hide(seeds, ratio, real)
         t = self.diffusion.draw_time(uniform(seeds, 2, x_0.shape[1:2]))
         x_t, flips = self.diffusion.corrupt(x_0, t, uniform(seeds, 3, x_0.shape[1:]))
-        logits = self.predict_flips(x_t, t, self.predict(x_0, mask, classes, valid))
+        logits = self.predict_flips(x_t, t, self.predict(x_0, mask, classes, valid, text))
         loss = self.diffusion.loss_per_bit(logits, flips, t)
         count = mask.sum().float() * self.num_bits
         return GeneratorOutput(
@@ -229,13 +244,22 @@ class BiGR(Generator):
         return (self.trunk,)
 
     def _embed(
-        self, bits: Tensor, mask: Tensor, classes: Tensor, valid: Tensor | None
+        self,
+        bits: Tensor,
+        mask: Tensor,
+        classes: Tensor,
+        valid: Tensor | None,
+        text: TextTokens | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Input of the trunk: hidden states (B, 1 + N, D), condition (B, D), real positions."""
+        """Input of the trunk: hidden states (B, L + 1 + N, D), condition (B, D), real positions."""
         visible = self.input(bits.to(self.input.weight.dtype)).to(self.mask_token.dtype)
         x = torch.where(mask[..., None], self.mask_token, visible)
+        classes = classes if text is None else classes + text.pooled
         x = torch.cat([classes[:, None], x], 1)
-        return x, classes, None if valid is None else F.pad(valid, (1, 0), value=True)
+        valid = None if valid is None else F.pad(valid, (1, 0), value=True)
+        if text is not None:
+            x, valid = text.prepend_to(x, valid)
+        return x, classes, valid
 
     def _hide(self, seeds: Tensor, ratio: Tensor, real: Tensor) -> Tensor:
         """The tokens to predict, (B, N) bool: floor(gamma(i / n) n) of the n real ones, at least 1.

@@ -9,6 +9,7 @@ smaller.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -27,6 +28,7 @@ from .base import (
     valid_positions,
 )
 from .bucket_metrics import bucket_metrics
+from .conditions import TextCondition, TextConfig, TextTokens
 from .networks.bert import check_tokens
 from .networks.denoising_transformer import DenoisingTransformer, DenoisingTransformerConfig
 from .noise import uniform
@@ -45,6 +47,7 @@ class BinaryLatentDiffusionConfig(ClassConditional):
         null_label: Meaning of "no label": a `learned` token, or no token, `absent` (published).
         label_dropout: Share of labels hidden, so that guidance works; per image (the reference
             hides those of a whole batch at once).
+        text: Text as a condition; None: the model reads none.
     """
 
     __pydantic_config__ = STRICT
@@ -54,6 +57,7 @@ class BinaryLatentDiffusionConfig(ClassConditional):
     num_classes: int | None = None
     null_label: Literal["learned", "absent"] = "learned"
     label_dropout: float = 0.1
+    text: TextConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,10 +99,12 @@ class BinaryLatentDiffusion(Generator):
                 "two; use {type: maskgit}"
             )
         self.num_bits = spec.vocab_size.bit_length() - 1
-        check_tokens(config.transformer, spec)
+        check_tokens(config.transformer, spec, text=config.text is not None)
         self.network = DenoisingTransformer(
             config.transformer, spec.shape, self.num_bits, self.num_classes, config.null_label
         )
+        if config.text is not None:
+            self.text = TextCondition(config.text, config.transformer.width)
 
     @property
     def diffusion(self) -> BernoulliDiffusion:
@@ -106,7 +112,12 @@ class BinaryLatentDiffusion(Generator):
         return self.config.diffusion
 
     def predict(
-        self, bits: Tensor, t: Tensor, labels: Tensor, valid: Tensor | None = None
+        self,
+        bits: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        valid: Tensor | None = None,
+        text: TextTokens | None = None,
     ) -> Tensor:
         """Logits of the flips y = x_0 XOR x_t, in the sense of the loss; (B, N, K) float32.
 
@@ -115,13 +126,19 @@ class BinaryLatentDiffusion(Generator):
             t: Times in [1, T], (B,) int64.
             labels: Labels, (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
             valid: True at real positions, (B, N) bool; None: all.
+            text: Tokens of the prompts; None: there are none.
         """
         time = (t - 1).float() / self.diffusion.num_steps
-        logits: Tensor = self.network(2 * bits - 1, time, labels, valid)
+        logits: Tensor = self.network(2 * bits - 1, time, labels, valid, text)
         return logits
 
     def forward(
-        self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None
+        self,
+        tokens: Tokens,
+        labels: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        seeds: Tensor | None = None,
     ) -> GeneratorOutput:
         """The loss at one random time per image; see `Generator.forward`.
 
@@ -135,12 +152,11 @@ class BinaryLatentDiffusion(Generator):
         """
         x_0, valid = self._read(tokens)
         seeds = seeds_or_new(seeds, len(tokens), x_0.device)
-        labels = self.fill_missing_labels(labels, len(tokens), x_0.device)
         draws = uniform(seeds, 0, (2,))
         t = self.diffusion.draw_time(draws[:, 0])
-        labels = torch.where(draws[:, 1] < self.config.label_dropout, self.num_classes, labels)
+        labels, text = self.training_conditions(labels, prompts, seeds, draws[:, 1])
         x_t, flips = self.diffusion.corrupt(x_0, t, uniform(seeds, 1, x_0.shape[1:]))
-        logits = self.predict(x_t, t, labels, valid)
+        logits = self.predict(x_t, t, labels, valid, text)
         real = torch.ones_like(flips) if valid is None else valid[..., None].expand_as(flips)
         count = real.sum((1, 2))
         loss = self.diffusion.loss_per_bit(logits, flips, t, valid)
@@ -155,6 +171,7 @@ class BinaryLatentDiffusion(Generator):
         self,
         tokens: Tokens,
         labels: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
         *,
         seeds: Tensor | None = None,
         num_steps: int | None = None,
@@ -168,6 +185,7 @@ class BinaryLatentDiffusion(Generator):
         Args:
             tokens: Tokens of this generator's spec.
             labels: Labels, (B,) int64; None: no image has one.
+            prompts: Texts, B of them; None: no image has one.
             seeds: One seed per image, (B,) int64: its estimate depends on nothing else. None: drawn
                 from torch's global generator.
             num_steps: Steps of the chain, and forward passes; None: as many as in the training.
@@ -177,13 +195,14 @@ class BinaryLatentDiffusion(Generator):
         """
         x_0, valid = self._read(tokens)
         labels = self.fill_missing_labels(labels, len(tokens), x_0.device)
+        text = self.read_text(prompts)
         seeds = seeds_or_new(seeds, len(tokens), x_0.device)
         real = torch.ones_like(x_0) if valid is None else valid[..., None].expand_as(x_0)
         nats = torch.zeros(len(tokens), dtype=torch.float64, device=x_0.device)
         for number, pair in enumerate(self.diffusion.steps(num_steps)):
             t, s = (torch.full_like(labels, time) for time in pair)
             x_t, flips = self.diffusion.corrupt(x_0, t, uniform(seeds, number, x_0.shape[1:]))
-            logits = self.predict(x_t, t, labels, valid)
+            logits = self.predict(x_t, t, labels, valid, text)
             nats += (self.diffusion.step_divergence(logits, flips, s, t) * real).sum((1, 2))
         return nats / real.sum((1, 2)) / math.log(2)
 

@@ -51,6 +51,7 @@ class GeneratorFileConfig:
         tokens: Spec of the tokens that it emits.
         tokenizer: Fingerprint of the tokenizer that decodes them; None: it came from no folder.
         classes: Class names by label; empty if the training data had none.
+        text: Hash of what the text encoder reads besides its weights in the folder; None: nothing.
     """
 
     __pydantic_config__ = STRICT
@@ -58,6 +59,7 @@ class GeneratorFileConfig:
     tokens: TokensConfig
     tokenizer: str | None = None
     classes: tuple[str, ...] = ()
+    text: str | None = None
 
 
 def build_generator(config: GeneratorConfig, spec: TokenSpec) -> Generator:

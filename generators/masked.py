@@ -23,9 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import STRICT
-from ..kernels.bit_embedding.op import MAX_BITS, bit_embedding
-from ..kernels.codebook_sum.op import codebook_embedding_sum
-from ..tokens.packing import split_bits
+from ..kernels.bit_embedding.op import MAX_BITS
 from ..tokens.tokens import Tokens, TokenSpec
 from .base import (
     AttentionTrunk,
@@ -36,7 +34,9 @@ from .base import (
     valid_positions,
 )
 from .bucket_metrics import bucket_metrics, bucket_names
+from .conditions import TextCondition, TextConfig, TextTokens
 from .networks.bert import LayerNorm, Transformer, TransformerConfig, check_tokens
+from .networks.code_inputs import BitInput, IndexInput
 from .networks.initialization import INITIAL_STD, initialize
 from .noise import uniform
 from .processes.masking import MaskSchedule, hide_exactly, masked_share
@@ -66,6 +66,7 @@ class MaskedConfig(ClassConditional):
         embedding: Input, class and position terms as torch operations one after the other
             (`plain`), or as one kernel (`fused`: `kernels/`, docs/kernels.md). The same function
             of the same parameters.
+        text: Text as a condition; None: the model reads none.
     """
 
     __pydantic_config__ = STRICT
@@ -78,6 +79,7 @@ class MaskedConfig(ClassConditional):
     label_smoothing: float = 0.1
     label_dropout: float = 0.1
     embedding: Literal["plain", "fused"] = "plain"
+    text: TextConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,66 +122,6 @@ class MaskGITConfig(MaskedConfig):
         return MaskedGenerator(self, spec)
 
 
-class BitInput(nn.Module):
-    """Bits as -1 and +1, hidden groups 0, through one linear layer."""
-
-    def __init__(self, codebook_sizes: Sequence[int], width: int) -> None:
-        super().__init__()
-        self.widths = [size.bit_length() - 1 for size in codebook_sizes]
-        self.project = nn.Linear(sum(self.widths), width)
-
-    def forward(self, indices: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states (B, N, D) of indices and mask (B, N, G)."""
-        hidden: Tensor = self.project(self.signs(indices, mask).to(self.project.weight.dtype))
-        return hidden
-
-    def signs(self, indices: Tensor, mask: Tensor) -> Tensor:
-        """(B, N, n) float32 in {-1, 0, 1}, bit i of the joint code at place i."""
-        signs = split_bits(indices, self.widths).float() * 2 - 1
-        hidden = torch.cat(
-            [mask[..., g : g + 1].expand(*mask.shape[:2], n) for g, n in enumerate(self.widths)], -1
-        )
-        return signs.masked_fill(hidden, 0)
-
-    def fused(
-        self, indices: Tensor, mask: Tensor, labels: Tensor, classes: Tensor, position: Tensor
-    ) -> Tensor:
-        """Hidden states with class row and positions, (B, N + 1, D), by `bit_embedding`.
-
-        A group with fewer bits than the widest gets rows of 0 for the bits that it lacks.
-        """
-        widest, weight = max(self.widths), self.project.weight.t()
-        if min(self.widths) < widest:
-            parts = torch.split(weight, self.widths)
-            weight = torch.cat([F.pad(part, (0, 0, 0, widest - len(part))) for part in parts])
-        terms = (self.project.bias, position, classes, labels, mask)
-        return bit_embedding(indices, weight, *terms, bits_per_group=widest)
-
-
-class IndexInput(nn.Module):
-    """Sum over groups of an embedding; the last row of each table stands for "hidden"."""
-
-    def __init__(self, codebook_sizes: Sequence[int], width: int) -> None:
-        super().__init__()
-        self.sizes = tuple(codebook_sizes)
-        self.tables = nn.ModuleList(nn.Embedding(size + 1, width) for size in codebook_sizes)
-
-    def forward(self, indices: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states (B, N, D) of indices and mask (B, N, G)."""
-        rows = [
-            table(torch.where(mask[..., g], self.sizes[g], indices[..., g]))
-            for g, table in enumerate(self.tables)
-        ]
-        return torch.stack(rows).sum(0)
-
-    def fused(
-        self, indices: Tensor, mask: Tensor, labels: Tensor, classes: Tensor, position: Tensor
-    ) -> Tensor:
-        """Hidden states with class row and positions by `codebook_embedding_sum`, (B, N + 1, D)."""
-        tables = [table.get_parameter("weight") for table in self.tables]
-        return codebook_embedding_sum(indices, tables, position, classes, labels, mask)
-
-
 class MaskedGenerator(Generator):
     """MaskBit or MaskGIT, by the type of its config.
 
@@ -214,7 +156,7 @@ class MaskedGenerator(Generator):
                     f"embedding: fused reads up to {MAX_BITS} bits of a position, here {num_bits} "
                     f"(groups x the widest); use embedding: plain"
                 )
-        check_tokens(config.transformer, spec)
+        check_tokens(config.transformer, spec, text=config.text is not None)
         self.class_embedding = nn.Embedding(self.num_classes + 1, width)
         self.position = nn.Parameter(torch.empty(1, num_tokens + 1, width))
         self.input_norm = LayerNorm(width)
@@ -230,6 +172,8 @@ class MaskedGenerator(Generator):
             self.head = nn.Linear(width, sum(self.codebook_sizes))
         nn.init.normal_(self.position, std=INITIAL_STD)
         self.apply(initialize)
+        if config.text is not None:
+            self.text = TextCondition(config.text, width)
 
     @property
     def num_groups(self) -> int:
@@ -250,7 +194,7 @@ class MaskedGenerator(Generator):
         training = self.training
         with torch.no_grad():
             self.eval()
-            x = self._embed(
+            x, _ = self._embed(
                 codes.indices, mask, self.fill_missing_labels(labels, len(tokens), mask.device)
             )
             self.trunk.fit_hashes(x, torch.Generator().manual_seed(seed))
@@ -262,7 +206,12 @@ class MaskedGenerator(Generator):
         return (self.trunk,)
 
     def predict(
-        self, indices: Tensor, mask: Tensor, labels: Tensor, valid: Tensor | None = None
+        self,
+        indices: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        valid: Tensor | None = None,
+        text: TextTokens | None = None,
     ) -> Tensor:
         """Logits of every slot, hidden or not.
 
@@ -271,14 +220,15 @@ class MaskedGenerator(Generator):
             mask: True = hidden, (B, N, G) bool.
             labels: Labels, (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
             valid: True at real positions, (B, N) bool; None: all.
+            text: Tokens of the prompts; None: there are none.
 
         Returns:
             (B, N, G, K) float32 with K the largest group; -inf beyond the size of a smaller group.
         """
-        x = self._embed(indices, mask, labels)
         if valid is not None:  # the class token is always real
             valid = F.pad(valid, (0, 1), value=True)
-        x = self.trunk(x, valid)[:, :-1]
+        x, valid = self._embed(indices, mask, labels, valid, text)
+        x = self.trunk(x, valid)[:, : indices.shape[1]]
         x = self.dense_norm(F.gelu(self.dense(x)))
         if self.head is not None:
             scores = self.head(x).float().split(list(self.codebook_sizes), -1)
@@ -290,19 +240,33 @@ class MaskedGenerator(Generator):
         scores = [F.pad(s, (0, widest - s.shape[-1]), value=-torch.inf) for s in scores]
         return torch.stack(scores, 2)
 
-    def _embed(self, indices: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Input of the trunk, (B, N + 1, D)."""
+    def _embed(
+        self,
+        indices: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        valid: Tensor | None = None,
+        text: TextTokens | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Input of the trunk, (B, N + 1 + L, D) with L tokens of text, and its valid positions."""
         if self.config.embedding == "fused":
             classes = self.class_embedding.weight
             x = self.input.fused(indices, mask, labels, classes, self.position[0])
         else:
             x = torch.cat([self.input(indices, mask), self.class_embedding(labels)[:, None]], 1)
             x = x + self.position
-        hidden: Tensor = self.input_dropout(self.input_norm(x))
-        return hidden
+        if text is not None:
+            x = torch.cat([x[:, :-1], x[:, -1:] + text.pooled[:, None]], 1)
+            x, valid = text.append_to(x, valid)
+        return self.input_dropout(self.input_norm(x)), valid
 
     def forward(
-        self, tokens: Tokens, labels: Tensor | None = None, *, seeds: Tensor | None = None
+        self,
+        tokens: Tokens,
+        labels: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        seeds: Tensor | None = None,
     ) -> GeneratorOutput:
         """Cross-entropy of the slots, hidden ones drawn per image; see `Generator.forward`.
 
@@ -320,9 +284,8 @@ class MaskedGenerator(Generator):
         draws = uniform(seeds, 0, (2,))
         share = masked_share(draws[:, 0], self.config.mask_schedule)
         mask = self._hide(seeds, share, real)
-        labels = self.fill_missing_labels(labels, len(tokens), device)
-        dropped = draws[:, 1] < self.config.label_dropout
-        logits = self.predict(targets, mask, torch.where(dropped, self.num_classes, labels), valid)
+        labels, text = self.training_conditions(labels, prompts, seeds, draws[:, 1])
+        logits = self.predict(targets, mask, labels, valid, text)
         smoothed, exact = self._cross_entropy(logits, targets)
         hidden = mask.float()
         weight = torch.where(mask, 1.0, self.config.unmasked_weight) * real

@@ -26,7 +26,7 @@ from ..generators.autoregressive import AutoregressiveGenerator
 from ..generators.networks.llama import KVCache
 from ..generators.noise import gumbel
 from ..tokens.tokens import Tokens, TokenSpec
-from .guidance import check_guidance, guide
+from .guidance import check_guidance, conditions_of, guide
 from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
@@ -89,7 +89,7 @@ def sample_autoregressive(
 
     Args:
         generator: Generator in eval mode.
-        request: Images to draw: labels, seeds, known tokens, lengths.
+        request: Images to draw: conditions, seeds, known tokens, lengths.
         settings: Settings of the sampler.
         predict: Always None: the network cannot be replaced, e.g. by a compiled one.
 
@@ -105,15 +105,15 @@ def sample_autoregressive(
     check_guidance(generator, settings.guidance)
     positions = autoregressive_steps(generator, settings)
     spec, sizes = generator.spec, generator.codebook_sizes
-    labels, seeds = request.labels, request.seeds
+    seeds = request.seeds
     start = known_tokens(request, spec, sizes)
     codes, drawn_anew = start.codes.clone(), start.hidden.any(0).tolist()
     halves = 1 if settings.guidance == 1 else 2
-    if halves == 2:
-        labels = torch.cat([labels, torch.full_like(labels, generator.num_classes)])
-    caches, depth_caches = generator.trunk.new_caches(positions), generator.head.new_caches()
+    labels, text = conditions_of(generator, request)[halves - 1]
+    prefix = 0 if text is None else text.valid.shape[1]
+    caches = generator.trunk.new_caches(prefix + positions)
+    depth_caches = generator.head.new_caches()
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
-    x = generator.class_embedding(labels)
     read_spec = TokenSpec(spec.shape, sizes, spec.ordered)
 
     def present() -> Unfinished:
@@ -121,10 +121,15 @@ def sample_autoregressive(
         tokens = Tokens(codes, read_spec, start.lengths).regroup(spec.codebook_sizes)
         return Unfinished(tokens, start.hidden & later, guessed=False)
 
+    x, valid = generator.embed_condition(labels, text), None
+    if text is not None:
+        generator.trunk.read_prefix(text.tokens.to(x.dtype), caches, text.valid)
+        valid = F.pad(text.valid, (0, positions), value=True)
     for n in counted(range(positions), present):
         if not any(drawn_anew[n:]):
             break
-        h = generator.trunk.step(x, caches, n)
+        seen = None if valid is None else valid[:, : prefix + n + 1]
+        h = generator.trunk.step(x, caches, n, prefix, seen)
         if drawn_anew[n]:
             bad = _draw_position(
                 generator, h, depth_caches, codes[:, n], start.hidden[:, n], seeds, n, settings

@@ -29,7 +29,7 @@ from ..generators.bayesian_flow_network import BayesianFlowNetwork
 from ..generators.noise import normal, uniform
 from ..generators.processes.bayesian_flow import MAX_STEPS
 from ..tokens.tokens import Tokens
-from .guidance import check_guidance, guided_prediction
+from .guidance import check_guidance, conditions_of, guided_prediction
 from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
@@ -74,7 +74,7 @@ def sample_flow(
 
     Args:
         generator: Generator in eval mode.
-        request: Images to draw: labels, seeds, known tokens, lengths.
+        request: Images to draw: conditions, seeds, known tokens, lengths.
         settings: Settings of the sampler.
         predict: Replacement of `generator.predict`, e.g. a compiled one; None: the method.
 
@@ -87,10 +87,10 @@ def sample_flow(
     """
     check_guidance(generator, settings.guidance)
     flow, predict = generator.flow, predict or generator.predict
-    spec, labels, seeds = generator.spec, request.labels, request.seeds
+    spec, seeds, conditions = generator.spec, request.seeds, conditions_of(generator, request)
     start = known_tokens(request, spec, spec.codebook_sizes)
     values = generator.variables(Tokens(start.codes, spec))
-    shape, no_label, steps = generator.belief_shape, generator.num_classes, settings.num_steps
+    shape, steps = generator.belief_shape, settings.num_steps
     silent = torch.zeros(len(seeds), *shape, dtype=torch.float64, device=seeds.device)
     told = flow.message(values, flow.beta(torch.ones_like(seeds)), silent)
     beliefs = torch.where(start.hidden[..., None], silent, told)
@@ -105,7 +105,7 @@ def sample_flow(
     for step in counted(range(steps + 1), present):
         t = torch.full_like(seeds, step, dtype=torch.float64) / steps
         predicted = guided_prediction(
-            *(predict, beliefs, t, labels, start.valid), no_label=no_label, scale=settings.guidance
+            predict, beliefs, t, conditions, start.valid, settings.guidance
         )
         logits = predicted.double() / settings.temperature
         failed = torch.where(~logits.isfinite().all() & (failed == 0), step + 1, failed)

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from ..config import STRICT
 from ..generators.bigr import BiGR, BigrConfig
+from ..generators.conditions import TextTokens
 from ..generators.noise import gumbel, uniform
 from ..generators.processes.masking import MaskSchedule
 from ..tokens.tokens import Tokens, TokenSpec
-from .guidance import check_guidance, guidance_at, guide
+from .guidance import Conditions, check_guidance, conditions_of, guidance_at, guide
 from .known import KnownTokens, known_tokens
 from .masked import first
 from .masked_steps import DONE, MaskedSampling, SamplingStep, sampling_table, steps_of_part
@@ -136,7 +137,7 @@ def sample_bigr(
 
     Args:
         generator: Generator in eval mode.
-        request: Images to draw: labels, seeds, known tokens, lengths.
+        request: Images to draw: conditions, seeds, known tokens, lengths.
         settings: Settings of the sampler.
         predict: Replacement of `generator.predict`, e.g. a compiled one; None: the method.
         predict_flips: Replacement of `generator.predict_flips`; None: the method.
@@ -153,7 +154,7 @@ def sample_bigr(
     """
     sampler = BigrSampler(generator, request.seeds, settings, predict, predict_flips)
     start = known_tokens(request, generator.spec, sampler.binary.codebook_sizes)
-    return sampler.run(start, request.labels)
+    return sampler.run(start, conditions_of(generator, request))
 
 
 class BigrSampler:
@@ -191,21 +192,22 @@ class BigrSampler:
         self.binary = TokenSpec(spec.shape, (2,) * generator.num_bits, spec.ordered)
 
     @torch.no_grad()
-    def run(self, start: KnownTokens, labels: Tensor) -> Tokens:
+    def run(self, start: KnownTokens, conditions: tuple[Conditions, Conditions]) -> Tokens:
         """Run all steps and return the tokens.
 
         Args:
             start: Known bits and hidden positions.
-            labels: Class of each image, (B,) int64 in [0, num_classes].
+            conditions: Conditions of the images, and of both halves.
 
         Raises:
             ValueError: If there are more steps than tokens in a whole image, or a prediction is
                 not finite.
         """
         hidden, bits = start.hidden, start.codes
-        labeled = bool((labels < self.generator.num_classes).any())
-        guided = self.settings.guidance != 1 and labeled
-        classes = self.generator.embed_classes(labels)
+        one, _ = conditions
+        asked = one.text is not None or bool((one.labels < self.generator.num_classes).any())
+        guided = self.settings.guidance != 1 and asked
+        embedded = [(self.generator.embed_classes(labels), text) for labels, text in conditions]
         steps = self._tables(hidden.sum(1).tolist())
         revealed, guidance, randomness = (
             torch.tensor([[getattr(row, name) for row in rows] for rows in steps])
@@ -225,12 +227,12 @@ class BigrSampler:
         for step, rows in enumerate(counted(steps, present)):
             draw = step * draws
             acts = guided and any(row.guidance != 1 for row in rows)
-            conditions = self._conditions(bits, hidden, classes, start.valid, acts)
+            outputs = self._conditions(bits, hidden, *embedded[acts], start.valid)
             width = max(row.hidden + row.revealed for row in rows)
             # Hidden positions of each image first; known ones fill up to the largest number.
             order = (~hidden).byte().argsort(dim=1, stable=True)[:, :width]
-            conditions = _at(conditions, order.repeat(len(conditions) // len(order), 1))
-            drawn, p, bad = self._denoise(conditions, order, guidance[step][..., None], draw)
+            outputs = _at(outputs, order.repeat(len(outputs) // len(order), 1))
+            drawn, p, bad = self._denoise(outputs, order, guidance[step][..., None], draw)
             noise = _at(gumbel(self.seeds, draw + draws - 1, self.shape[:1])[..., None], order)
             priority = self._confidence(p) + randomness[step] * noise[..., 0]
             here = hidden.gather(1, order)
@@ -258,18 +260,20 @@ class BigrSampler:
         return list(zip(*(padded[count] for count in counts), strict=True))
 
     def _conditions(
-        self, bits: Tensor, hidden: Tensor, classes: Tensor, valid: Tensor | None, guided: bool
+        self,
+        bits: Tensor,
+        hidden: Tensor,
+        classes: Tensor,
+        text: TextTokens | None,
+        valid: Tensor | None,
     ) -> Tensor:
-        """Conditions of all positions, (B, N, D); if guided, followed by those without class."""
-        if not guided:
-            return self.predict(bits, hidden, classes, valid)
-        nothing = torch.full_like(self.seeds, self.generator.num_classes)
-        return self.predict(
-            torch.cat([bits] * 2),
-            torch.cat([hidden] * 2),
-            torch.cat([classes, self.generator.embed_classes(nothing)]),
-            None if valid is None else torch.cat([valid] * 2),
-        )
+        """Conditions of all positions, (B, N, D), for each half of the batch of `classes`."""
+        halves = len(classes) // len(bits)
+        if halves == 1:
+            return self.predict(bits, hidden, classes, valid, text)
+        valid = None if valid is None else torch.cat([valid] * halves)
+        bits, hidden = torch.cat([bits] * halves), torch.cat([hidden] * halves)
+        return self.predict(bits, hidden, classes, valid, text)
 
     def _denoise(
         self, conditions: Tensor, order: Tensor, guidance: Tensor, draw: int

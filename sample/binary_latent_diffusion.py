@@ -24,7 +24,7 @@ from ..generators.binary_latent_diffusion import (
 )
 from ..generators.noise import uniform
 from ..tokens.tokens import Tokens, TokenSpec
-from .guidance import check_guidance, guided_prediction
+from .guidance import check_guidance, conditions_of, guided_prediction
 from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
@@ -69,7 +69,7 @@ def sample_bernoulli(
 
     Args:
         generator: Generator in eval mode.
-        request: Images to draw: labels, seeds, known tokens, lengths.
+        request: Images to draw: conditions, seeds, known tokens, lengths.
         settings: Settings of the sampler.
         predict: Replacement of `generator.predict`, e.g. a compiled one; None: the method.
 
@@ -85,7 +85,7 @@ def sample_bernoulli(
     diffusion, predict = generator.diffusion, predict or generator.predict
     steps = diffusion.steps(settings.num_steps)
     check_guidance(generator, settings.guidance)
-    spec, labels, seeds = generator.spec, request.labels, request.seeds
+    spec, seeds, conditions = generator.spec, request.seeds, conditions_of(generator, request)
     binary = TokenSpec(spec.shape, (2,) * generator.num_bits, spec.ordered)
     start = known_tokens(request, spec, binary.codebook_sizes)
     shape, hidden = start.codes.shape[1:], start.hidden[..., None]
@@ -98,12 +98,8 @@ def sample_bernoulli(
         return Unfinished(tokens, torch.zeros_like(start.hidden), guessed=True)
 
     for number, (time, earlier) in enumerate(counted(steps, present), 1):
-        t, s = torch.full_like(labels, time), torch.full_like(labels, earlier)
-        predicted = guided_prediction(
-            *(predict, bits, t, labels, start.valid),
-            no_label=generator.num_classes,
-            scale=settings.guidance,
-        )
+        t, s = torch.full_like(seeds, time), torch.full_like(seeds, earlier)
+        predicted = guided_prediction(predict, bits, t, conditions, start.valid, settings.guidance)
         logits = predicted / settings.temperature
         if earlier or settings.final == "sample":
             flip, _ = diffusion.reverse(logits, s, t)

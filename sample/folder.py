@@ -42,6 +42,8 @@ def sample_to_folder(
     *,
     labels: list[int],
     seeds: list[int],
+    prompts: list[str] | None = None,
+    negative_prompts: list[str] | None = None,
     sampling: Sampling | None = None,
     batch_size: int = 16,
     precision: Precision = "auto",
@@ -64,6 +66,8 @@ def sample_to_folder(
             `images.jsonl` and `tokens.safetensors`.
         labels: Class of each image, -1 for none.
         seeds: Seed of each image.
+        prompts: Text of each image, "" for none; None: no texts.
+        negative_prompts: Texts that guidance leads away from; None: away from no condition.
         sampling: Settings of the sampler; None: the generator's own.
         batch_size: Number of images drawn at once, per process.
         precision: Precision of the network, as in `generate`.
@@ -91,7 +95,9 @@ def sample_to_folder(
         raise ValueError(
             f"expected a label and a seed per image, found {len(labels)} and {len(seeds)}"
         )
-    request = Request.make(generator, labels, seeds=seeds)
+    request = Request.make(
+        generator, labels, seeds=seeds, prompts=prompts, negative_prompts=negative_prompts
+    )
     # Checked here by every process, so that none waits for a main process that has failed.
     check_replaceable(out, "samples", overwrite=overwrite, inputs=inputs)
     rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
@@ -112,6 +118,8 @@ def sample_to_folder(
         "tessella": __version__,
         "torch": str(torch.__version__),
     }
+    texts = {"prompts": prompts, "negative prompts": negative_prompts}
+    settings |= {key: summary(given) for key, given in texts.items() if given is not None}
     if resume and None in settings.values():
         raise ValueError(
             "resume: this generator has no fingerprint, so it may be another one than before; "
@@ -159,7 +167,7 @@ def sample_to_folder(
                 work.give_to(folder, len(labels))
                 rows = torch.cat([rows for _, batches in everything for rows in batches])
                 Tokens.unpack(rows, generator.spec).save(folder / "tokens.safetensors")
-                _describe(folder, generator, labels, seeds, sampling, name)
+                _describe(folder, generator, request, sampling, name)
     if rank > 0:
         return {}
     drawn = sum(count for count, _ in everything)
@@ -183,18 +191,20 @@ def class_name(generator: Generator, label: int) -> str:
 def _describe(
     folder: Path,
     generator: Generator,
-    labels: list[int],
-    seeds: list[int],
+    request: Request,
     sampling: Sampling,
     name: str,
 ) -> None:
     """Write the grid and the JSON lines of a folder that has all its pictures."""
+    labels = [n if n < generator.num_classes else -1 for n in request.labels.tolist()]
+    prompts, against = request.prompts, request.negative_prompts
     shown = range(min(len(labels), _GRID_IMAGES))
     names = [class_name(generator, label) for label in labels]
     pictures = [read_image(folder / file_of(i)) for i in shown]
     kinds = min(len(set(labels)), _GRID_COLUMNS)  # labels in turn: equal ones share a column
     columns = min(kinds * max(1, 8 // kinds), len(shown))
-    image_grid(pictures, columns, [names[i] for i in shown]).save(folder / "grid.png")
+    titles = [(prompts and prompts[i]) or names[i] for i in shown]
+    image_grid(pictures, columns, titles).save(folder / "grid.png")
     facts = {
         "generator": name,
         "fingerprint": generator.fingerprint,
@@ -203,8 +213,11 @@ def _describe(
         "sampling": dataclasses.asdict(sampling),
     }
     with (folder / RECORDS).open("w", encoding="utf-8") as lines:
-        for i, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
-            record = {"file": file_of(i), "seed": seed, "label": label, "class": names[i], **facts}
+        for i, (label, seed) in enumerate(zip(labels, request.seeds.tolist(), strict=True)):
+            record = {"file": file_of(i), "seed": seed, "label": label, "class": names[i]}
+            record |= {"prompt": prompts[i]} if prompts else {}
+            record |= {"negative_prompt": against[i]} if against else {}
+            record |= facts
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

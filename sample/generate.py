@@ -22,6 +22,8 @@ def generate(
     generator: Generator,
     labels: Sequence[int] | Tensor | None = None,
     *,
+    prompts: Sequence[str] | str | None = None,
+    negative_prompts: Sequence[str] | str | None = None,
     seeds: Sequence[int] | Tensor | None = None,
     num: int | None = None,
     sampling: Sampling | None = None,
@@ -48,8 +50,13 @@ def generate(
     Args:
         generator: Generator in eval mode, as `load_generator` returns it.
         labels: Class of each image, 0 to num_classes - 1, or -1 for none; None: no labels.
+        prompts: Text of each image, "" for none, or one text for all; None: no texts. Labels and
+            prompts can be given together.
+        negative_prompts: Texts that guidance leads away from, in the same form; None: away from
+            no condition. Guidance must not be 1.
         seeds: Seed of each image; image i depends on seed i alone. None: 0, 1, 2, ...
-        num: Number of images if neither labels nor seeds are given; None: 1, or that of `known`.
+        num: Number of images if neither labels nor seeds nor a list of prompts are given; None: 1,
+            or that of `known`.
         sampling: Settings of the sampler; None: those in the generator's card, or the defaults.
         known: Tokens to keep where `mask` is False, one image for all or one each.
         mask: True where to draw anew, bool; goes with `known`. Positions (N,), (1, N) or (B, N), or
@@ -72,7 +79,15 @@ def generate(
     """
     sampling = choose_sampling(generator, sampling, knobs)
     request = Request.make(
-        generator, labels, seeds=seeds, num=num, known=known, mask=mask, lengths=lengths
+        generator,
+        labels,
+        seeds=seeds,
+        num=num,
+        known=known,
+        mask=mask,
+        lengths=lengths,
+        prompts=prompts,
+        negative_prompts=negative_prompts,
     )
     with progress_bar(len(request), "image", silent=not progress) as bar:
         batches = generate_batches(
@@ -123,6 +138,11 @@ def generate_batches(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+    if request.negative_prompts is not None and sampling.guidance == 1:
+        raise ValueError(
+            "negative_prompts: guidance leads away from them, and it is 1 (off); expected another "
+            "guidance, or no negative prompts"
+        )
     if precision not in get_args(Precision):
         choices = ", ".join(get_args(Precision))
         raise ValueError(f"precision: expected {choices}, found {precision}")

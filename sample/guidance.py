@@ -5,12 +5,14 @@ Papers that write `cond + s * (cond - uncond)` mean scale 1 + s: MaskBit's s = 7
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..generators.base import Generator
+from ..generators.conditions import TextTokens
+from .request import Request
 
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
 
@@ -46,13 +48,36 @@ def check_guidance(generator: Generator, scale: float) -> None:
     """Refuse a guidance scale other than 1 for an unconditional generator.
 
     Raises:
-        ValueError: If the generator has no classes and the scale is not 1.
+        ValueError: If the generator has neither classes nor text and the scale is not 1.
     """
-    if generator.num_classes == 0 and scale != 1:
+    if not generator.conditional and scale != 1:
         raise ValueError(
             "guidance: this generator is unconditional, there is nothing to guide; "
             f"expected 1, found {scale:g}"
         )
+
+
+class Conditions(NamedTuple):
+    """Labels (B,) int64 in [0, num_classes] and texts of a batch; None: there are no texts."""
+
+    labels: Tensor
+    text: TextTokens | None
+
+
+@torch.no_grad()
+def conditions_of(generator: Generator, request: Request) -> tuple[Conditions, Conditions]:
+    """Conditions of a request, and those of a batch of twice its size for guidance.
+
+    The second half of the larger batch has no labels, and the negative prompts as texts.
+    """
+    labels, whole = request.labels, request.whole_texts
+    text = generator.read_text(request.prompts, whole=whole)
+    against = generator.read_text(request.negative_prompts, whole=whole)
+    if text is None and against is not None:
+        text = against.kept(torch.zeros_like(labels, dtype=torch.bool))
+    both = torch.cat([labels, torch.full_like(labels, generator.num_classes)])
+    halves = None if text is None else text.before(against)
+    return Conditions(labels, text), Conditions(both, halves)
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
@@ -83,30 +108,29 @@ def guided_prediction(
     predict: Callable[..., Tensor],
     values: Tensor,
     t: Tensor,
-    labels: Tensor,
+    conditions: tuple[Conditions, Conditions],
     valid: Tensor | None,
-    *,
-    no_label: int,
     scale: float,
 ) -> Tensor:
     """Guided logits of a network that reads a time; one forward pass, of twice the batch if guided.
 
     Args:
-        predict: Network, (values, t, labels, valid) to logits (B, ...).
+        predict: Network, (values, t, labels, valid, text) to logits (B, ...).
         values: Input of the network, (B, ...).
         t: Time of each image, (B,).
-        labels: Class of each image, (B,) int64.
+        conditions: Conditions of the images, and of both halves, from `conditions_of`.
         valid: True at real positions, (B, N) bool; None: all.
-        no_label: Label that means no class.
         scale: Guidance scale; 1 = off.
     """
+    one, halves = conditions
     if scale == 1:
-        return predict(values, t, labels, valid)
+        return predict(values, t, one.labels, valid, one.text)
     both = predict(
         torch.cat([values] * 2),
         torch.cat([t] * 2),
-        torch.cat([labels, torch.full_like(labels, no_label)]),
+        halves.labels,
         None if valid is None else torch.cat([valid] * 2),
+        halves.text,
     )
     cond, uncond = both.chunk(2)
     return guide(cond, uncond, scale)

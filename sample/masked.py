@@ -28,7 +28,7 @@ from torch import Tensor
 from ..generators.masked import MaskBitConfig, MaskedGenerator, MaskGITConfig
 from ..generators.noise import gumbel, uniform
 from ..tokens.tokens import Tokens
-from .guidance import check_guidance, guide
+from .guidance import check_guidance, conditions_of, guide
 from .halton import halton_order
 from .known import known_tokens
 from .masked_steps import DONE, MaskedSampling, SamplingStep, sampling_table, steps_of_part
@@ -53,7 +53,7 @@ def sample_masked(
 
     Args:
         generator: Generator in eval mode.
-        request: Images to draw: labels, seeds, known tokens, lengths.
+        request: Images to draw: conditions, seeds, known tokens, lengths.
         settings: Settings of the sampler.
         predict: Replacement of `generator.predict`, e.g. a compiled one; None: the method.
 
@@ -131,7 +131,7 @@ class SamplingState:
 
     Args:
         generator: Generator in eval mode.
-        request: Images to draw: labels, seeds, known tokens, lengths.
+        request: Images to draw: conditions, seeds, known tokens, lengths.
         settings: Settings of the sampler.
         predict: `generator.predict`, or a replacement of it.
     """
@@ -144,7 +144,7 @@ class SamplingState:
         predict: Callable[..., Tensor],
     ) -> None:
         self.generator, self.settings, self.predict = generator, settings, predict
-        self.labels, self.seeds = request.labels, request.seeds
+        self.conditions, self.seeds = conditions_of(generator, request), request.seeds
         start = known_tokens(request, generator.spec, generator.codebook_sizes)
         self.indices, self.valid, self.lengths = start.codes, start.valid, start.lengths
         self.hidden, self.guess = start.hidden[..., None].expand_as(start.codes), start.codes
@@ -218,14 +218,15 @@ class SamplingState:
 
     def _logits(self, step: int, guided: bool) -> Tensor:
         """Guided logits (B, N, G, K) from one forward pass, of twice the batch if guided."""
+        one, halves = self.conditions
         if not guided:
-            return self.predict(self.indices, self.hidden, self.labels, self.valid)
-        nothing = torch.full_like(self.labels, self.generator.num_classes)
+            return self.predict(self.indices, self.hidden, one.labels, self.valid, one.text)
         both = self.predict(
             torch.cat([self.indices] * 2),
             torch.cat([self.hidden] * 2),
-            torch.cat([self.labels, nothing]),
+            halves.labels,
             None if self.valid is None else torch.cat([self.valid] * 2),
+            halves.text,
         )
         cond, uncond = both.chunk(2)
         return guide(cond, uncond, self.guidance[step])

@@ -33,6 +33,8 @@ def generate_images(
     generator: Generator,
     labels: Sequence[int] | Tensor | None = None,
     *,
+    prompts: Sequence[str] | str | None = None,
+    negative_prompts: Sequence[str] | str | None = None,
     classes: Sequence[str] | str | None = None,
     seeds: Sequence[int] | Tensor | None = None,
     num: int | None = None,
@@ -55,9 +57,12 @@ def generate_images(
     Args:
         generator: Generator in eval mode with its tokenizer, as `load_generator` returns it.
         labels: Class of each picture by number, or -1 for none; None: those of `classes`, or none.
+        prompts: Text of each picture, "" for none; a single string is the text of all pictures.
+            The generator must read text. Classes and prompts can be given together.
+        negative_prompts: Texts that guidance leads away from, in the same form.
         classes: Class of each picture by name; a single string is the class of all pictures.
         seeds: Seed of each picture; picture i depends on seed i alone. None: 0, 1, 2, ...
-        num: Number of pictures if neither labels, a list of classes nor seeds are given.
+        num: Number of pictures if no labels, seeds, or list of classes or prompts are given.
         sampling: Settings of the sampler; None: the generator's own.
         lengths: Number of real positions of each picture, for ordered tokens; None: all.
         batch_size: Number of pictures drawn and decoded at once.
@@ -76,12 +81,20 @@ def generate_images(
         raise ValueError("labels and classes are both given; give labels or classes, not both")
     seeds = None if seeds is None else whole_numbers(seeds, "seeds")
     if isinstance(classes, str):
-        count = num if seeds is None else len(seeds)
-        classes = [classes] * (1 if count is None else count)
+        counts = [len(g) for g in (seeds, prompts) if g is not None and not isinstance(g, str)]
+        classes = [classes] * (counts[0] if counts else num or 1)
     if classes is not None:
         labels = class_labels(generator, classes)
     sampling = choose_sampling(generator, sampling, knobs)
-    request = Request.make(generator, labels, seeds=seeds, num=num, lengths=lengths)
+    request = Request.make(
+        generator,
+        labels,
+        seeds=seeds,
+        num=num,
+        lengths=lengths,
+        prompts=prompts,
+        negative_prompts=negative_prompts,
+    )
     batches = generate_batches(
         generator, request, sampling, batch_size=batch_size, precision=precision, compile=compile
     )
@@ -138,6 +151,8 @@ def draw_edit(
     variation: float | None = None,
     enrich: int | None = None,
     label: int | str | None = None,
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
     to: int | str | None = None,
     num: int = 1,
     seed: int = 0,
@@ -165,6 +180,8 @@ def draw_edit(
         variation: Share of randomly chosen positions to draw anew, in (0, 1].
         enrich: Number of times that everything is drawn anew, a quarter at a time.
         label: Class of the result, by number or name; None: no label.
+        prompt: Text of the result; None: no text. The generator must read text.
+        negative_prompt: Text that guidance leads away from; None: away from no condition.
         to: Class, by number or name, to which `num` mixtures lead from `label`, all with one seed.
         num: Number of pictures.
         seed: Seed of the first picture; the next pictures have the next seeds.
@@ -195,6 +212,8 @@ def draw_edit(
     first, last = (_label(generator, chosen) for chosen in (label, to))
     labels = None if first is None else [first] * num
     facts: dict[str, Any] = {"label": first}
+    texts = {"prompt": prompt, "negative_prompt": negative_prompt}
+    facts |= {name: text for name, text in texts.items() if text is not None}
     if image is not None:
         facts["trained_on"] = trained_on(generator.card)
     if first is not None and last is not None:
@@ -204,6 +223,7 @@ def draw_edit(
     seeds = seed + (torch.zeros(num, dtype=torch.int64) if to is not None else torch.arange(num))
     drawing: dict[str, Any] = {"seeds": seeds, "sampling": sampling}
     drawing |= {"batch_size": batch_size, "precision": precision}
+    drawing |= {"prompts": prompt, "negative_prompts": negative_prompt}
     facts["drawn_anew"] = spec.num_tokens
 
     def decoded(tokens: Tokens) -> Tensor:

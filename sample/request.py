@@ -1,5 +1,6 @@
-"""Request to a sampler: labels, seeds, known tokens and lengths, checked before drawing."""
+"""Request to a sampler: conditions, seeds, known tokens and lengths, checked before drawing."""
 
+import dataclasses
 import difflib
 import reprlib
 from collections.abc import Sequence
@@ -26,6 +27,10 @@ class Request:
         mask: True at positions to draw anew, (B, N) bool; given together with `known`.
         lengths: Real positions of each image, (B,) int64, for ordered tokens; None: those of
             `known`, or all.
+        prompts: Text of each image, an empty one for none; None: no image has one.
+        negative_prompts: Text of each image that guidance leads away from; None: away from no
+            condition.
+        whole_texts: Whether texts are padded to the longest one that the generator reads.
     """
 
     labels: Tensor
@@ -33,6 +38,9 @@ class Request:
     known: Tokens | None = None
     mask: Tensor | None = None
     lengths: Tensor | None = None
+    prompts: tuple[str, ...] | None = None
+    negative_prompts: tuple[str, ...] | None = None
+    whole_texts: bool = False
 
     def __post_init__(self) -> None:
         if (self.known is None) != (self.mask is None):
@@ -53,6 +61,8 @@ class Request:
         known: Tokens | None = None,
         mask: Tensor | None = None,
         lengths: Sequence[int] | Tensor | None = None,
+        prompts: Sequence[str] | str | None = None,
+        negative_prompts: Sequence[str] | str | None = None,
     ) -> "Request":
         """Check the arguments and put them on the generator's device.
 
@@ -60,12 +70,14 @@ class Request:
             generator: Generator that will draw.
             labels: Class of each image, 0 to num_classes - 1, or -1 for none; None: no labels.
             seeds: Seed of each image, a whole number; None: 0, 1, 2, ...
-            num: Number of images if neither labels nor seeds are given; None: that of `known`,
-                or 1.
+            num: Number of images if neither labels nor seeds nor a list of prompts are given;
+                None: that of `known`, or 1.
             known: Tokens to keep where `mask` is False, one image for all or one each.
             mask: True where to draw anew, in tokens or pixels, see `mask_rows`; goes with `known`.
             lengths: Number of real positions of each image, for ordered tokens; None: that of
                 `known`, or all. Positions that this adds to `known` are drawn.
+            prompts: Text of each image, "" for none, or one text for all; None: no texts.
+            negative_prompts: Texts that guidance leads away from, in the same form.
 
         Raises:
             ValueError: If an argument is out of range, does not fit the others or the generator,
@@ -73,14 +85,17 @@ class Request:
         """
         labels = None if labels is None else whole_numbers(labels, "labels")
         seeds = None if seeds is None else whole_numbers(seeds, "seeds")
-        counts = [len(given) for given in (labels, seeds) if given is not None]
+        many = [
+            texts if not isinstance(texts, str) else None for texts in (prompts, negative_prompts)
+        ]
+        counts = [len(given) for given in (labels, seeds, *many) if given is not None]
         count = counts[0] if counts else num
         if count is None:
             count = 1 if known is None else len(known)
         if any(other != count for other in [*counts, count if num is None else num]):
             raise ValueError(
-                f"labels, seeds and num must agree, found {[*counts, num]}; expected the same "
-                "number of images from each that is given"
+                f"labels, seeds, prompts and num must agree, found {[*counts, num]}; expected the "
+                "same number of images from each that is given"
             )
         if count < 1:
             raise ValueError(f"labels, seeds and num: expected at least one image, found {count}")
@@ -95,6 +110,8 @@ class Request:
             known=None if known is None else known.to(device),
             mask=None if mask is None else mask.to(device),
             lengths=None if lengths is None else _lengths(generator, lengths, count).to(device),
+            prompts=_texts(generator, prompts, count, "prompts"),
+            negative_prompts=_texts(generator, negative_prompts, count, "negative_prompts"),
         )
         request._refuse_nothing_to_draw(generator.spec.num_tokens)
         return request
@@ -104,18 +121,26 @@ class Request:
 
     def __getitem__(self, rows: slice | Tensor) -> "Request":
         """The request of some of the images, given by a slice or by row numbers (M,) int64."""
+        places = torch.arange(len(self))[rows if isinstance(rows, slice) else rows.cpu()].tolist()
+        prompts, negative = (
+            None if texts is None else tuple(texts[place] for place in places)
+            for texts in (self.prompts, self.negative_prompts)
+        )
         return Request(
             labels=self.labels[rows],
             seeds=self.seeds[rows],
             known=None if self.known is None else self.known[rows],
             mask=None if self.mask is None else self.mask[rows],
             lengths=None if self.lengths is None else self.lengths[rows],
+            prompts=prompts,
+            negative_prompts=negative,
+            whole_texts=self.whole_texts,
         )
 
     def padded(self, count: int) -> "Request":
         """The request with its last image repeated up to `count` images, for fixed shapes."""
         rows = torch.arange(count, device=self.seeds.device).clamp(max=len(self) - 1)
-        return self[rows]
+        return dataclasses.replace(self[rows], whole_texts=True)
 
     def _refuse_nothing_to_draw(self, num_tokens: int) -> None:
         """Raise a ValueError if an image has no position to draw."""
@@ -211,6 +236,23 @@ def _class_rows(generator: Generator, labels: Tensor | None, count: int) -> Tens
             + (f"; classes: {names}" if names else "")
         )
     return torch.where(labels < 0, generator.num_classes, labels)
+
+
+def _texts(
+    generator: Generator, texts: Sequence[str] | str | None, count: int, name: str
+) -> tuple[str, ...] | None:
+    """Texts of `count` images, one for all or one each, that the generator can read."""
+    if texts is None:
+        return None
+    given = (texts,) * count if isinstance(texts, str) else tuple(texts)
+    if generator.text is not None:
+        generator.text.encoder.check(given)
+    elif any(str(text).strip() for text in given):
+        raise ValueError(
+            f"{name}: this generator was trained without text and reads labels at most; expected "
+            "none, or a generator whose config has generator.text"
+        )
+    return given
 
 
 def _lengths(generator: Generator, lengths: Sequence[int] | Tensor, count: int) -> Tensor:

@@ -47,12 +47,12 @@ def file_of(number: int) -> str:
     return f"{number:06d}.png"
 
 
-def summary(numbers: Sequence[int]) -> list[int] | str:
-    """Labels or seeds for the settings: the numbers, or of many the ends and a hash."""
-    if len(numbers) <= _MOST_SHOWN:
-        return list(numbers)
-    digest = hashlib.sha256(json.dumps(list(numbers)).encode()).hexdigest()
-    return f"{numbers[0]}, {numbers[1]}, ... {numbers[-1]} (sha256 {digest[:16]})"
+def summary(values: Sequence[Any]) -> list[Any] | str:
+    """Labels, seeds or prompts for the settings: the values, or of many the ends and a hash."""
+    if len(values) <= _MOST_SHOWN:
+        return list(values)
+    digest = hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()
+    return f"{values[0]}, {values[1]}, ... {values[-1]} (sha256 {digest[:16]})"
 
 
 class SampleWork:

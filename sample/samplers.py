@@ -85,7 +85,7 @@ def with_steps(generator: Generator, sampling: Sampling) -> Sampling:
     Raises:
         ValueError: If the generator cannot follow the settings; the message says why.
     """
-    if sampling.guidance != 1 and not generator.num_classes:
+    if sampling.guidance != 1 and not generator.conditional:
         raise ValueError(
             f"guidance {sampling.guidance:g}: this generator is unconditional, there is nothing to "
             "guide; expected 1"

@@ -113,7 +113,12 @@ class Oracle(MaskedGenerator):
         self.eval()
 
     def predict(
-        self, indices: Tensor, mask: Tensor, labels: Tensor, valid: Tensor | None = None
+        self,
+        indices: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        valid: Tensor | None = None,
+        text: Any = None,
     ) -> Tensor:
         """The known logits."""
         call = Call(indices.clone(), mask.clone(), labels.clone(), valid)

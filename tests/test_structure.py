@@ -27,7 +27,7 @@ ORDER = (
     {"manifest"},
     {"unfinished"},
     {"kernels", "config", "files", "collectives"},
-    {"data", "tokens", "low_bit"},
+    {"data", "tokens", "low_bit", "text"},
     {"tokenizers", "metrics"},
     {"generators", "codec"},
     {"model_folders"},

@@ -34,6 +34,7 @@ DATA = {
     "data": "bundled/**/*",
     "evaluation": "report/templates/*.html",
     "page": "static/*",
+    "text": "bundled/**/*",
 }
 """Files that are no modules, by folder."""
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import click
 from tqdm import tqdm
 
-from ..config import load_config, to_dict
+from ..config import ConfigError, apply_overrides, load_config, to_dict
 from ..errors import clear_message, printable
 from .health import Alarm
 from .run_folder import RunFolder
@@ -109,7 +109,7 @@ def run_script(
         start, words = ["tessella", *words[:2]], words[2:]
     command = shlex.join([*start, *words])
     try:
-        config = load_config(config_type, config_path, overrides)
+        config = load_config(config_type, config_path, with_one_length(overrides))
         done = train(config, out, resume=resume, changed=changed, command=command)
         finished = done is not None
     except Exception as error:
@@ -118,6 +118,24 @@ def run_script(
         raise click.ClickException(message) from None
     if not finished:
         sys.exit(INTERRUPTED)
+
+
+def with_one_length(overrides: Sequence[str]) -> list[str]:
+    """Config overrides in which the length that they give is the one that decides.
+
+    `run.minutes` decides wherever it is set; a `run.steps` on the command line takes it away.
+
+    Raises:
+        ConfigError: If both lengths are given.
+    """
+    run = apply_overrides({}, overrides).get("run")
+    given = run if isinstance(run, dict) else {}
+    if "steps" in given and "minutes" in given:
+        raise ConfigError(
+            f"run.steps={given['steps']} and run.minutes={given['minutes']}: expected one of them, "
+            "since each says how long the run is"
+        )
+    return [*overrides, *(["run.minutes=null"] if "steps" in given else [])]
 
 
 def stopped_message(step: int, processes: int, command: str) -> str:

@@ -59,7 +59,12 @@ class RunConfig:
     """Length, batches, precision and reporting of a run.
 
     Args:
-        steps: Optimizer steps.
+        steps: Optimizer steps of the run, of which all other counts of steps are parts.
+        minutes: Length in minutes in place of `steps`, > 0: from the first step to the last one on
+            the clock, with the pictures, measurements and checkpoints between them, less the time
+            between a stop and its resume. Every count of steps then stands for its part of
+            `steps`: a warm-up of 200 of 2,000 steps is a tenth of the time. On the command line
+            the one that is given there decides. None: `steps` decides.
         batch_size_per_device: Images per process and forward pass.
         gradient_accumulation_steps: Forward passes per optimizer step.
         mixed_precision: `auto` is bf16 where the hardware multiplies it natively, else fp32.
@@ -81,6 +86,7 @@ class RunConfig:
 
     __pydantic_config__ = STRICT
     steps: int
+    minutes: float | None = None
     batch_size_per_device: int
     gradient_accumulation_steps: int = 1
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
@@ -105,6 +111,8 @@ class RunConfig:
                 and value < 1
             ):
                 raise ValueError(f"{name}: expected at least 1, found {value}")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise ValueError(f"minutes: expected more than 0, found {self.minutes:g}")
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0, found {self.seed}")
 
@@ -182,7 +190,7 @@ def load_optimizer(
 
 
 def set_lr(
-    optimizer: torch.optim.Optimizer, config: LearningRateConfig, step: int, steps: int
+    optimizer: torch.optim.Optimizer, config: LearningRateConfig, step: float, steps: int
 ) -> float:
     """Set and return the learning rate of `step`; the rate depends on nothing else."""
     rate = lr_at(step, steps, config)
@@ -224,6 +232,7 @@ def run_facts(
         "command": command,
         "seed": run.seed,
         "steps": step,
+        **({} if run.minutes is None else {"minutes": run.minutes}),
         "images_seen": step * images_per_step(run, accelerator),
         "processes": accelerator.num_processes,
         "precision": run.mixed_precision,
@@ -253,14 +262,23 @@ class StopSignal:
             raise KeyboardInterrupt
         self.requested = True
 
-    def agreed(self, device: torch.device) -> bool:
-        """True on every process once any of them was asked to stop (a collective)."""
+    def agreed(self, device: torch.device, proposed: int = 0) -> tuple[bool, int]:
+        """Let all processes agree (a collective).
+
+        Args:
+            device: Device of the process.
+            proposed: A number of the main process; 0 on all others.
+
+        Returns:
+            Whether any process was asked to stop, and the proposed number.
+        """
         if num_processes() == 1:
-            return self.requested
-        flag = torch.tensor(int(self.requested), device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        self.requested = bool(flag.item())
-        return self.requested
+            return self.requested, proposed
+        both = torch.tensor([int(self.requested), proposed], device=device)
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        requested, proposed = both.tolist()
+        self.requested = bool(requested)
+        return self.requested, proposed
 
 
 class LossWindow:

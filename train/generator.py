@@ -32,6 +32,7 @@ from tessella.train.command import (
 from tessella.train.engine import build_accelerator, run_facts
 from tessella.train.generator_recipe import (
     TrainGeneratorConfig,
+    check_captions,
     check_val_source,
     resolve_generator,
 )
@@ -171,13 +172,16 @@ def train(
         tokenizer, val_source, num_classes, batch_size, EVAL_IMAGES, broken=broken
     )
     classes = source.classes if store is None else store.classes
+    check_captions(config, validation.captions, f"{val_source.name} ({val_source.split})")
+    if store is not None:
+        check_captions(config, map(str, filter(None, store.captions)), str(store.path))
     state = GeneratorRun(config, accelerator, tokenizer, classes)
     # The first update of the averaged weights replaces what is fitted here to try the sampler.
     tried = validation.to(device)
     state.ema.module.calibrate(tried.tokens, tried.labels, seed=run.seed)
     if config.init is not None and not resume:
         state.start_from(config.init)
-    state.samples(limit=1)
+    state.samples(validation.captions, limit=1)
 
     def write_model(path: Path, measured: dict[str, float]) -> str:
         card = {
@@ -199,7 +203,7 @@ def train(
         return f"wrote {path} (fingerprint {facts['fingerprint']})"
 
     def draw(path: Path) -> None:
-        draw_samples(*state.samples(), config.samples_per_class, path)
+        draw_samples(*state.samples(validation.captions), config.samples_per_class, path)
 
     folder = RunFolder(out, config, resume=resume, writes=main, model="generator")
     accelerator.wait_for_everyone()
@@ -238,14 +242,14 @@ def train(
     accumulation = run.gradient_accumulation_steps
     batches = reader.batches(
         batch_size,
-        num_steps=run.steps * accumulation,
+        num_steps=state.length.most_steps * accumulation,
         start_step=state.step * accumulation,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
     panels = {**state.generator.panels, **PANELS}
     measured: dict[str, float] = {}
-    for step in training_steps(batches, state, run, accelerator):
+    for step in training_steps(batches, state, run, accelerator, folder):
         for batch in step.batches:
             batch = batch.to(device)
             if step.first_batch and state.step == 0 and config.init is None:
@@ -255,7 +259,8 @@ def train(
         ids = step.batch.ids
         if step.logs:
             record = step.log(state.report, state.optimizer, ids, folder, accelerator)
-            alarms = prediction_alarms(record, config.optimizer.lr.warmup_steps)
+            warmup = state.length.steps_for(config.optimizer.lr.warmup_steps, state.step)
+            alarms = prediction_alarms(record, warmup)
             log_alarms([*alarms, *loss_alarms(record)], step.number, folder)
         step.pause_clock()  # pictures and checkpoints are not training speed
         if main and step.evaluates:
@@ -269,7 +274,7 @@ def train(
         if step.saves:
             state.seconds = step.seconds
             state.save(folder, facts, ids)
-    if main and state.step >= run.steps:
+    if main and state.length.ended(state.step):
         written = write_model(out / "generator", {})
         measured = measurements_of(folder, state.step, f"val_{state.generator.monitor}")
         if not measured:
@@ -282,7 +287,7 @@ def train(
         update_curves(folder, panels, hint=True)
         say(main, write_model(out / "generator", measured))
     skipped = reader.broken | of_validation(broken)
-    finished = end_run(state, run, skipped, folder, accelerator, command)
+    finished = end_run(state, skipped, folder, accelerator, command)
     return measured if finished else None
 
 

@@ -1,6 +1,7 @@
 """Config of one generator training run: the dataclasses behind `configs/generator/*.yaml`."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -132,8 +133,8 @@ def resolve_generator(config: TrainGeneratorConfig, num_classes: int) -> TrainGe
 
     Raises:
         ConfigError: If the data has more classes than `generator.num_classes` says, the samples are
-            to be guided and there is nothing to guide them, or the launcher asks for another
-            precision than the config.
+            to be guided and there is nothing to guide them, a training with text is to be
+            compiled, or the launcher asks for another precision than the config.
     """
     generator, precision = config.generator, choose_precision(config.run.mixed_precision)
     run = dataclasses.replace(config.run, mixed_precision=precision)
@@ -145,13 +146,31 @@ def resolve_generator(config: TrainGeneratorConfig, num_classes: int) -> TrainGe
             "classes; null takes the data's, 0 ignores them"
         )
     sampling = config.sampling
-    if generator.num_classes == 0 and sampling.guidance != 1:
+    if generator.num_classes == 0 and generator.text is None and sampling.guidance != 1:
         raise ConfigError(
             f"samples.guidance: {sampling.guidance:g}, but without classes there is nothing "
             "to guide; set samples.guidance=1.0"
         )
+    if run.compile and generator.text is not None:
+        raise ConfigError(
+            "run.compile: a training with generator.text cannot be compiled, since its texts are "
+            "read inside of the step; set run.compile=false"
+        )
     samples = dataclasses.asdict(sampling)
     return dataclasses.replace(config, run=run, generator=generator, samples=samples)
+
+
+def check_captions(config: TrainGeneratorConfig, captions: Iterable[str], name: str) -> None:
+    """Refuse to learn text from data without a caption.
+
+    Raises:
+        ConfigError: If the generator reads text, and every caption is empty.
+    """
+    if config.generator.text is not None and not any(captions):
+        raise ConfigError(
+            f"generator.text: {name} has no captions to learn from; expected a text file beside "
+            "each image, or the caption of a tar or data set; generator.text=null trains without"
+        )
 
 
 def check_val_source(config: TrainGeneratorConfig, store: TokenStore, val: ImageSource) -> None:

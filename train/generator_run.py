@@ -29,6 +29,7 @@ from .engine import (
 )
 from .generator_recipe import TrainGeneratorConfig
 from .health import check_finite
+from .length import Length
 from .resumed import Facts, restore_modules
 from .run_folder import RunFolder
 from .token_batches import TokenBatch
@@ -69,7 +70,7 @@ class GeneratorRun:
         self.generator = generator.to(accelerator.device)
         self.generator.classes = tuple(classes)
         self.ema = EMA(self.generator, config.ema_decay)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.length = 0, 0.0, Length(config.run)
         self.init: dict[str, str | None] | None = None
         self.window, self.metrics = LossWindow(), MetricWindow()
         self.optimizer = build_optimizer(self.generator.parameters(), config.optimizer)
@@ -116,6 +117,7 @@ class GeneratorRun:
             "optimizer": self.optimizer.state_dict(),
             "ema_updates": self.ema.num_updates,
             "seconds": self.seconds,
+            "length": self.length.state_dict(self.step),
             "windows": windows,
             "metrics": metrics,
             "facts": facts,
@@ -149,6 +151,7 @@ class GeneratorRun:
             self.window.load_state_dict(saved["windows"][rank], device)
             self.metrics.load_state_dict(saved["metrics"][rank], device)
         self.seconds, self.init = saved["seconds"], saved.get("init")
+        self.length.load_state_dict(saved.get("length"), self.step, self.seconds)
 
     def train_batch(self, batch: TokenBatch) -> None:
         """Forward and backward on one batch; the optimizer steps when gradients are due.
@@ -157,9 +160,10 @@ class GeneratorRun:
         """
         config = self.config
         with self.accelerator.accumulate(self.model):
-            set_lr(self.optimizer, config.optimizer.lr, self.step, config.run.steps)
+            place = self.length.position(self.step)
+            set_lr(self.optimizer, config.optimizer.lr, place, config.run.steps)
             seeds = derive_seeds(config.run.seed, batch.numbers)
-            output = self.model(batch.tokens, batch.labels, seeds=seeds)
+            output = self.model(batch.tokens, batch.labels, batch.captions, seeds=seeds)
             loss = self._shared(output.loss, output.weight)
             losses = {"loss": loss}
             norm = descend(
@@ -199,6 +203,7 @@ class GeneratorRun:
                 output = self.ema.module(
                     tokens.tokens[rows].to(device),
                     tokens.labels[rows].to(device),
+                    tokens.captions[rows],
                     seeds=seeds[rows].to(device),
                 )
                 for name, pair in output.metrics.items():
@@ -208,22 +213,36 @@ class GeneratorRun:
         return {f"val_{name}": value / count for name, (value, count) in pairs.items() if count}
 
     @torch.no_grad()
-    def samples(self, *, limit: int | None = None) -> tuple[Tensor, list[str]]:
-        """Sampled pictures (B, 3, H, W) of the averaged weights, and their class names.
+    def samples(
+        self, captions: Sequence[str], *, limit: int | None = None
+    ) -> tuple[Tensor, list[str]]:
+        """Sampled pictures (B, 3, H, W) of the averaged weights, and their titles.
 
         `samples_per_class` pictures of each of the first 16 classes, or that many pictures if there
-        are no classes, with the same seeds every time.
+        are no classes, with the same seeds every time. A generator that reads text draws as many by
+        the first captions instead, without labels.
 
         Args:
+            captions: Captions of the validation images.
             limit: Largest number of pictures; None: all.
         """
         generator, config = self.ema.module, self.config
         classes = range(min(generator.num_classes, MAX_CLASSES)) or [-1]
         labels = [label for label in classes for _ in range(config.samples_per_class)][:limit]
+        titles, prompts = [class_name(generator, label) for label in labels], None
+        known = [] if generator.text is None else generator.text.readable(captions)
+        if known:
+            titles = prompts = [known[i % len(known)] for i in range(len(labels))]
+            labels = [-1] * len(labels)
         size = config.run.batch_size_per_device
         tokens = generate(
-            generator, labels, seeds=range(len(labels)), sampling=config.sampling, batch_size=size
+            generator,
+            labels,
+            prompts=prompts,
+            seeds=range(len(labels)),
+            sampling=config.sampling,
+            batch_size=size,
         )
         starts = range(0, len(labels), size)
         pictures = [self.tokenizer.decode(tokens[i : i + size]).cpu() for i in starts]
-        return torch.cat(pictures), [class_name(generator, label) for label in labels]
+        return torch.cat(pictures), titles

@@ -20,6 +20,8 @@ from ..config import build_config, load_config, to_dict
 from ..data.image_source import ImageSource
 from ..files import some_of
 from .command import say
+from .engine import RunConfig
+from .length import Length
 from .run_folder import RunError, RunFolder, check_kind
 
 C = TypeVar("C")
@@ -56,9 +58,11 @@ class Resumable(Protocol):
 
     Attributes:
         step: Optimizer steps done.
+        length: Length of the run.
     """
 
     step: int
+    length: Length
 
     def facts_of(self, saved: dict[str, Any]) -> Facts:
         """Facts in the state of a checkpoint that an earlier version wrote."""
@@ -70,7 +74,16 @@ class Resumable(Protocol):
 
 
 class Scheduled(Protocol):
-    """A config whose learning rates depend on the length of the run."""
+    """A config whose learning rates depend on the length of the run.
+
+    Attributes:
+        run: Length of the run.
+    """
+
+    @property
+    def run(self) -> RunConfig:
+        """Length and reporting of the run."""
+        ...
 
     def rates_at(self, step: int) -> tuple[float, ...]:
         """Learning rates of all optimizers at a step."""
@@ -192,8 +205,13 @@ def resume_run(
         found.refuse(folder.path)
     if checkpoint is not None:
         state.load(weights, saved)
+    kept = ""
+    minutes = config.run.minutes
+    if minutes is not None and minutes == stored.run.minutes and not found.breaking:
+        kept = "plan"
+        state.length.follow(folder.read_log())
     folder.write_config()
-    lines = folder.forget_after(state.step) + found.lines()
+    lines = folder.forget_after(state.step, keep=kept) + found.lines()
     if checkpoint is not None and "facts" not in saved:
         lines.append(
             "the checkpoint is of an earlier version, which noted less than is compared now: "
@@ -252,7 +270,10 @@ def compare(
     then = {name: value for name, value in known.items() if name in found}
     changed = _changed(flatten(settings[0]), flatten(settings[1])) + _changed(then, found)
     moved = ""
-    if step and before[0].rates_at(step - 1) != now[0].rates_at(step - 1):
+    in_minutes = now[0].run.minutes is not None or before[0].run.minutes is not None
+    if step and in_minutes:
+        moved = " (with run.minutes every schedule counts in parts of run.steps)"
+    elif step and before[0].rates_at(step - 1) != now[0].rates_at(step - 1):
         rates = ", ".join(
             f"{was:.3g} to {new:.3g}"
             for was, new in zip(before[0].rates_at(step), now[0].rates_at(step), strict=True)
@@ -271,7 +292,7 @@ def _changed(before: Facts, now: Facts) -> list[Difference]:
 
 
 def _is_harmless(name: str, before: Facts, now: Facts, moved: str) -> bool:
-    if name == "run.steps":
+    if name in ("run.steps", "run.minutes"):
         return not moved
     if name in _PLACES:
         same = [before[fact] == now[fact] for fact in now if fact.startswith(_PLACES[name])]

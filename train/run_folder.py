@@ -208,13 +208,17 @@ class RunFolder:
         """All records of the log; a last line that a crash cut short is left out."""
         return read_log(self.log_path)
 
-    def forget_after(self, step: int) -> list[str]:
+    def forget_after(self, step: int, *, keep: str = "") -> list[str]:
         """Remove log records of steps after `step`, which a resumed run will write again.
+
+        Args:
+            step: Optimizer steps done.
+            keep: Records with this key stay, whatever their step; "": none.
 
         Returns:
             Lines to tell the user, about records that were damaged.
         """
-        return forget_after(self.log_path, step) if self.writes else []
+        return forget_after(self.log_path, step, keep=keep) if self.writes else []
 
     def checkpoints(self) -> list[Path]:
         """Checkpoint folders of this run, oldest first."""

@@ -33,8 +33,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [record for record in _records(path) if isinstance(record, dict)]
 
 
-def forget_after(path: Path, step: int) -> list[str]:
+def forget_after(path: Path, step: int, *, keep: str = "") -> list[str]:
     """Remove the records of steps after `step`, and lines that are no record.
+
+    Args:
+        path: The log.
+        step: Optimizer steps done.
+        keep: Records with this key stay, whatever their step; "": none.
 
     Returns:
         What was wrong with lines that are no record. A line that a crash cut, which is the last
@@ -45,7 +50,7 @@ def forget_after(path: Path, step: int) -> list[str]:
         SaveError: If writing fails.
     """
     found = _records(path)
-    kept = [r for r in found if isinstance(r, dict) and r["step"] <= step]
+    kept = [r for r in found if isinstance(r, dict) and (r["step"] <= step or keep in r)]
     faults = [str(r) for r in found if isinstance(r, ValueError)]
     if found and isinstance(found[-1], ValueError) and not path.read_bytes().endswith(b"\n"):
         faults.pop()

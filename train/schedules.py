@@ -33,10 +33,13 @@ class LearningRateConfig:
             raise ValueError(f"final_share: expected 0 to 1, found {self.final_share}")
 
 
-def lr_at(step: int, num_steps: int, config: LearningRateConfig) -> float:
-    """Learning rate of optimizer step `step` (the first is 0) in a run of `num_steps`."""
+def lr_at(step: float, num_steps: int, config: LearningRateConfig) -> float:
+    """Learning rate of optimizer step `step` (the first is 0) in a run of `num_steps`.
+
+    A run in minutes is at a place between two steps of its schedule.
+    """
     if step < config.warmup_steps:
-        return config.peak * (step + 1) / config.warmup_steps
+        return min(config.peak, config.peak * (step + 1) / config.warmup_steps)
     if config.schedule == "constant":
         return config.peak
     progress = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
@@ -64,7 +67,7 @@ class BoostConfig:
             )
 
 
-def boost_at(step: int, config: BoostConfig) -> float:
+def boost_at(step: float, config: BoostConfig) -> float:
     """Multiplier of the boosted weight at `step`: 1 + extra at step 0, 1 from `steps` on."""
     return 1 + config.extra * max(0.0, 1 - step / config.steps)
 

@@ -3,7 +3,7 @@
 A script keeps its own order of what is logged, drawn, measured and saved; counters, seeds, clock,
 progress bar and Ctrl-C are here:
 
-    for step in training_steps(loader, state, run, accelerator):
+    for step in training_steps(loader, state, run, accelerator, folder):
         for batch in step.batches:
             ...  # forward and backward; the optimizer steps with the last one
         if step.logs: ...
@@ -22,11 +22,12 @@ from typing import Generic, Protocol, TypeVar
 from accelerate import Accelerator
 from torch.optim import Optimizer
 
-from ..progress import ProgressBar, progress_bar
+from ..progress import progress_bar
 from ..unfinished import workshop
 from .command import format_numbers, say, stopped_message
 from .engine import RunConfig, StopSignal, images_per_step, seed_step
 from .health import check_finite
+from .length import Length, Pace, Plan
 from .pictures import CURVES_HINT, draw_curves
 from .run_folder import RunFolder
 
@@ -39,10 +40,12 @@ class Counters(Protocol):
     Attributes:
         step: Optimizer steps done.
         seconds: Seconds of training at the last checkpoint, those before a resume included.
+        length: Length of the run.
     """
 
     step: int
     seconds: float
+    length: Length
 
 
 class Clock:
@@ -51,27 +54,31 @@ class Clock:
     Args:
         state: Counters of the run.
         images_per_step: Images of one optimizer step on all processes.
+
+    Attributes:
+        paused: Seconds of pauses so far, without those before a resume.
     """
 
     def __init__(self, state: Counters, images_per_step: int) -> None:
-        self.images_per_step = images_per_step
+        self.images_per_step, self.paused = images_per_step, 0.0
         self._started = time.perf_counter() - state.seconds
         self._since, self._since_step = time.perf_counter(), state.step
-        self._paused: float | None = None
+        self._pause: float | None = None
 
     def seconds(self) -> float:
-        """Seconds of training so far, those before a resume included."""
+        """Seconds of training so far, pauses and those before a resume included."""
         return time.perf_counter() - self._started
 
     def pause(self) -> None:
         """Leave what follows, up to `go_on`, out of the speed."""
-        self._paused = time.perf_counter()
+        self._pause = time.perf_counter()
 
     def go_on(self) -> None:
         """End a pause, if there is one."""
-        if self._paused is not None:
-            self._since += time.perf_counter() - self._paused
-            self._paused = None
+        if self._pause is not None:
+            seconds = time.perf_counter() - self._pause
+            self._since, self.paused = self._since + seconds, self.paused + seconds
+            self._pause = None
 
     def images_per_second(self, step: int) -> float:
         """Images of all processes per second since the last call, pauses left out.
@@ -94,22 +101,24 @@ class TrainingStep(Generic[B]):
             are used up.
         batch: Batch in work; in the end the last one of the step.
         first_batch: Whether `batch` is the first one since the start or the resume.
-        last: Whether the run ends with this step.
+        last: Whether the run ends with this step; known when the batches are used up.
         stopping: Whether any process was asked to stop; known when the batches are used up.
     """
 
     batches: Iterator[B]
     batch: B
 
-    def __init__(self, number: int, run: RunConfig, clock: Clock, bar: ProgressBar) -> None:
-        self.number, self.last = number, number == run.steps
-        self.first_batch = self.stopping = False
-        self._run, self._clock, self._bar = run, clock, bar
+    def __init__(
+        self, number: int, run: RunConfig, length: Length, clock: Clock, bar: "RunBar"
+    ) -> None:
+        self.number = number
+        self.first_batch = self.last = self.stopping = False
+        self._run, self._length, self._clock, self._bar = run, length, clock, bar
 
     @property
     def logs(self) -> bool:
         """Whether a line of the log is due."""
-        return self._due(self._run.log_every)
+        return self._due(self._run.log_every, apart=1 / 20)
 
     @property
     def previews(self) -> bool:
@@ -163,18 +172,64 @@ class TrainingStep(Generic[B]):
         record: dict[str, float] = {"step": self.number}
         record |= {"images": self.number * self._clock.images_per_step} | report()
         record |= {"lr": optimizer.param_groups[0]["lr"], "images_per_second": speed}
+        if self._length.minutes is not None:
+            left = max(0.0, self._length.seconds - self.seconds)
+            record |= {"share": self._length.share(self.number), "seconds_left": left}
         folder.log(record)
         accelerator.log(record, step=self.number)
         check_finite(record, ids)
-        self._bar.set_postfix_str(f"{speed:.0f} images/s, loss {record['loss']:.4f}")
+        self._bar.tell(f"{speed:.0f} images/s, loss {record['loss']:.4f}")
         return record
 
-    def _due(self, every: int) -> bool:
-        return self.number % every == 0 or self.last
+    def _due(self, every: int, *, apart: float = 1.0) -> bool:
+        return self.last or self._length.is_due(self.number, every, apart=apart)
+
+
+class RunBar:
+    """The progress bar of a run, which counts its steps, or its seconds if minutes decide.
+
+    Args:
+        state: Counters of the run.
+        silent: Whether to show nothing.
+    """
+
+    def __init__(self, state: Counters, *, silent: bool) -> None:
+        self._length, self._news = state.length, ""
+        if state.length.minutes is None:
+            self.bar = progress_bar(state.length.steps, "step", initial=state.step, silent=silent)
+        else:
+            total = state.length.seconds
+            done = min(state.seconds, total)
+            self.bar = progress_bar(total, "s", initial=done, silent=silent)
+
+    def advance(self, step: int, seconds: float) -> None:
+        """Show how far the run is.
+
+        Args:
+            step: Optimizer steps done.
+            seconds: Seconds of training so far.
+        """
+        if self._length.minutes is None:
+            self.bar.update()
+            return
+        end = self._length.end_at(step)
+        place = f"step {step}" + (f" of about {end}" if end is not None else "")
+        self.bar.set_postfix_str(", ".join(filter(None, (place, self._news))), refresh=False)
+        self.bar.update(min(seconds, self._length.seconds) - self.bar.n)
+
+    def tell(self, news: str) -> None:
+        """Show news beside the bar."""
+        self._news = news
+        if self._length.minutes is None:
+            self.bar.set_postfix_str(news)
 
 
 def training_steps(
-    batches: Iterable[B], state: Counters, run: RunConfig, accelerator: Accelerator
+    batches: Iterable[B],
+    state: Counters,
+    run: RunConfig,
+    accelerator: Accelerator,
+    folder: RunFolder,
 ) -> Iterator[TrainingStep[B]]:
     """The remaining optimizer steps of a run; Ctrl-C on any process ends them after a step.
 
@@ -183,17 +238,16 @@ def training_steps(
     Args:
         batches: Batches of this process, one for each forward pass of the remaining steps.
         state: Counters of the run; `step` counts up when the batches of a step are used up.
-        run: Length, accumulation and reporting of the run.
+        run: Accumulation and reporting of the run.
         accelerator: Processes and device of the run.
+        folder: Run folder, in whose log every plan of a run in minutes stands.
 
     Raises:
         RuntimeError: If the script goes on to the next step before the batches are used up.
     """
-    source, first_step = iter(batches), state.step
-    bar = progress_bar(
-        run.steps, "step", initial=state.step, silent=not accelerator.is_main_process
-    )
-    clock = Clock(state, images_per_step(run, accelerator))
+    source, first_step, length = iter(batches), state.step, state.length
+    bar = RunBar(state, silent=not accelerator.is_main_process)
+    clock, pace = Clock(state, images_per_step(run, accelerator)), Pace(length, state.seconds)
 
     def batches_of(step: TrainingStep[B]) -> Iterator[B]:
         for number in range(run.gradient_accumulation_steps):
@@ -203,12 +257,19 @@ def training_steps(
             step.first_batch = number == 0 and state.step == first_step
             yield step.batch
         state.step += 1
-        bar.update()
-        step.stopping = stop.agreed(accelerator.device)
+        proposed = 0
+        if length.minutes is not None and accelerator.is_main_process:
+            proposed = pace.proposed_end(state.step, clock.seconds(), clock.paused)
+        step.stopping, end = stop.agreed(accelerator.device, proposed)
+        if end:
+            log_plan(length.make_plan(state.step, end), clock.seconds(), folder)
+        step.last = length.ended(state.step)
+        bar.advance(state.step, clock.seconds())
 
-    with StopSignal() as stop, bar:
-        for number in range(state.step + 1, run.steps + 1):
-            step: TrainingStep[B] = TrainingStep(number, run, clock, bar)
+    with StopSignal() as stop, bar.bar:
+        while not length.ended(state.step):
+            number = state.step + 1
+            step: TrainingStep[B] = TrainingStep(number, run, length, clock, bar)
             step.batches = batches_of(step)
             yield step
             if state.step != number:
@@ -216,6 +277,14 @@ def training_steps(
             clock.go_on()
             if step.stopping:
                 return
+
+
+def log_plan(plan: Plan, seconds: float, folder: RunFolder) -> None:
+    """Write a plan to the log, and the first one to the terminal."""
+    record = {"share": plan.share, "end": plan.end, "seconds": seconds}
+    folder.log({"step": plan.step, "plan": record})
+    if not plan.share and plan.end > plan.step:
+        say(folder.writes, f"step {plan.step}: about {plan.end} steps fit into the time")
 
 
 def log_measurements(
@@ -290,7 +359,6 @@ def of_validation(broken: dict[str, str]) -> dict[str, str]:
 
 def end_run(
     state: Counters,
-    run: RunConfig,
     broken: dict[str, str],
     folder: RunFolder,
     accelerator: Accelerator,
@@ -300,7 +368,6 @@ def end_run(
 
     Args:
         state: Counters of the run.
-        run: Length of the run.
         broken: Reason by name of the images that could not be read.
         folder: Run folder.
         accelerator: Processes and trackers of the run.
@@ -316,7 +383,7 @@ def end_run(
     # is still in its last collective can leave that one waiting. The group ends with the processes.
     for tracker in accelerator.trackers:
         tracker.finish()
-    if state.step < run.steps:
+    if not state.length.ended(state.step):
         say(folder.writes, stopped_message(state.step, accelerator.num_processes, command))
         return False
     return True

@@ -33,25 +33,37 @@ class TokenBatch:
     Args:
         tokens: Tokens of the tokenizer's spec.
         labels: Labels, (B,) int64; -1 = no label.
+        captions: Captions, B of them; an empty one is none.
         ids: Names of the images, for messages.
         numbers: Sample numbers, (B,) int64.
     """
 
     tokens: Tokens
     labels: Tensor
+    captions: list[str]
     ids: list[str]
     numbers: Tensor
 
     def first(self, count: int) -> "TokenBatch":
         """The first samples of this batch."""
-        rows = slice(count)
-        return TokenBatch(self.tokens[rows], self.labels[rows], self.ids[rows], self.numbers[rows])
+        return self[slice(count)]
+
+    def __getitem__(self, rows: slice) -> "TokenBatch":
+        """Some of the samples."""
+        return TokenBatch(
+            self.tokens[rows],
+            self.labels[rows],
+            self.captions[rows],
+            self.ids[rows],
+            self.numbers[rows],
+        )
 
     def to(self, device: torch.device) -> "TokenBatch":
         """The same samples on another device."""
         tokens = self.tokens.to(device, non_blocking=True)
         labels = self.labels.to(device, non_blocking=True)
-        return TokenBatch(tokens, labels, self.ids, self.numbers.to(device, non_blocking=True))
+        numbers = self.numbers.to(device, non_blocking=True)
+        return TokenBatch(tokens, labels, self.captions, self.ids, numbers)
 
 
 class TokenReader(Protocol):
@@ -107,6 +119,7 @@ class StoreReader:
         self._packed = store.packed if fits else None
         self._lengths = store.lengths
         self._ids = store.ids if fits else None
+        self._captions = [caption or "" for caption in store.captions]
 
     def __len__(self) -> int:
         return len(self._store)
@@ -131,7 +144,9 @@ class StoreReader:
         )
         for keys in sampler:
             rows, numbers = torch.tensor(keys, dtype=torch.int64).T.contiguous()
-            yield TokenBatch(self._tokens(rows), self._labels[rows], self._names(rows), numbers)
+            captions = [self._captions[row] for row in rows.tolist()]
+            tokens, labels = self._tokens(rows), self._labels[rows]
+            yield TokenBatch(tokens, labels, captions, self._names(rows), numbers)
 
     def _tokens(self, rows: Tensor) -> Tokens:
         if self._packed is None:
@@ -212,7 +227,9 @@ class ImageReader:
             seed = int(derive_seeds(self._seed, batch["numbers"][:1]))
             rng = torch.Generator(tokenizer.device).manual_seed(seed)
             tokens = tokenizer.encode(images, rng=rng)
-            yield TokenBatch(tokens, batch["labels"], batch["ids"], batch["numbers"])
+            yield TokenBatch(
+                *(tokens, batch["labels"], batch["captions"], batch["ids"], batch["numbers"])
+            )
 
 
 def encode_split(
@@ -233,14 +250,17 @@ def encode_split(
     """
     tokens: list[Tokens] = []
     labels: list[Tensor] = []
+    captions: list[str] = []
     ids: list[str] = []
     for batch in eval_batches(source, tokenizer.resolution, batch_size, limit, broken=broken):
         check_first_batch(batch["images"])
         tokens.append(tokenizer.encode(batch["images"].to(tokenizer.device)).to("cpu"))
         labels.append(batch["labels"])
+        captions += batch["captions"]
         ids += batch["ids"]
     check_label_range(torch.cat(labels), num_classes, source.name)
-    return TokenBatch(Tokens.cat(tokens), torch.cat(labels), ids, torch.arange(len(ids)))
+    numbers = torch.arange(len(ids))
+    return TokenBatch(Tokens.cat(tokens), torch.cat(labels), captions, ids, numbers)
 
 
 def check_label_range(labels: Tensor, num_classes: int, name: str) -> None:

@@ -164,7 +164,7 @@ def train(
     loader = make_loader(
         dataset,
         batch_size,
-        num_steps=run.steps * accumulation,
+        num_steps=state.length.most_steps * accumulation,
         start_step=state.step * accumulation,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
@@ -172,7 +172,7 @@ def train(
         pin_memory=accelerator.device.type == "cuda",
     )
     measured: dict[str, float] = {}
-    for step in training_steps(loader, state, run, accelerator):
+    for step in training_steps(loader, state, run, accelerator, folder):
         for batch in step.batches:
             images = batch["images"].to(accelerator.device, non_blocking=True)
             if step.first_batch:
@@ -194,7 +194,7 @@ def train(
         if step.saves:
             state.seconds = step.seconds
             state.save(folder, facts, ids)
-    if main and state.step >= run.steps:
+    if main and state.length.ended(state.step):
         written = write_model(out / "tokenizer", {})
         measured = measurements_of(folder, state.step, "psnr")
         if not measured:
@@ -208,7 +208,7 @@ def train(
         say(main, write_model(out / "tokenizer", measured))
         say(main, describe_probe(probe, "run.probe_images=false"))
     skipped = dataset.broken | of_validation(broken)
-    finished = end_run(state, run, skipped, folder, accelerator, command)
+    finished = end_run(state, skipped, folder, accelerator, command)
     return measured if finished else None
 
 

@@ -32,7 +32,7 @@ class Objective:
         self,
         output: TokenizerOutput,
         images: Tensor,
-        step: int,
+        step: float,
         discriminator: nn.Module | None,
         last_layer: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:

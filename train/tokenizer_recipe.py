@@ -108,7 +108,7 @@ class AdversarialConfig:
         """First step of the discriminator's own training."""
         return self.start_step - self.lead_steps
 
-    def share_at(self, step: int) -> float:
+    def share_at(self, step: float) -> float:
         """Share of the adversarial weight at `step`, 0 before the start."""
         if step < self.start_step:
             return 0.0

@@ -18,6 +18,7 @@ from .ema import EMA
 from .engine import LossWindow, build_optimizer, descend, load_optimizer, seed_step, set_lr
 from .health import CodeWindow, check_finite
 from .layout import LAYOUTS
+from .length import Length
 from .resumed import Facts, restore_modules
 from .run_folder import RunFolder
 from .tokenizer_objective import Objective
@@ -49,7 +50,7 @@ class TokenizerRun:
             module.to(memory_format=layout)  # type: ignore[call-overload]
         self.ema = EMA(self.tokenizer, config.ema_decay)
         self.objective = Objective(config, accelerator.device)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.length = 0, 0.0, Length(config.run)
         self.init: dict[str, str | None] | None = None
         self.codes = CodeWindow(self.tokenizer.spec)
         self.window = LossWindow()
@@ -138,6 +139,7 @@ class TokenizerRun:
             "optimizer": self.optimizer.state_dict(),
             "ema_updates": self.ema.num_updates,
             "seconds": self.seconds,
+            "length": self.length.state_dict(self.step),
             "codes": codes,
             "windows": windows,
             "facts": facts,
@@ -171,20 +173,22 @@ class TokenizerRun:
             self.codes.statistics.load_state_dict(saved["codes"][rank])
             self.window.load_state_dict(saved["windows"][rank], self.accelerator.device)
         self.seconds, self.init = saved["seconds"], saved.get("init")
+        self.length.load_state_dict(saved.get("length"), self.step, self.seconds)
 
     def train_batch(self, images: Tensor) -> None:
         """Forward and backward of both networks on one batch; they step when gradients are due."""
         accelerator, config, adversarial = self.accelerator, self.config, self.config.adversarial
         models = [self.model] if self.discriminator is None else [self.model, self.d_model]
         with accelerator.accumulate(*models):
-            set_lr(self.optimizer, config.optimizer.lr, self.step, config.run.steps)
+            place = self.length.position(self.step)
+            set_lr(self.optimizer, config.optimizer.lr, place, config.run.steps)
             if self.discriminator is not None:
                 self.discriminator.requires_grad_(False)
             output = self.model(images)
             with accelerator.autocast():
                 # The frozen discriminator runs bare: there is no gradient of its to synchronize.
                 total, losses = self.objective.for_tokenizer(
-                    output, images, self.step, self.discriminator, self.tokenizer.last_layer
+                    output, images, place, self.discriminator, self.tokenizer.last_layer
                 )
             norm = descend(
                 accelerator,
@@ -197,7 +201,7 @@ class TokenizerRun:
                 losses["grad_norm"] = norm
             if adversarial is not None and self.discriminator is not None:
                 self.discriminator.requires_grad_(True)
-                if self.step >= adversarial.first_step:
+                if place >= adversarial.first_step:
                     losses |= self._train_discriminator(images, output.images.detach())
         self.window.add({"loss": total, **losses})
         self.codes.add(output.tokens.indices)
@@ -205,7 +209,7 @@ class TokenizerRun:
     def _train_discriminator(self, images: Tensor, fakes: Tensor) -> dict[str, Tensor]:
         adversarial = self.config.adversarial
         assert adversarial is not None and self.discriminator is not None
-        since = self.step - adversarial.first_step
+        since = self.length.position(self.step) - adversarial.first_step
         steps = self.config.run.steps - adversarial.first_step
         set_lr(self.d_optimizer, adversarial.optimizer.lr, since, steps)
         # One call: under DDP every forward pass of a step must be the same one.

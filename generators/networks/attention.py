@@ -51,8 +51,8 @@ def attention(
         q: Queries, (B, N, heads, dim); with `causal` there may be one, (B, 1, heads, dim).
         k: Keys, (B, N, heads, dim).
         v: Values, of the shape of `k`.
-        valid: True at positions that may be attended to, (B, N) bool; None: all. Not with `causal`:
-            padding stands at the end, where no real position sees it.
+        valid: True at positions that may be attended to, (B, N) bool; None: all. With `causal` a
+            query that sees none of them gets 0.
         causal: Whether a query sees only the keys up to its own position; a single query stands at
             the last one.
         dropout: Probability of dropping an attention weight; `low_bit` has none.
@@ -65,7 +65,7 @@ def attention(
 
     Raises:
         RuntimeError: If xformers is asked for and not installed.
-        ValueError: If `low_bit` is asked for with dropout or `causal`, or `valid` with `causal`.
+        ValueError: If `low_bit` is asked for with dropout or `causal`.
     """
     if backend == "auto" or backend == "fastest":
         training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
@@ -89,8 +89,6 @@ def compute_attention(
     causal: bool = False,
 ) -> Tensor:
     """`attention` by the named kernel, whatever the rules say."""
-    if causal and valid is not None:
-        raise ValueError("valid: not with causal attention; padding stands at the end")
     if causal and q.shape[1] not in (1, k.shape[1]):
         raise ValueError(
             f"causal: expected {k.shape[1]} queries, as there are keys, or 1, found {q.shape[1]}"
@@ -110,6 +108,8 @@ def compute_attention(
     if kernel == "xformers":
         return _xformers(q, k, v, valid, dropout, causal)
     mask = None if valid is None else valid[:, None, None, :]
+    if causal and mask is not None:
+        mask, causal = mask & _triangle(q.shape[1], q.device), False
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     if kernel == "plain":
         return _plain(q, k, v, mask, dropout, causal).transpose(1, 2)
@@ -179,6 +179,11 @@ def _chosen(
 _chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _triangle(size: int, device: torch.device) -> Tensor:
+    """Which keys a query sees that sees those up to its own, (size, size) bool."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril()
+
+
 def _plain(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool
 ) -> Tensor:
@@ -186,7 +191,7 @@ def _plain(
     precise = torch.promote_types(q.dtype, torch.float32)
     scores = (q.to(precise) * q.shape[-1] ** -0.5) @ k.to(precise).transpose(2, 3)
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        mask = _triangle(q.shape[2], q.device)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     weights = scores.softmax(-1)
@@ -204,8 +209,10 @@ def _xformers(
 
     bias = ops.LowerTriangularMask() if causal else None
     if valid is not None:
-        bias = torch.zeros_like(valid, dtype=q.dtype).masked_fill(~valid, -torch.inf)
-        bias = F.pad(bias, (0, -valid.shape[1] % 8))[:, : valid.shape[1]]  # rows of 16 bytes
-        bias = bias[:, None, None, :].expand(-1, q.shape[2], q.shape[1], -1)
+        seen = valid[:, None, :].expand(-1, q.shape[1], -1)
+        seen = seen & _triangle(q.shape[1], q.device) if causal else seen
+        bias = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf)
+        bias = F.pad(bias, (0, -valid.shape[1] % 8))[..., : valid.shape[1]]  # rows of 16 bytes
+        bias = bias[:, None].expand(-1, q.shape[2], -1, -1)
     out: Tensor = ops.memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout)
     return out

@@ -94,12 +94,22 @@ class TransformerConfig:
         return self.dropout if self.attention_dropout is None else self.attention_dropout
 
 
-def check_tokens(config: TransformerConfig, spec: TokenSpec) -> None:
+def check_tokens(config: TransformerConfig, spec: TokenSpec, *, text: bool = False) -> None:
     """Refuse tokens that a trunk's attention cannot read, with one more token for class or time.
+
+    Args:
+        config: Settings of the trunk.
+        spec: Spec of the tokens of an image.
+        text: Whether tokens of a text, of several lengths, stand beside them.
 
     Raises:
         ValueError: With the reason.
     """
+    if text and config.binarized_attention:
+        raise ValueError(
+            f"text: not with binarized_attention: {config.binarized_attention}, whose scales and "
+            "hashes are of the tokens of an image; expected one of both"
+        )
     if spec.ordered and config.binarized_attention == "binary_qk":
         raise ValueError(
             "binarized_attention: binary_qk scales queries by their mean over all positions, "

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ...building import table_of
 from ...config import STRICT
+from ..conditions import TextTokens
 from .bert import Block, LayerNorm, Transformer, TransformerConfig
 
 _NORM_EPS = 1e-5
@@ -114,7 +115,12 @@ class DenoisingTransformer(nn.Module):
         self.head = nn.Linear(width, num_bits)
 
     def forward(
-        self, values: Tensor, time: Tensor, labels: Tensor, valid: Tensor | None = None
+        self,
+        values: Tensor,
+        time: Tensor,
+        labels: Tensor,
+        valid: Tensor | None = None,
+        text: TextTokens | None = None,
     ) -> Tensor:
         """Logits (B, N, K), float32.
 
@@ -123,31 +129,41 @@ class DenoisingTransformer(nn.Module):
             time: Times, (B,) float in [0, 1].
             labels: Labels, (B,) int64 in [0, num_classes]; `num_classes` = no label. Not changed.
             valid: True at real positions, (B, N) bool; None: all.
+            text: Tokens of the prompts; None: there are none. Their pooled vector is added to the
+                token of the time, which is always there.
         """
-        x, valid = self.embed(values, time, labels, valid)
+        x, valid = self.embed(values, time, labels, valid, text)
         logits: Tensor = self.head(self.trunk(x, valid)[:, : values.shape[1]]).float()
         return logits
 
     def embed(
-        self, values: Tensor, time: Tensor, labels: Tensor, valid: Tensor | None = None
+        self,
+        values: Tensor,
+        time: Tensor,
+        labels: Tensor,
+        valid: Tensor | None = None,
+        text: TextTokens | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Input of the trunk, (B, N + 1 or 2, D), and its valid positions; None: all."""
+        """Input of the trunk, (B, N + 1 or 2 + L, D), and its valid positions; None: all."""
         positions = values.to(self.bit_embedding.dtype) @ self.bit_embedding + self.position
         sinusoid = time_sinusoid(time, self.width).to(self.time_in.weight.dtype)
-        parts = [positions, self.time_out(F.silu(self.time_in(sinusoid)))[:, None]]
+        times = self.time_out(F.silu(self.time_in(sinusoid)))
+        parts = [positions, (times if text is None else times + text.pooled)[:, None]]
         known = torch.ones_like(labels, dtype=torch.bool)
         if self.class_embedding is not None:
             if self.null_label == "absent":  # a token that nobody attends to is not there
                 known = labels < self.num_classes
                 labels = labels.clamp(max=self.num_classes - 1)
             parts.append(self.class_embedding(labels)[:, None])
-        x = self.input_dropout(torch.cat(parts, 1))
-        if valid is None and (self.class_embedding is None or self.null_label == "learned"):
-            return x, None
-        if valid is None:
-            valid = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
-        valid = F.pad(valid, (0, 1), value=True)
-        return x, torch.cat([valid, known[:, None]], 1)[:, : x.shape[1]]
+        x = torch.cat(parts, 1)
+        if valid is not None or not (self.class_embedding is None or self.null_label == "learned"):
+            if valid is None:
+                valid = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+            valid = F.pad(valid, (0, 1), value=True)
+            valid = torch.cat([valid, known[:, None]], 1)[:, : x.shape[1]]
+        if text is not None:
+            x, valid = text.append_to(x, valid)
+        return self.input_dropout(x), valid
 
     @torch.no_grad()
     def fit_hashes(self, values: Tensor, time: Tensor, labels: Tensor, seed: int) -> None:

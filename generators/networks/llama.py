@@ -1,14 +1,14 @@
-"""Llama blocks over the tokens of an image: the trunks of LlamaGen and BiGR.
+"""Llama layers over the tokens of an image, and the trunk of BiGR.
 
-RMSNorm, rotary positions over the axes of the grid, SwiGLU, no biases. In `CausalTransformer`, the
-trunk of LlamaGen (arXiv:2406.06525), a position sees those before it. In `LlamaTrunk`, the one of
+RMSNorm, rotary positions over the axes of the grid, SwiGLU, no biases. In `LlamaTrunk`, the one of
 BiGR (arXiv:2410.14672), every position sees every other, and each branch has one shift, scale and
 gate (adaLN): a single linear layer of the condition, shared by all blocks, plus a table in each
-block.
+block. The trunk of LlamaGen is in `causal_llama.py`.
 
 The first position is the class token. Its queries and keys are multiplied by 0 instead of being
 rotated, so that its scores with every position are 0: inherited from LlamaGen's code, and what the
-published weights were trained with.
+published weights were trained with. Tokens of a text may stand before it; their positions are told
+by what was added to them, and their queries and keys are not rotated.
 """
 
 import math
@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from ...building import derive
 from ...config import STRICT
 from ...kernels.low_bit_attention.op import LowBitPrecision
-from .attention import AttentionBackend, attention, check_backend, check_causal, check_heads
-from .rotation import check_rotation, rotate, rotation_table
+from .attention import AttentionBackend, attention, check_backend, check_heads
+from .rotation import check_rotation, rotate, rotation_table, unrotated_before
 
 NORM_EPS = 1e-5
 _MULTIPLE = 256
@@ -101,18 +101,19 @@ class KVCache:
         self.stored: Tensor | None = None
 
     def extend(self, k: Tensor, v: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Keys and values up to this position, (B, position + 1, heads, dim).
+        """Keys and values up to these positions, (B, position + M, heads, dim).
 
         Args:
-            k: Keys of this position, (B, 1, heads, dim).
-            v: Values of this position, of the same shape.
-            position: Number of the position, from 0; those before it are stored.
+            k: Keys of M positions, (B, M, heads, dim).
+            v: Values of these positions, of the same shape.
+            position: Number of the first of them, from 0; those before it are stored.
         """
         if self.stored is None:
             self.stored = k.new_empty(2, len(k), self.length, *k.shape[2:])
         keys, values = self.stored
-        keys[:, position], values[:, position] = k[:, 0], v[:, 0]
-        return keys[:, : position + 1], values[:, : position + 1]
+        end = position + k.shape[1]
+        keys[:, position:end], values[:, position:end] = k, v
+        return keys[:, :end], values[:, :end]
 
 
 class LlamaLayers(nn.Module):
@@ -146,9 +147,9 @@ class LlamaLayers(nn.Module):
         """Self-attention of (B, N, D), without norm and dropout.
 
         Args:
-            x: Input, (B, N, D); with a cache one position, (B, 1, D).
+            x: Input, (B, N, D); with a cache the first positions, or one, (B, 1, D).
             rotation: Rows of `rotation_table` for the positions of x; None: no positions.
-            valid: True at real positions, (B, N) bool; None: all.
+            valid: True at real positions, (B, N) bool, those in the cache included; None: all.
             causal: Whether a position sees only those up to itself.
             cache: Keys and values of the positions before; those of x are added.
             position: Position of x in the cache.
@@ -203,108 +204,8 @@ class LlamaBlock(LlamaLayers):
         return out
 
 
-class CausalBlock(LlamaLayers):
-    """Attention to what stands before, and SwiGLU."""
-
-    def forward(
-        self, x: Tensor, rotation: Tensor | None, cache: KVCache | None = None, position: int = 0
-    ) -> Tensor:
-        """Hidden states (B, N, D), or of one position; arguments as of `LlamaLayers.attend`."""
-        mixed = self.attend(self.norm1(x), rotation, causal=True, cache=cache, position=position)
-        x = x + self.dropout(mixed)
-        out: Tensor = x + self.dropout(self.mlp(self.norm2(x)))
-        return out
-
-
-class CausalTransformer(nn.Module):
-    """Hidden states to hidden states, each of itself and those before it.
-
-    Args:
-        config: Settings.
-        num_layers: Number of blocks, in place of the config's.
-        shape: Shape of the grid or sequence of the positions after the first one, the class
-            token; None: positions are not told apart, but by what stands before them.
-
-    Raises:
-        RuntimeError: If the attention backend is not installed.
-        ValueError: If the backend is not causal, or a head's channels cannot be shared by the axes
-            of `shape` in pairs.
-    """
-
-    rotation: Tensor | None
-
-    def __init__(
-        self, config: LlamaConfig, num_layers: int, shape: Sequence[int] | None = None
-    ) -> None:
-        super().__init__()
-        check_backend(config.attention)
-        check_causal(config.attention)
-        self.blocks = nn.ModuleList(CausalBlock(config) for _ in range(num_layers))
-        self.norm_out = RMSNorm(config.width)
-        head_width = config.width // config.num_heads
-        if shape is None:
-            self.register_buffer("rotation", None, persistent=False)
-        else:
-            size = check_rotation(shape, head_width)
-            derive(self, "rotation", partial(rotation_table, shape, head_width), size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Hidden states after the last norm, (B, M, D), of the first M positions, (B, M, D)."""
-        rotation = None if self.rotation is None else self.rotation[: x.shape[1]]
-        for block in self.blocks:
-            x = block(x, rotation)
-        out: Tensor = self.norm_out(x)
-        return out
-
-    def step(self, x: Tensor, caches: Sequence[KVCache], position: int) -> Tensor:
-        """`forward` of one position, (B, D) to (B, D).
-
-        Args:
-            x: Input of the blocks at this position, (B, D).
-            caches: Keys and values of the positions before, one cache for each block; those of this
-                position are added.
-            position: Number of the position, from 0.
-        """
-        x = x[:, None]
-        rotation = None if self.rotation is None else self.rotation[position : position + 1]
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, rotation, cache, position)
-        out: Tensor = self.norm_out(x)[:, 0]
-        return out
-
-    def new_caches(self, length: int) -> list[KVCache]:
-        """Empty caches for `step`, of so many positions."""
-        return [KVCache(length) for _ in self.blocks]
-
-    @property
-    def attention(self) -> str:
-        """Name of the attention in use, for records."""
-        first = self.blocks[0]
-        assert isinstance(first, CausalBlock)
-        return first.attention
-
-    def set_attention_backend(
-        self, backend: AttentionBackend, low_bit_precision: LowBitPrecision | None = None
-    ) -> None:
-        """Compute attention by this backend from now on; config and files keep theirs.
-
-        Args:
-            backend: One of `AttentionBackend` but `low_bit`, which is not causal.
-            low_bit_precision: Not read, there is nothing of low bits.
-
-        Raises:
-            RuntimeError: If the backend is not installed.
-            ValueError: If it is not causal.
-        """
-        check_backend(backend)
-        check_causal(backend)
-        for block in self.blocks:
-            assert isinstance(block, CausalBlock)
-            block.attention = backend
-
-
 class LlamaTrunk(nn.Module):
-    """Hidden states (B, 1 + N, D), the class token first, to hidden states.
+    """Hidden states (B, L + 1 + N, D), L of a text and the class token first, to hidden states.
 
     Args:
         config: Settings.
@@ -330,16 +231,18 @@ class LlamaTrunk(nn.Module):
         derive(self, "rotation", partial(rotation_table, shape, head_width), size)
 
     def forward(self, x: Tensor, condition: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Hidden states after the last norm, (B, 1 + N, D).
+        """Hidden states after the last norm, (B, L + 1 + N, D).
 
         Args:
-            x: Input of the blocks, (B, 1 + N, D).
+            x: Input of the blocks, (B, L + 1 + N, D).
             condition: Condition of the modulation, (B, D).
-            valid: True at real positions, (B, 1 + N) bool; None: all.
+            valid: True at real positions, (B, L + 1 + N) bool; None: all.
         """
-        modulation = self._modulate(condition)
+        modulation, rotation = self._modulate(condition), self.rotation
+        if prefix := x.shape[1] - len(rotation):
+            rotation = unrotated_before(rotation, prefix)
         for block in self.blocks:
-            x = block(x, modulation, self.rotation, valid)
+            x = block(x, modulation, rotation, valid)
         out: Tensor = self.norm_out(x)
         return out
 

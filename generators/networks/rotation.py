@@ -29,6 +29,12 @@ def rotation_table(shape: Sequence[int], head_width: int) -> Tensor:
     return F.pad(torch.stack([angles.cos(), angles.sin()], -1), (0, 0, 0, 0, 1, 0))
 
 
+def unrotated_before(rotation: Tensor, count: int) -> Tensor:
+    """A table with `count` rows before it by which nothing is rotated, (count + M, dim / 2, 2)."""
+    identity = torch.tensor([1.0, 0.0], device=rotation.device, dtype=rotation.dtype)
+    return torch.cat([identity.expand(count, rotation.shape[1], 2), rotation])
+
+
 def check_rotation(shape: Sequence[int], head_width: int) -> tuple[int, int, int]:
     """Shape of the table of `rotation_table`, which is not computed.
 

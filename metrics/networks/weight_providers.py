@@ -10,9 +10,9 @@ import tarfile
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
+from ...building import installed_file
 from ...data.packages import locate
 from ...errors import UserError
 from .provider_files import ForeignFile
@@ -118,9 +118,7 @@ class PipProvider(Provider):
 
     def locate(self) -> Path | None:
         """Weight file of the installed package, or None."""
-        spec = find_spec(self.package)
-        folders = (spec.submodule_search_locations if spec else None) or []
-        return next((p for folder in folders if (p := Path(folder, self.file)).is_file()), None)
+        return installed_file(self.package, self.file)
 
     def read(self, path: Path) -> tuple[bytes, ...]:
         """Read the weight file."""

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from tessella import building
 from tessella.cli.data import DATA_SETS
 from tessella.cli.main import main
 from tessella.data import prepare as prepare_module
 from tessella.data.prepare import RECIPES
 from tessella.files import sha256_file
-from tessella.metrics.networks import weight_providers
 from tessella.metrics.networks.weight_providers import PROVIDERS
 from tessella.metrics.networks.weights import cache_path
 
@@ -25,7 +25,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_providers, "find_spec", lambda package: None)
+    monkeypatch.setattr(building, "find_spec", lambda package: None)
 
 
 def run(*words: object, code: int = 0) -> Result:

@@ -39,7 +39,7 @@ def build(over: str, spec: TokenSpec, *, seed: int = 0, **fields: Any) -> Bayesi
 
 def answering(generator: BayesianFlowNetwork, answer: Any) -> BayesianFlowNetwork:
     """The same, but it predicts answer(beliefs, t) in float32."""
-    generator.predict = lambda beliefs, t, labels, valid=None: answer(beliefs, t).float()
+    generator.predict = lambda beliefs, t, *rest: answer(beliefs, t).float()
     return generator
 
 

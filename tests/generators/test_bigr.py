@@ -315,9 +315,9 @@ def test_loss_is_of_hidden_tokens_at_times_of_their_own(weights: Any) -> None:
         seen["logits"] = BiGR.predict_flips(generator, bits, t, conditions)
         return seen["logits"]
 
-    def predict(bits: Tensor, mask: Tensor, classes: Tensor, valid: Tensor | None) -> Tensor:
+    def predict(bits: Tensor, mask: Tensor, classes: Tensor, *rest: Any) -> Tensor:
         seen["mask"], seen["classes"] = mask, classes
-        return BiGR.predict(generator, bits, mask, classes, valid)
+        return BiGR.predict(generator, bits, mask, classes, *rest)
 
     generator.predict_flips, generator.predict = flips_of, predict  # type: ignore[method-assign]
     output = generator(tokens, labels, seeds=seeds)

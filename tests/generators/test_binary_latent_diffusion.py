@@ -312,9 +312,7 @@ def posterior_of(t: int, num_steps: int) -> Tensor:
 class Oracle(BinaryLatentDiffusion):
     """Predicts the exact posterior of the source, in the sense of its loss."""
 
-    def predict(
-        self, bits: Tensor, t: Tensor, labels: Tensor, valid: Tensor | None = None
-    ) -> Tensor:
+    def predict(self, bits: Tensor, t: Tensor, *rest: Any) -> Tensor:
         states = (bits.flatten(1) * 2 ** torch.arange(7, -1, -1)).sum(1)
         logits = posterior_of(int(t[0]), self.diffusion.num_steps).logit()[states].view_as(bits)
         if self.diffusion.loss == "balanced":

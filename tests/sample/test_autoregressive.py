@@ -196,7 +196,7 @@ def test_nothing_is_computed_after_the_last_hidden_position() -> None:
     generator, known = build(), random_tokens()
     positions: list[int] = []
     step = generator.trunk.step
-    generator.trunk.step = lambda x, caches, n: positions.append(n) or step(x, caches, n)  # type: ignore
+    generator.trunk.step = lambda x, caches, n, *rest: positions.append(n) or step(x, caches, n)  # type: ignore
     mask = torch.zeros(4, 9, dtype=torch.bool)
     mask[:, 2] = mask[1, 5] = True
     draw(generator, LABELS, SEEDS, PLAIN, known=known, mask=mask)

@@ -64,7 +64,7 @@ def oracle(p: Tensor) -> Any:
     """Exact posterior logits of every bit of one position, given the beliefs about all."""
     x = strings(int(math.log2(len(p)))).double()
 
-    def predict(beliefs: Tensor, t: Tensor, labels: Tensor, valid: Tensor | None) -> Tensor:
+    def predict(beliefs: Tensor, t: Tensor, labels: Tensor, *rest: Any) -> Tensor:
         joint = torch.softmax(beliefs.flatten(1).double() @ x.T + p.log(), -1)
         return torch.logit(joint @ x, eps=1e-12).view(beliefs.shape)
 
@@ -292,9 +292,9 @@ def test_guidance_and_temperature_act_on_the_logits(over: str, spec: TokenSpec) 
     generator = network(over, spec)
     labels = torch.tensor([0, 1, 2, 3])
 
-    def guided(beliefs: Tensor, t: Tensor, labels: Tensor, valid: Tensor | None) -> Tensor:
-        cond = generator.predict(beliefs, t, labels, valid)
-        uncond = generator.predict(beliefs, t, torch.full_like(labels, 3), valid)
+    def guided(beliefs: Tensor, t: Tensor, labels: Tensor, *rest: Any) -> Tensor:
+        cond = generator.predict(beliefs, t, labels, *rest)
+        uncond = generator.predict(beliefs, t, torch.full_like(labels, 3), *rest)
         return (uncond + 2.5 * (cond - uncond)) / 0.7
 
     fields = {"labels": labels, "num_steps": 4, "final": "sample"}

@@ -64,9 +64,9 @@ def answer(
     """Let the head answer logits(x_t, t, conditions); the bits and masks shown to the trunk."""
     shown: list[tuple[Tensor, Tensor]] = []
 
-    def predict(bits: Tensor, mask: Tensor, classes: Tensor, valid: Any = None) -> Tensor:
+    def predict(bits: Tensor, mask: Tensor, classes: Tensor, *rest: Any) -> Tensor:
         shown.append((bits.clone(), mask.clone()))
-        return BiGR.predict(generator, bits, mask, classes, valid)
+        return BiGR.predict(generator, bits, mask, classes, *rest)
 
     generator.predict, generator.predict_flips = predict, logits  # type: ignore[method-assign]
     return shown
@@ -324,7 +324,7 @@ def test_the_most_certain_tokens_come_first(confidence: Any) -> None:
     """Certainty falls with the place that the position table tells the head."""
     generator = build()
     place = torch.randperm(16, generator=torch.Generator().manual_seed(1))
-    generator.predict = lambda bits, mask, classes, valid: (  # type: ignore[method-assign]
+    generator.predict = lambda bits, mask, classes, *rest: (  # type: ignore[method-assign]
         shown.append(mask) or place[None, :, None].expand(len(bits), -1, 1).float()
     )
     shown: list[Tensor] = []

@@ -50,9 +50,7 @@ class Oracle(BinaryLatentDiffusion):
         self.calls: list[tuple[Tensor, ...]] = []
         self.eval()
 
-    def predict(
-        self, bits: Tensor, t: Tensor, labels: Tensor, valid: Tensor | None = None
-    ) -> Tensor:
+    def predict(self, bits: Tensor, t: Tensor, labels: Tensor, *rest: Any) -> Tensor:
         self.calls.append((bits.clone(), t.clone(), labels.clone()))
         return self.answer(bits, t, labels)
 

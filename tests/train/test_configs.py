@@ -45,6 +45,7 @@ def test_config_loads_and_builds(name: str) -> None:
     assert tokenizer.num_parameters()["total"] > 0
     again = build_config(TrainTokenizerConfig, parse_yaml(to_yaml(config)))
     assert again == config
+    assert load_config(TrainTokenizerConfig, FOLDER / name, ["run.minutes=6"]).run.minutes == 6
 
 
 @pytest.mark.parametrize("name", GENERATORS)

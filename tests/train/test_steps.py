@@ -12,12 +12,30 @@ import torch
 from tessella.files import atomic_folder
 from tessella.train import steps
 from tessella.train.engine import RunConfig, seed_step
+from tessella.train.length import Length
 from tessella.train.steps import training_steps, trial
 from tessella.unfinished import sweep
 
 ACCELERATOR: Any = SimpleNamespace(
     is_main_process=False, num_processes=1, process_index=0, device=torch.device("cpu")
 )
+
+
+class Log:
+    """Stands in for a run folder; keeps the records."""
+
+    def __init__(self) -> None:
+        self.writes, self.records = False, list[dict[str, Any]]()
+
+    def log(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+
+FOLDER: Any = Log()
+
+
+def state_of(run: RunConfig, step: int = 0) -> Any:
+    return SimpleNamespace(step=step, seconds=0.0, length=Length(run))
 
 
 def config(**fields: Any) -> RunConfig:
@@ -27,8 +45,8 @@ def config(**fields: Any) -> RunConfig:
 
 def test_what_is_due_at_multiples_and_at_the_end() -> None:
     due: dict[str, list[int]] = {"logs": [], "previews": [], "evaluates": [], "saves": []}
-    state = SimpleNamespace(step=0, seconds=0.0)
-    for step in training_steps(range(7), state, config(), ACCELERATOR):
+    state = state_of(config())
+    for step in training_steps(range(7), state, config(), ACCELERATOR, FOLDER):
         assert list(step.batches) == [step.number - 1] and state.step == step.number
         for name, numbers in due.items():
             numbers += [step.number] if getattr(step, name) else []
@@ -42,9 +60,10 @@ def test_a_resumed_loop_seeds_its_steps_alike_and_knows_its_first_batch() -> Non
     """Two batches a step; the seed is that of the step, set once the first batch has been read."""
 
     def draws(start: int) -> list[tuple[int, float, bool]]:
-        state, run = SimpleNamespace(step=start, seconds=0.0), config(gradient_accumulation_steps=2)
+        run = config(gradient_accumulation_steps=2)
+        state = state_of(run, start)
         found = []
-        for step in training_steps(range(2 * start, 14), state, run, ACCELERATOR):
+        for step in training_steps(range(2 * start, 14), state, run, ACCELERATOR, FOLDER):
             for batch in step.batches:
                 found.append((batch, torch.rand(()).item(), step.first_batch))
         return found
@@ -67,12 +86,11 @@ def test_pauses_are_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.go_on()
     assert clock.images_per_second(5) == 8 / 5
     assert clock.images_per_second(6) == 4 / 1
-    assert clock.seconds() == 120
+    assert clock.seconds() == 120 and clock.paused == 7
 
 
 def test_batches_left_over_are_an_error() -> None:
-    state = SimpleNamespace(step=0, seconds=0.0)
-    loop = training_steps(range(7), state, config(), ACCELERATOR)
+    loop = training_steps(range(7), state_of(config()), config(), ACCELERATOR, FOLDER)
     next(loop)
     with pytest.raises(RuntimeError, match="step 1: some of its batches were not used"):
         next(loop)

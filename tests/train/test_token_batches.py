@@ -69,6 +69,7 @@ def test_steps_and_processes_share_one_order(
         TokenBatch(
             Tokens.cat([a.tokens, b.tokens]),
             torch.cat([a.labels, b.labels]),
+            a.captions + b.captions,
             a.ids + b.ids,
             torch.cat([a.numbers, b.numbers]),
         )

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tessella.metrics.networks import weight_providers, weights
+from tessella import building
+from tessella.metrics.networks import weights
 from tessella.metrics.networks.build import build_features
 from tessella.metrics.networks.provider_files import (
     ForeignFile,
@@ -44,7 +45,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_providers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_providers, "find_spec", lambda package: None)
+    monkeypatch.setattr(building, "find_spec", lambda package: None)
 
 
 def test_cache_path_follows_the_environment(
@@ -176,7 +177,7 @@ def test_cache_wins_over_provider_and_keeps_the_id(monkeypatch: pytest.MonkeyPat
     written = convert_weights("lpips_alex")
     assert written == cache_path("lpips_alex")
     assert [p.name for p in written.parent.iterdir()] == [written.name], "no temporary left"
-    monkeypatch.setattr(weight_providers, "find_spec", lambda package: None)
+    monkeypatch.setattr(building, "find_spec", lambda package: None)
     cached = build_features("lpips_alex")
     assert cached.weights_id == direct.weights_id == PROVIDERS["lpips_alex"].sha256[:8]
     batch = torch.rand(1, 3, 48, 48)
