@@ -1,5 +1,6 @@
 """Drawing: pictures by class or prompt that appear while they are drawn, by one model or by all."""
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from ..sample.pictures import generate_images
 from ..sample.steps import viewed
 from .job import Job
 from .limits import LIMITS, Limits
-from .models import Models, reads_text, title_of
+from .models import Models, class_names, title_of
 
 MOST_SEED = 2**53 - 1
 """Largest seed; a browser has no larger whole numbers."""
@@ -98,10 +99,10 @@ def label_of(generator: Generator, class_name: str) -> int | None:
     """
     if not class_name:
         return None
-    names = generator.classes or [f"class {label}" for label in range(generator.num_classes)]
+    names = class_names(generator)
     if class_name not in names:
         raise ValueError(f"class {class_name!r}: this model has {', '.join(names) or 'none'}")
-    return list(names).index(class_name)
+    return names.index(class_name)
 
 
 def conditions(generator: Generator, wish: Wish, many: str) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def conditions(generator: Generator, wish: Wish, many: str) -> dict[str, Any]:
         ValueError: If the generator has no such class, or cannot read the prompt.
     """
     prompt, label = wish.prompt.strip(), label_of(generator, wish.class_name)
-    if prompt and not reads_text(generator):
+    if prompt and not generator.reads_text:
         raise ValueError("prompt: this model draws by classes and reads no text; leave it empty")
     if many == "one":
         return ({"label": label} if label is not None else {}) | (
@@ -163,8 +164,10 @@ def _drawn(generator: Generator, wish: Wish, job: Job, about: dict[str, Any]) ->
 def compare(models: Models, wish: CompareWish, job: Job, limits: Limits = LIMITS) -> dict[str, Any]:
     """Draw the same by every model, one after the other.
 
-    The job is told of every step, and of the pictures of each model: `model` is its name and
-    `place` its number in the order. A model that cannot draw this is told with the reason.
+    Where a prompt and a class are given, a model that cannot follow one of them draws by the other.
+    The job is told of every step, and of the pictures of each model: `model` is its name, `place`
+    its number in the order, and `without` what it did not follow. A model that can follow nothing
+    of the wish is told as left out, with the reason.
 
     Args:
         models: Models of the page.
@@ -185,19 +188,30 @@ def compare(models: Models, wish: CompareWish, job: Job, limits: Limits = LIMITS
     for place, (name, generator) in enumerate(models.generators.items()):
         about = {"model": name, "place": place, "title": title_of(name)}
         try:
-            conditions(generator, wish, "pictures")
+            own, without = suited(generator, wish)
         except ValueError as error:
             job.tell({"event": "left out", **about, "reason": str(error)})
             continue
-        settings = wish if generator.num_classes or wish.guidance is None else _unguided(wish)
-        job.tell({"event": "drawn", **about, **_drawn(generator, settings, job, about)})
+        drawn = _drawn(generator, own, job, about)
+        job.tell({"event": "drawn", **about, **drawn, "without": without})
         drew += 1
     return {"event": "done", "models": drew}
 
 
-def _unguided(wish: CompareWish) -> CompareWish:
-    """The wish without guidance, for a model that has nothing to be guided by."""
-    return CompareWish(prompt=wish.prompt, class_name=wish.class_name, num=wish.num, seed=wish.seed)
+def suited(generator: Generator, wish: CompareWish) -> tuple[CompareWish, str]:
+    """As much of a wish as a generator can follow, and the name of what it cannot, if anything.
+
+    Raises:
+        ValueError: If it can follow nothing of it.
+    """
+    without = ""
+    if wish.prompt.strip() and wish.class_name:
+        if not generator.reads_text:
+            wish, without = dataclasses.replace(wish, prompt=""), "prompt"
+        elif wish.class_name not in class_names(generator):
+            wish, without = dataclasses.replace(wish, class_name=""), "class"
+    conditions(generator, wish, "pictures")
+    return wish if generator.conditional else dataclasses.replace(wish, guidance=None), without
 
 
 def pictures_of(images: torch.Tensor) -> list[Image.Image]:

@@ -1,7 +1,7 @@
 """The models that the page offers: those that ship with the package, and those that are added."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -100,18 +100,13 @@ def generator_facts(name: str, generator: Generator) -> dict[str, Any]:
         "parameters": generator.num_parameters()["total"],
         "trained_on": trained_on(generator.card),
         "resolution": generator.tokenizer.resolution,
-        "classes": [*_class_names(generator)],
-        "reads_text": reads_text(generator),
+        "classes": class_names(generator),
+        "reads_text": generator.reads_text,
         "steps": settings.num_steps,
         "steps_fixed": not _takes_steps(generator),
         "guidance": settings.guidance,
-        "guided": bool(generator.num_classes) or reads_text(generator),
+        "guided": generator.conditional,
     }
-
-
-def reads_text(generator: Generator) -> bool:
-    """Whether a generator draws by prompts."""
-    return bool(getattr(generator, "reads_text", False))
 
 
 def title_of(name: str) -> str:
@@ -119,10 +114,10 @@ def title_of(name: str) -> str:
     return name.removeprefix("bundled:").rstrip("/").rpartition("/")[2] or name
 
 
-def _class_names(generator: Generator) -> Iterator[str]:
-    for label in range(generator.num_classes):
-        named = label < len(generator.classes)
-        yield generator.classes[label] if named else f"class {label}"
+def class_names(generator: Generator) -> list[str]:
+    """Names of the classes by label; `class 3` where there is none."""
+    unnamed = range(len(generator.classes), generator.num_classes)
+    return [*generator.classes, *(f"class {label}" for label in unnamed)]
 
 
 def _takes_steps(generator: Generator) -> bool:

@@ -92,7 +92,8 @@ function figures(place, count, wish, title) {
       pictures.forEach((picture, i) => {
         const { image, caption, seed } = made[i];
         image.src = picture;
-        image.alt = `Picture ${i + 1}, seed ${seed}, by ${title}${wish.class_name ? `, class ${wish.class_name}` : ""}`;
+        const wished = [wish.class_name && `class ${wish.class_name}`, wish.prompt?.trim()].filter(Boolean);
+        image.alt = [`Picture ${i + 1}`, `seed ${seed}`, `by ${title}`, ...wished].join(", ");
         image.classList.remove("waiting");
         image.classList.toggle("square", square);
         if (!links) return;
@@ -227,7 +228,9 @@ find("form", compare).addEventListener("submit", (event) => {
         } else if (event.event === "drawn") {
           row.shown.finish(event.pictures, { links: false });
           const model = facts.generators.find((one) => one.name === event.model);
-          row.about.textContent = `${model.type}, ${(model.parameters / 1e6).toFixed(1)} million parameters, ${seconds(event.seconds)}`;
+          const parts = [model.type, `${(model.parameters / 1e6).toFixed(1)} million parameters`, seconds(event.seconds)];
+          if (event.without) parts.push(`without the ${event.without}`);
+          row.about.textContent = parts.join(", ");
         }
       },
     });

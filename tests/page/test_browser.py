@@ -273,6 +273,31 @@ def test_everything_by_the_keyboard(browser: browsing.Browser, page: PageServer)
     nothing_wrong(seen.visit, page)
 
 
+def test_a_prompt_is_typed_where_the_model_reads_words(
+    browser: browsing.Browser, worded: Models
+) -> None:
+    with served(worded) as server, browser.page(server.address, **PHONE) as seen:
+        seen.wait("document.body.dataset.ready === 'yes'")
+        prompt = "document.querySelector('#draw [name=prompt]')"
+        assert seen.evaluate(f"[{prompt}.disabled, {prompt}.value]") == [False, "red apple"]
+        assert seen.evaluate("document.querySelector('#draw [name=class_name]').disabled")
+        seen.fill("#draw [name=prompt]", "a very sad cat")
+        seen.fill("#draw [name=num]", "1")
+        seen.click("#draw [type=submit]")
+        seen.wait(f"/^1 picture in/.test({said('draw')})")
+        alt = seen.evaluate("document.querySelector('#draw .pictures img').alt")
+        assert alt == "Picture 1, seed 0, by worded, a very sad cat"
+        seen.choose("#draw [name=model]", "tiny")
+        assert seen.evaluate(f"{prompt}.disabled")
+        seen.click("#tab-compare")
+        seen.click("#compare [type=submit]")
+        seen.wait(f"{said('compare')} === '1 model, the same seed.'")
+        told = seen.evaluate("document.querySelector('#compare .rows').textContent")
+        assert "tinyPrompt: this model draws by classes and reads no text; leave it empty." in told
+        assert not seen.evaluate(SIDEWAYS)
+    nothing_wrong(seen.visit, server)
+
+
 def test_stop_ends_the_job_and_the_page_says_when_nobody_answers(
     browser: browsing.Browser, models: Models
 ) -> None:

@@ -79,17 +79,43 @@ def test_a_wish_of_another_form_is_refused(data: dict[str, Any], said: str) -> N
         check(data, DrawWish, name="wish")
 
 
-def test_a_prompt_of_spaces_is_none_and_a_model_of_words_gets_each(
-    models: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = models.generator("tiny")
-    blank = DrawWish(model="tiny", prompt=" \n ", num=2)
-    assert conditions(generator, blank, "pictures") == conditions(generator, blank, "one") == {}
-    monkeypatch.setattr(type(generator), "reads_text", True, raising=False)
-    wish = DrawWish(model="tiny", prompt=" red apple ", class_name="ship", num=2)
-    both = {"labels": [2, 2], "prompts": ["red apple", "red apple"]}
-    assert conditions(generator, wish, "pictures") == both
-    assert conditions(generator, wish, "one") == {"label": 2, "prompt": "red apple"}
+def test_a_prompt_is_drawn_by_a_model_of_words_alone(worded: Models, job: Heard) -> None:
+    generator = worded.generator("worded")
+    done = draw(worded, DrawWish(model="worded", prompt=" red apple\n", num=2, steps=2), job)
+    expected = generate_images(generator, prompts="red apple", seeds=[0, 1], num_steps=2)
+    assert [p.tobytes() for p in done["pictures"]] == [to_pil(i).tobytes() for i in expected]
+    plain = draw(worded, DrawWish(model="worded", num=2, steps=2), job)
+    assert [p.tobytes() for p in done["pictures"]] != [p.tobytes() for p in plain["pictures"]]
+    job.events.clear()
+    assert compare(worded, CompareWish(prompt="sad cat", num=1, guidance=2.0), job)["models"] == 1
+    assert [event["event"] for event in job.events][-2:] == ["drawn", "left out"]
+    assert "reads no text" in job.events[-1]["reason"]
+    job.events.clear()
+    both = CompareWish(prompt="sad cat", class_name="ship", num=1)
+    assert compare(worded, both, job)["models"] == 2
+    drawn = [event for event in job.events if event["event"] == "drawn"]
+    assert [event["without"] for event in drawn] == ["class", "prompt"]
+    ship = generate_images(worded.generator("tiny"), [2], seeds=[0])
+    assert drawn[1]["pictures"][0].tobytes() == to_pil(ship[0]).tobytes()
+
+
+@pytest.mark.parametrize("prompt", ["", " \n\t ", "\U0001f600 cat \x07\x1b[2J", "../../etc/passwd"])
+def test_any_characters_are_a_prompt(worded: Models, job: Heard, prompt: str) -> None:
+    done = draw(worded, DrawWish(model="worded", prompt=prompt, num=1, steps=1), job)
+    assert len(done["pictures"]) == 1
+
+
+def test_a_prompt_of_more_words_than_the_model_reads_is_refused(worded: Models, job: Heard) -> None:
+    with pytest.raises(ValueError, match="expected at most 8 words and pieces, found 9"):
+        draw(worded, DrawWish(model="worded", prompt="cat " * 9), job)
+
+
+def test_a_prompt_of_spaces_is_none(models: Models) -> None:
+    generator, wish = models.generator("tiny"), DrawWish(model="tiny", prompt=" \n ", num=2)
+    assert conditions(generator, wish, "pictures") == conditions(generator, wish, "one") == {}
+    named = DrawWish(model="tiny", class_name="ship", num=2)
+    assert conditions(generator, named, "pictures") == {"labels": [2, 2]}
+    assert conditions(generator, named, "one") == {"label": 2}
 
 
 def test_classes_without_names_go_by_number() -> None:

@@ -109,6 +109,18 @@ def test_a_shrunk_mask_covers_every_painted_pixel() -> None:
     assert _mask_of_size(mask, (700, 900)) is not None
 
 
+def test_an_edit_follows_its_prompt(worded: Models, job: Heard) -> None:
+    fields = {
+        "model": "worded",
+        "picture": file_of(noise(32, 32)),
+        "mask": file_of(painted(32, 32, (0, 0, 20, 32))),
+        "steps": 1,
+    }
+    hat, none = (edit(worded, EditWish(**fields, prompt=text), job) for text in ("a hat", ""))
+    assert hat["changed"] == none["changed"] == 0
+    assert hat["pictures"][0].tobytes() != none["pictures"][0].tobytes()
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -6,7 +6,7 @@ import pytest
 
 from tessella.checkpoints import CheckpointError, load_generator
 from tessella.model_folders import bundled_models
-from tessella.page.models import FIRST, Models, generator_facts, reads_text, title_of
+from tessella.page.models import FIRST, Models, generator_facts, title_of
 from tessella.tests.sample.kinds import GENERATORS, make
 
 
@@ -43,16 +43,19 @@ def test_a_folder_that_holds_no_generator_is_refused(folders: tuple[Path, Path])
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_only_an_autoregressive_model_fixes_its_steps(
-    kind: str, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    kind: str, folders: tuple[Path, Path]
 ) -> None:
     generator = make(kind, load_generator(folders[0]).spec)
     generator.tokenizer = load_generator(folders[0]).tokenizer
     facts = generator_facts("x", generator)
     assert facts["steps_fixed"] == (kind == "ar")
     assert facts["classes"] == ["class 0", "class 1", "class 2"]
-    assert facts["guided"] and not facts["reads_text"] and not reads_text(generator)
-    monkeypatch.setattr(type(generator), "reads_text", True, raising=False)
-    assert generator_facts("x", generator)["reads_text"]
+    assert facts["guided"] and not facts["reads_text"]
+
+
+def test_a_model_of_words_reads_text(worded: Models) -> None:
+    facts = generator_facts("x", worded.generator("worded"))
+    assert facts["reads_text"] and facts["guided"] and facts["classes"] == []
 
 
 def test_titles_are_the_last_part_of_a_name() -> None:
