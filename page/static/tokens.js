@@ -120,6 +120,7 @@ export class TokenView {
   editors() {
     const codes = this.codes[this.chosen];
     const bits = this.sizes.every((size) => size === 2);
+    this.find(".codes").classList.toggle("bits", bits);
     this.find(".codes").replaceChildren(...codes.map((code, i) => (bits ? this.bit(code, i) : this.number(code, i))));
   }
 
