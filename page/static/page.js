@@ -142,6 +142,10 @@ function takesPictures(panel, state, take) {
   });
 }
 
+for (const kind of ["dragover", "drop"]) { // a file that misses its place does not replace the page
+  document.addEventListener(kind, (event) => event.preventDefault());
+}
+
 // Draw
 
 const draw = find("#draw"), drawState = new State(draw);

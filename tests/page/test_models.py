@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tessella.checkpoints import CheckpointError, load_generator
+from tessella.checkpoints import CheckpointError
 from tessella.model_folders import bundled_models
 from tessella.page.models import FIRST, Models, generator_facts, title_of
 from tessella.tests.sample.kinds import GENERATORS, make
@@ -42,11 +42,10 @@ def test_a_folder_that_holds_no_generator_is_refused(folders: tuple[Path, Path])
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_only_an_autoregressive_model_fixes_its_steps(
-    kind: str, folders: tuple[Path, Path]
-) -> None:
-    generator = make(kind, load_generator(folders[0]).spec)
-    generator.tokenizer = load_generator(folders[0]).tokenizer
+def test_only_an_autoregressive_model_fixes_its_steps(kind: str, models: Models) -> None:
+    tiny = models.generator("tiny")
+    generator = make(kind, tiny.spec)
+    generator.tokenizer = tiny.tokenizer
     facts = generator_facts("x", generator)
     assert facts["steps_fixed"] == (kind == "ar")
     assert facts["classes"] == ["class 0", "class 1", "class 2"]
