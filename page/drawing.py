@@ -105,26 +105,19 @@ def label_of(generator: Generator, class_name: str) -> int | None:
     return names.index(class_name)
 
 
-def conditions(generator: Generator, wish: Wish, many: str) -> dict[str, Any]:
-    """Arguments by which a function draws what a wish is about.
+def conditions(generator: Generator, wish: Wish) -> dict[str, Any]:
+    """What a generator is to draw by, checked.
 
-    Args:
-        generator: Generator that will draw.
-        wish: The wish.
-        many: `pictures` for lists of one entry for each picture; `one` for a single value.
+    Returns:
+        `label` and `prompt`, as far as the wish has them: the arguments of `draw_edit`.
 
     Raises:
         ValueError: If the generator has no such class, or cannot read the prompt.
     """
     prompt, label = wish.prompt.strip(), label_of(generator, wish.class_name)
     if prompt and not generator.reads_text:
-        raise ValueError("prompt: this model draws by classes and reads no text; leave it empty")
-    if many == "one":
-        return ({"label": label} if label is not None else {}) | (
-            {"prompt": prompt} if prompt else {}
-        )
-    found: dict[str, Any] = {} if label is None else {"labels": [label] * wish.num}
-    return found | ({"prompts": [prompt] * wish.num} if prompt else {})
+        raise ValueError("prompt: this model reads no text; leave it empty")
+    return ({} if label is None else {"label": label}) | ({"prompt": prompt} if prompt else {})
 
 
 def draw(models: Models, wish: DrawWish, job: Job, limits: Limits = LIMITS) -> dict[str, Any]:
@@ -147,7 +140,9 @@ def draw(models: Models, wish: DrawWish, job: Job, limits: Limits = LIMITS) -> d
 
 
 def _drawn(generator: Generator, wish: Wish, job: Job, about: dict[str, Any]) -> dict[str, Any]:
-    given = conditions(generator, wish, "pictures")
+    given: dict[str, Any] = {
+        f"{name}s": [one] * wish.num for name, one in conditions(generator, wish).items()
+    }
     seeds = list(range(wish.seed, wish.seed + wish.num))
     started = time.perf_counter()
     with viewed(job.viewer(generator.tokenizer, about)):
@@ -210,7 +205,7 @@ def suited(generator: Generator, wish: CompareWish) -> tuple[CompareWish, str]:
             wish, without = dataclasses.replace(wish, prompt=""), "prompt"
         elif wish.class_name not in class_names(generator):
             wish, without = dataclasses.replace(wish, class_name=""), "class"
-    conditions(generator, wish, "pictures")
+    conditions(generator, wish)
     return wish if generator.conditional else dataclasses.replace(wish, guidance=None), without
 
 

@@ -69,7 +69,7 @@ def edit(models: Models, wish: EditWish, job: Job, limits: Limits = LIMITS) -> d
     if wish.num > MOST_EDITS:
         raise ValueError(f"number of pictures: expected 1 to {MOST_EDITS}, found {wish.num}")
     generator = models.generator(wish.model)
-    given = conditions(generator, wish, "one")
+    given = conditions(generator, wish)
     picture = read_upload(wish.picture, "picture", limits)
     mask = read_mask(wish.mask, picture.size, limits)
     started = time.perf_counter()

@@ -3,6 +3,7 @@
 import io
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -138,15 +139,12 @@ def decode_tokens(
         raise ValueError(
             f"codes: expected {spec.num_tokens} positions of {spec.num_codebooks}, for {spec}"
         )
-    if any(not 0 <= code < size for row in wish.codes for code, size in _sized(row, spec)):
+    sizes = spec.codebook_sizes * spec.num_tokens
+    if any(not 0 <= code < size for code, size in zip(chain(*wish.codes), sizes, strict=True)):
         raise ValueError(f"codes: a code is out of range, expected those of {spec}")
     lengths = None if wish.length is None else torch.tensor([wish.length])
     tokens = Tokens(torch.tensor([wish.codes]), spec, lengths).validate()
     return _decoded(tokenizer, tokens)
-
-
-def _sized(row: list[int], spec: Any) -> Any:
-    return zip(row, spec.codebook_sizes, strict=True)
 
 
 def _decoded(tokenizer: Tokenizer, tokens: Tokens) -> dict[str, Any]:

@@ -293,7 +293,7 @@ def test_a_prompt_is_typed_where_the_model_reads_words(
         seen.click("#compare [type=submit]")
         seen.wait(f"{said('compare')} === '1 model, the same seed.'")
         told = seen.evaluate("document.querySelector('#compare .rows').textContent")
-        assert "tinyPrompt: this model draws by classes and reads no text; leave it empty." in told
+        assert "tinyPrompt: this model reads no text; leave it empty." in told
         assert not seen.evaluate(SIDEWAYS)
     nothing_wrong(seen.visit, server)
 

@@ -45,7 +45,7 @@ def test_settings_that_are_not_given_are_the_models_own(models: Models, job: Hea
     [
         ({"model": "other"}, "model 'other': unknown; there are: tiny"),
         ({"class_name": "dog"}, "class 'dog': this model has grinning face, cat, ship"),
-        ({"prompt": "red apple"}, "prompt: this model draws by classes and reads no text"),
+        ({"prompt": "red apple"}, "prompt: this model reads no text"),
         ({"prompt": "x" * 10_000}, "prompt: 10,000 characters, expected at most 1,000"),
         ({"num": 0}, "number of pictures: expected 1 to 16, found 0"),
         ({"num": 17}, "number of pictures: expected 1 to 16, found 17"),
@@ -112,10 +112,9 @@ def test_a_prompt_of_more_words_than_the_model_reads_is_refused(worded: Models, 
 
 def test_a_prompt_of_spaces_is_none(models: Models) -> None:
     generator, wish = models.generator("tiny"), DrawWish(model="tiny", prompt=" \n ", num=2)
-    assert conditions(generator, wish, "pictures") == conditions(generator, wish, "one") == {}
+    assert conditions(generator, wish) == {}
     named = DrawWish(model="tiny", class_name="ship", num=2)
-    assert conditions(generator, named, "pictures") == {"labels": [2, 2]}
-    assert conditions(generator, named, "one") == {"label": 2}
+    assert conditions(generator, named) == {"label": 2}
 
 
 def test_classes_without_names_go_by_number() -> None:

@@ -130,7 +130,7 @@ def test_an_edit_follows_its_prompt(worded: Models, job: Heard) -> None:
         ({"mask": file_of(painted(5, 5, (0, 0, 0, 0)))}, "mask: nothing is painted"),
         ({"num": 5}, "number of pictures: expected 1 to 4, found 5"),
         ({"class_name": "dog"}, "class 'dog'"),
-        ({"prompt": "a hat"}, "prompt: this model draws by classes"),
+        ({"prompt": "a hat"}, "prompt: this model reads no text"),
         ({"model": "x"}, "model 'x': unknown"),
     ],
 )

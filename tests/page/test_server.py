@@ -124,7 +124,7 @@ def test_every_other_job_is_done(page: PageServer) -> None:
     ("wish", "said"),
     [
         ({"model": "other"}, "model 'other': unknown; there are: tiny"),
-        ({"model": "tiny", "prompt": "cat"}, "prompt: this model draws by classes and reads no"),
+        ({"model": "tiny", "prompt": "cat"}, "prompt: this model reads no text"),
         ({"model": "tiny", "prompt": "x" * 10_000}, "prompt: 10,000 characters, expected at most"),
         ({"model": "tiny", "steps": 0}, "steps: expected 1 to 256, found 0"),
     ],
