@@ -164,6 +164,7 @@ class Browser:
         height: int = 900,
         dark: bool = False,
         scale: float = 1,
+        touch: bool = False,
     ) -> Iterator["Page"]:
         """Open a page and wait until it is loaded; what happened on it is in `visit` afterwards.
 
@@ -173,6 +174,7 @@ class Browser:
             height: Of the window, in CSS pixels.
             dark: Whether the page is told to prefer dark colours.
             scale: Pixels of the screen for each CSS pixel.
+            touch: Whether drags are those of a finger.
 
         Raises:
             BrowserError: If the browser does not answer.
@@ -184,6 +186,8 @@ class Browser:
             self._ask(f"{domain}.enable", session)
         window = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
         self._ask("Emulation.setDeviceMetricsOverride", session, **window)
+        if touch:
+            self._ask("Emulation.setTouchEmulationEnabled", session, enabled=True)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._ask("Emulation.setEmulatedMedia", session, features=[scheme])
         self._events.clear()
@@ -191,7 +195,7 @@ class Browser:
         if "errorText" in answer:
             raise BrowserError(f"{visit.url}: {answer['errorText']}")
         self._until("Page.loadEventFired", session)
-        yield Page(self, session, visit)
+        yield Page(self, session, visit, touch)
         self._settle(0.15)
         for event in self._events:
             if event.get("sessionId") == session:
@@ -259,8 +263,8 @@ class Page:
         visit: What happened on it, once it is closed.
     """
 
-    def __init__(self, browser: Browser, session: str, visit: Visit) -> None:
-        self._browser, self._session, self.visit = browser, session, visit
+    def __init__(self, browser: Browser, session: str, visit: Visit, touch: bool = False) -> None:
+        self._browser, self._session, self.visit, self._touch = browser, session, visit, touch
 
     def evaluate(self, expression: str) -> Any:
         """Value of JavaScript, which must fit JSON; promises are awaited.
@@ -294,7 +298,7 @@ class Page:
         self.drag(selector, [(0.5, 0.5)])
 
     def drag(self, selector: str, points: Sequence[tuple[float, float]]) -> None:
-        """Press the mouse at the first point, move to the others and let go.
+        """Press at the first point, move to the others and let go; a single point is a click.
 
         Args:
             selector: CSS selector of an element, which must be the one on top at the first point.
@@ -318,6 +322,12 @@ class Page:
             raise BrowserError(f"{selector}: covered by something, or outside of the window")
         left, top, width, height = box[:4]
         places = [{"x": left + x * width, "y": top + y * height} for x, y in points]
+        if self._touch and len(places) > 1:
+            kinds = ["touchStart", *["touchMove"] * (len(places) - 1)]
+            for kind, place in zip(kinds, places, strict=True):
+                self._ask("Input.dispatchTouchEvent", type=kind, touchPoints=[place])
+            self._ask("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+            return
         button = {"button": "left", "buttons": 1, "clickCount": 1}
         self._ask("Input.dispatchMouseEvent", type="mouseMoved", **places[0])
         self._ask("Input.dispatchMouseEvent", type="mousePressed", **places[0], **button)

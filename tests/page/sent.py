@@ -1,13 +1,19 @@
-"""Pictures as a browser sends them, and a job that keeps what it is told."""
+"""Pictures as a browser sends them, a job that keeps what it is told, and a server in a thread."""
 
 import base64
+import contextlib
 import io
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from PIL import Image
 
 from tessella.page.job import Job
+from tessella.page.limits import Limits
+from tessella.page.models import Models
+from tessella.page.server import PageServer
 
 
 def file_of(picture: Image.Image, kind: str = "PNG") -> str:
@@ -37,3 +43,16 @@ class Heard(Job):
     def __init__(self, **fields: Any) -> None:
         self.events: list[dict[str, Any]] = []
         super().__init__(self.events.append, frame_seconds=0, **fields)
+
+
+@contextlib.contextmanager
+def served(models: Models, **limits: Any) -> Iterator[PageServer]:
+    """The page, on any free port."""
+    with PageServer(models, limits=Limits(**limits)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

@@ -16,8 +16,7 @@ from PIL import Image
 from tessella.page.models import Models
 from tessella.page.server import PageServer
 from tessella.tests import browser as browsing
-from tessella.tests.page.sent import noise
-from tessella.tests.page.test_server import served
+from tessella.tests.page.sent import noise, served
 
 pytestmark = [
     pytest.mark.slow,
@@ -141,7 +140,7 @@ def test_paint_and_edit_by_clicks(
 ) -> None:
     picture = noise(96, 64, seed=3)
     picture.save(tmp_path / "picture.png")
-    with browser.page(page.address + "#edit", **window) as seen:
+    with browser.page(page.address + "#edit", **window, touch=kind == "phone") as seen:
         seen.wait("document.body.dataset.ready === 'yes'")
         seen.click("#edit [type=submit]")
         assert seen.evaluate(said("edit")) == "Choose a picture first, or take an example."

@@ -52,27 +52,26 @@ def test_painted_pixels_alone_change(
     assert [event["step"] for event in job.events] == [1]
 
 
-def test_an_edit_is_that_of_the_library_where_nothing_is_shrunk(models: Models, job: Heard) -> None:
-    picture = noise(90, 70, seed=3)
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [((90, 70), (40, 30, 60, 50)), ((300, 200), (280, 5, 300, 60)), ((50, 200), (0, 40, 50, 190))],
+)
+def test_an_edit_is_that_of_the_library_where_nothing_is_shrunk(
+    models: Models, job: Heard, size: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    picture = noise(*size, seed=3)
     wish = EditWish(
         model="tiny",
         picture=file_of(picture),
-        mask=file_of(painted(90, 70, (40, 30, 60, 50))),
+        mask=file_of(painted(*size, box)),
         class_name="cat",
         seed=4,
         steps=2,
         guidance=1.0,
     )
     done = edit(models, wish, job)
-    expected = draw_edit(
-        models.generator("tiny"),
-        picture,
-        box=(40, 30, 60, 50),
-        label=1,
-        seed=4,
-        num_steps=2,
-        guidance=1.0,
-    )
+    how: dict[str, Any] = {"label": 1, "seed": 4, "num_steps": 2, "guidance": 1.0}
+    expected = draw_edit(models.generator("tiny"), picture, box=box, **how)
     assert done["pictures"][0].tobytes() == to_pil(expected.images[0]).tobytes()
     assert done["drawn_anew"] == expected.facts["drawn_anew"]
 

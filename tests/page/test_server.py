@@ -1,6 +1,5 @@
 """The page over HTTP: files, jobs with their events, and everything that is turned away."""
 
-import contextlib
 import http.client
 import json
 import socket
@@ -14,25 +13,11 @@ from PIL import Image
 
 from tessella.page import server as server_module
 from tessella.page.example import example_picture
-from tessella.page.limits import Limits
 from tessella.page.models import Models
 from tessella.page.server import FILES, PageServer, as_json, is_local_name
-from tessella.tests.page.sent import file_of, noise, painted
+from tessella.tests.page.sent import file_of, noise, painted, served
 
 JSON = {"Content-Type": "application/json"}
-
-
-@contextlib.contextmanager
-def served(models: Models, **limits: Any) -> Iterator[PageServer]:
-    """The page, on any free port."""
-    with PageServer(models, limits=Limits(**limits)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture(scope="module")
