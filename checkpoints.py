@@ -320,6 +320,18 @@ def describe_model(path: str | os.PathLike[str]) -> dict[str, Any]:
     return card
 
 
+def load_without_tokenizer(path: str | os.PathLike[str]) -> tuple[Generator, str | None]:
+    """Load a generator as `load_generator` does, but not its tokenizer.
+
+    Returns:
+        The generator, and the fingerprint of its tokenizer; None: it names none.
+
+    Raises:
+        CheckpointError: If the folder is missing, damaged or does not fit its config.
+    """
+    return _load_generator(find_folder(path))
+
+
 def _load_generator(folder: Path) -> tuple[Generator, str | None]:
     """A generator without its tokenizer, and the fingerprint of the tokenizer."""
     card, stored = card_of(folder, "generator"), read_config(folder)

@@ -2,7 +2,8 @@
 
 import click
 
-from .options import chosen_device, device_option, json_option, one_clear_error, show
+from ..progress import quiet_option
+from .options import chosen_device, device_option, inform, json_option, one_clear_error, show
 
 
 @click.command()
@@ -50,6 +51,7 @@ from .options import chosen_device, device_option, json_option, one_clear_error,
     help="Number of images measured at once.",
 )
 @device_option
+@quiet_option
 @json_option
 @one_clear_error
 def bits(
@@ -76,7 +78,7 @@ def bits(
 
     images = open_to_measure(source, split)
     if line := held_out(images):
-        click.echo(line, err=True)
+        inform(line)
     generator = load_generator(
         generator_path, tokenizer=tokenizer_path, device=chosen_device(device)
     )

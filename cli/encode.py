@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import chosen_device, one_clear_error, show, tokenizer_option
+from .options import chosen_device, inform, one_clear_error, show, tokenizer_option
 
 
 class Shard(click.ParamType[tuple[int, int]]):
@@ -235,7 +235,7 @@ def reconstruct(
     tokenizer = load_tokenizer(tokenizer_path, device=chosen_device(device))
     source = open_to_measure(data, split)
     if line := held_out(source):
-        click.echo(line, err=True)
+        inform(line)
     result = reconstruct_source(
         tokenizer,
         source,

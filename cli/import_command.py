@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ..progress import quiet_option
 from .options import json_option, one_clear_error, show
 
 
@@ -39,6 +40,7 @@ class Format(click.ParamType[str]):
 @click.option("--no-average", is_flag=True, help="Take the weights of the last step, not the EMA.")
 @click.option("--section", help="Section of FILE with the weights [told by its name].")
 @click.option("--overwrite", is_flag=True, help="Replace a model folder of tessella's at --out.")
+@quiet_option
 @json_option
 @one_clear_error
 def import_command(

@@ -10,6 +10,7 @@ import sys
 import click
 
 from .._version import __version__
+from ..progress import allows_color
 
 COMMANDS = {
     "bits": ("bits", "Measure bits per dimension of a generator."),
@@ -58,8 +59,10 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup)
 @click.version_option(__version__, prog_name="tessella")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Image tokenizers and generators of discrete tokens."""
+    context.color = allows_color()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import clear_message, notes_of, one_line, printable
+from ..progress import is_quiet, quiet_option
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +82,12 @@ def echo(text: str, *, err: bool = False) -> None:
         os.close(nowhere)
 
 
+def inform(text: str) -> None:
+    """Print a line on stderr that tells what is done; nothing with --quiet."""
+    if not is_quiet():
+        echo(text, err=True)
+
+
 def show(result: dict[str, Any], *, as_json: bool) -> None:
     """Print a result as text or as JSON on stdout; broken images and notes go to stderr as well."""
     for note in result.get("notes", []):
@@ -117,8 +124,9 @@ def _show_section(section: dict[str, Any], indent: str) -> None:
 
 
 def tokenizer_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Add --tokenizer, --device, --batch-size and --json."""
+    """Add --tokenizer, --device, --batch-size, --json and --quiet."""
     for option in (
+        quiet_option,
         json_option,
         click.option(
             "--batch-size",
@@ -217,6 +225,7 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of a command that draws; settings not given are the generator's own."""
     for option in (
         click.argument("settings", nargs=-1, metavar="[KEY=VALUE]..."),
+        quiet_option,
         json_option,
         click.option(
             "--temperature", type=float, help="Temperature of the predictions [the generator's]."

@@ -2,7 +2,16 @@
 
 import click
 
-from .options import NumberList, chosen_device, device_option, json_option, one_clear_error, show
+from ..progress import quiet_option
+from .options import (
+    NumberList,
+    chosen_device,
+    device_option,
+    inform,
+    json_option,
+    one_clear_error,
+    show,
+)
 
 
 @click.command()
@@ -48,6 +57,7 @@ from .options import NumberList, chosen_device, device_option, json_option, one_
     help="Number of images whose features are computed at once.",
 )
 @device_option
+@quiet_option
 @json_option
 @one_clear_error
 def probe(
@@ -84,7 +94,7 @@ def probe(
     settings = SourceSettings(val_share=VAL_SHARE)
     train, val = open_train_and_val(source, None, settings, same_classes=True)
     if line := held_out(val):
-        click.echo(line, err=True)
+        inform(line)
     result = probe_layers(
         generator,
         train,

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ..progress import quiet_option
 from .options import json_option, one_clear_error, show
 
 out_option = click.option(
@@ -26,6 +27,7 @@ FORMATS = ("npy", "jsonl", "webdataset", "parquet")
 @click.argument("stores", nargs=-1, required=True, type=stored)
 @out_option
 @click.option("--overwrite", is_flag=True, help="Replace a token store of tessella's at --out.")
+@quiet_option
 @json_option
 @one_clear_error
 def merge(stores: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool) -> None:
@@ -65,6 +67,7 @@ def merge(stores: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool) -
 @click.option("--bos", type=click.IntRange(min=0), help="Id before every image [none].")
 @click.option("--eos", type=click.IntRange(min=0), help="Id after every image [none].")
 @click.option("--overwrite", is_flag=True, help="Replace an export of tessella's at --out.")
+@quiet_option
 @json_option
 @one_clear_error
 def export(path: Path, out: Path, to: str, overwrite: bool, as_json: bool, **sequence: Any) -> None:
@@ -87,6 +90,7 @@ def export(path: Path, out: Path, to: str, overwrite: bool, as_json: bool, **seq
     help="Take rows that are not those exported, e.g. of a language model.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a token store of tessella's at --out.")
+@quiet_option
 @json_option
 @one_clear_error
 def import_rows(folder: Path, out: Path, changed: bool, overwrite: bool, as_json: bool) -> None:

@@ -2,7 +2,8 @@
 
 import click
 
-from .options import chosen_device, device_option, json_option, one_clear_error, show
+from ..progress import quiet_option
+from .options import chosen_device, device_option, inform, json_option, one_clear_error, show
 
 TOLERANCE_DB, DEFAULT_DATA = 0.1, "bundled:emoji"
 
@@ -26,6 +27,7 @@ TOLERANCE_DB, DEFAULT_DATA = 0.1, "bundled:emoji"
     is_flag=True,
     help="Let --store store synthetic images, not photographs that others could see.",
 )
+@quiet_option
 @json_option
 @one_clear_error
 def verify(
@@ -52,7 +54,7 @@ def verify(
             overwrite=overwrite,
             photographs=not no_probe_images,
         )
-        click.echo(stored, err=True)
+        inform(stored)
     elif no_probe_images:
         raise ValueError("--no-probe-images: says what --store stores; give --store with it")
     show(verify_folder(path, device=chosen, tolerance_db=tolerance), as_json=as_json)

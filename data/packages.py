@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..documents import read_json
-from ..progress import LINE_SECONDS
+from ..progress import LINE_SECONDS, is_quiet
 from .image_source import DataError
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,8 @@ def _run(command: list[str], folder: Path, package: str) -> str:
         try:
             while process.returncode is None:
                 seconds = time.monotonic() - started
-                print(f"downloading {package}: {seconds:.0f} s", file=sys.stderr, flush=True)
+                if not is_quiet():
+                    print(f"downloading {package}: {seconds:.0f} s", file=sys.stderr, flush=True)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=LINE_SECONDS)
         except BaseException:

@@ -78,7 +78,7 @@ RECIPES: dict[str, Recipe] = {
         licence="Apache-2.0 (Noto Emoji), CC-BY-4.0 (Twemoji, credit: Twitter and contributors), "
         "MIT (Microsoft Fluent Emoji); flattened on white, resized; see `license` per sample",
         classes=EMOJI_CLASSES,
-        counts={"train": 8_988, "val": 999},
+        counts={"train": 8_970, "val": 1_017},
         balanced=False,
     ),
     "fashion-mnist": Recipe(

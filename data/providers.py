@@ -163,6 +163,9 @@ def read_fashion_mnist(source: Path | None, scratch: Path, *, fetch: bool) -> di
 def read_emoji_full(source: Path | None, scratch: Path, *, fetch: bool) -> dict[str, Samples]:
     """Read emoji in three drawing styles with skin tones, 64x64, from three npm packages.
 
+    Captions of two of the styles name it ("flat style", "3d style"). Concepts that the bundled
+    emoji hold out are held out here too, so that models trained on this set can be measured there.
+
     Args:
         source: Folder with the packages; None: download them.
         scratch: Folder for unpacked, downloaded and intermediate files.
@@ -182,7 +185,16 @@ def read_emoji_full(source: Path | None, scratch: Path, *, fetch: bool) -> dict[
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     path = scratch / "emoji.tar"
-    script.build(path, noto, twemoji=twemoji, fluent3d=fluent, skin_tones=True, show=_shown)
+    bundled = _tar_samples(_EMOJI_SCRIPT.parent / "noto_emoji64.tar", "val")
+    script.build(
+        *(path, noto),
+        twemoji=twemoji,
+        fluent3d=fluent,
+        skin_tones=True,
+        held_out={record["family"] for _, _, record in bundled},
+        name_styles=True,
+        show=_shown,
+    )
     return {split: _tar_samples(path, split) for split in ("train", "val")}
 
 

@@ -20,6 +20,7 @@ from tessella.data.sources import open_source
 from tessella.evaluation.reconstruction_pictures import reconstruct_source
 from tessella.files import some_of
 from tessella.metrics.networks.build import available_features
+from tessella.progress import allows_color
 
 FOLDER = Path(__file__).parents[1] / "train"
 SMALL = "{width: 128, num_layers: 6, num_heads: 4, dropout: 0.0}"
@@ -39,7 +40,8 @@ def tessella(*words: str) -> None:
 
 def run(shown: str, command: list[str], words: tuple[str, ...]) -> None:
     """Run a command of this Python, shown first as it would be typed."""
-    click.secho(f"\n$ {shown} {shlex.join(words)}", bold=True, err=True)
+    line = f"\n$ {shown} {shlex.join(words)}"
+    click.secho(line, bold=True, err=True, color=allows_color())
     code = subprocess.run([sys.executable, *command, *words]).returncode
     if code:
         sys.exit(code)

@@ -22,6 +22,7 @@ from ..data.sources import open_source
 from ..data.train_val import held_out, open_to_measure
 from ..generators.base import Generator
 from ..metrics.presets import find_preset
+from ..progress import is_quiet
 from ..sample.generate import Precision
 from ..sample.sampler import Sampling
 from ..sample.samplers import choose_sampling
@@ -161,7 +162,7 @@ def evaluate(
         assert tokenizer is not None
         source = open_to_measure(chosen_data, split or "val")
         main = processes is None or processes.is_main_process
-        if progress and main and (line := held_out(source)):
+        if progress and main and not is_quiet() and (line := held_out(source)):
             tqdm.write(line, file=sys.stderr)
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = load_tokenizer(tokenizer, device=device)

@@ -185,7 +185,7 @@ def class_name(generator: Generator, label: int) -> str:
     """Title of a picture with this label: the class name, its number, or `any`."""
     if not 0 <= label < generator.num_classes:
         return "any"
-    return generator.classes[label] if generator.classes else str(label)
+    return generator.classes[label] if label < len(generator.classes) else str(label)
 
 
 def _describe(

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..config import ConfigError, apply_overrides, load_config, to_dict
 from ..errors import clear_message, printable
+from ..progress import is_quiet, quiet_option
 from .health import Alarm
 from .run_folder import RunFolder
 
@@ -44,6 +45,7 @@ def training_options() -> Callable[[Callable[..., None]], Callable[..., None]]:
     def add(script: Callable[..., None]) -> Callable[..., None]:
         for option in (
             click.argument("overrides", nargs=-1),
+            quiet_option,
             click.option(
                 "--resume",
                 is_flag=True,
@@ -158,10 +160,20 @@ def log_alarms(alarms: Sequence[Alarm], step: int, folder: RunFolder) -> None:
     """Write alarms to the log and, on the main process, to the terminal."""
     for alarm in alarms:
         folder.log({"step": step, "alarm": str(alarm)})
-        say(folder.writes, f"step {step}: {alarm}")
+        tell(folder.writes, f"step {step}: {alarm}")
 
 
 def say(main: bool, text: str) -> None:
-    """Print one line on the terminal, above the progress bar, if this is the main process."""
+    """Print one line of information on stderr, above the progress bar; nothing with --quiet.
+
+    Args:
+        main: Whether this is the main process; others print nothing.
+        text: The line.
+    """
+    tell(main and not is_quiet(), text)
+
+
+def tell(main: bool, text: str) -> None:
+    """Print one line of a warning or a result, as `say` does, but with --quiet as well."""
     if main:
         tqdm.write(printable(text), file=sys.stderr)

@@ -4,7 +4,7 @@ import hashlib
 import os
 import signal
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +59,7 @@ class RunConfig:
     """Length, batches, precision and reporting of a run.
 
     Args:
-        steps: Optimizer steps of the run, of which all other counts of steps are parts.
+        steps: Optimizer steps.
         minutes: Length in minutes in place of `steps`, > 0: from the first step to the last one on
             the clock, with the pictures, measurements and checkpoints between them, less the time
             between a stop and its resume. Every count of steps then stands for its part of
@@ -262,23 +262,23 @@ class StopSignal:
             raise KeyboardInterrupt
         self.requested = True
 
-    def agreed(self, device: torch.device, proposed: int = 0) -> tuple[bool, int]:
+    def agreed(self, device: torch.device, proposed: Sequence[int] = ()) -> tuple[bool, list[int]]:
         """Let all processes agree (a collective).
 
         Args:
             device: Device of the process.
-            proposed: A number of the main process; 0 on all others.
+            proposed: Numbers of the main process, at least 0; as many zeros on all others.
 
         Returns:
-            Whether any process was asked to stop, and the proposed number.
+            Whether any process was asked to stop, and the numbers of the main process.
         """
         if num_processes() == 1:
-            return self.requested, proposed
-        both = torch.tensor([int(self.requested), proposed], device=device)
-        dist.all_reduce(both, op=dist.ReduceOp.MAX)
-        requested, proposed = both.tolist()
+            return self.requested, list(proposed)
+        numbers = torch.tensor([int(self.requested), *proposed], device=device)
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        requested, *agreed = numbers.tolist()
         self.requested = bool(requested)
-        return self.requested, proposed
+        return self.requested, agreed
 
 
 class LossWindow:

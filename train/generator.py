@@ -27,6 +27,7 @@ from tessella.train.command import (
     log_alarms,
     run_script,
     say,
+    tell,
     training_options,
 )
 from tessella.train.engine import build_accelerator, run_facts
@@ -38,6 +39,7 @@ from tessella.train.generator_recipe import (
 )
 from tessella.train.generator_run import GeneratorRun
 from tessella.train.health import loss_alarms, memorization_alarms, prediction_alarms
+from tessella.train.initial import describe_start
 from tessella.train.launcher import slow_precision
 from tessella.train.pictures import draw_samples
 from tessella.train.resumed import facts_of_run, facts_of_source, resume_run
@@ -112,7 +114,7 @@ def write_store(
     speed = f"{facts['images_per_second']:.0f} a second"
     say(True, f"wrote {path}: {facts['images']} images and views, {speed}")
     for name, reason in facts["broken"].items():
-        say(True, f"skipped broken image {name}: {reason}")
+        tell(True, f"skipped broken image {name}: {reason}")
 
 
 def num_classes_of(data: ImageSource | TokenStore) -> int:
@@ -234,7 +236,11 @@ def train(
         f"{device}, {run.mixed_precision} precision",
     )
     say(main, verified)
-    for line in (held_out(val_source), slow_precision(run.mixed_precision)):
+    for line in (
+        describe_start(state.init) if state.step == 0 else "",
+        held_out(val_source),
+        slow_precision(run.mixed_precision),
+    ):
         if line:
             say(main, line)
     if unused:
@@ -280,12 +286,12 @@ def train(
         if not measured:
             with noting(f"{written}, which is whole but not measured"):
                 measured = state.evaluate(validation)
-                log_measurements(measured, state.step, folder, accelerator)
+                log_measurements(measured, state.step, folder, accelerator, final=True)
                 alarms = memorization_alarms(folder.read_log(), state.generator.monitor)
                 log_alarms(alarms, state.step, folder)
                 draw(out / "samples" / f"step_{state.step:07d}.png")
         update_curves(folder, panels, hint=True)
-        say(main, write_model(out / "generator", measured))
+        tell(main, write_model(out / "generator", measured))
     skipped = reader.broken | of_validation(broken)
     finished = end_run(state, skipped, folder, accelerator, command)
     return measured if finished else None

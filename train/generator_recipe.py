@@ -15,6 +15,7 @@ from ..sample.sampler import Sampling
 from ..sample.samplers import build_sampling
 from ..tokens.store import TokenStore
 from .engine import OptimizerConfig, RunConfig
+from .initial import check_ignored
 from .launcher import choose_precision
 from .schedules import lr_at
 
@@ -88,6 +89,9 @@ class TrainGeneratorConfig:
         samples_per_class: Preview pictures of each class, at least 1.
         init: Trained generator to start from, of the same tokenizer: a folder, `bundled:NAME` or
             `hub:owner/name`, with weights of the same names and shapes; None: random weights.
+        init_ignore: Names or patterns of weights of `init` that are not taken, e.g. a table of
+            other classes; they start from random weights, and may have other shapes or be missing.
+            `tokenizer`: the generator may be one of another tokenizer.
         run: Length, batches, precision and reporting.
     """
 
@@ -100,9 +104,11 @@ class TrainGeneratorConfig:
     samples: dict[str, Any] = field(default_factory=dict)
     samples_per_class: int = 4
     init: str | None = None
+    init_ignore: tuple[str, ...] = ()
     run: RunConfig
 
     def __post_init__(self) -> None:
+        check_ignored(self.init, self.init_ignore)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 to below 1, found {self.ema_decay}")
         if self.samples_per_class < 1:

@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..checkpoints import load_generator
+from ..checkpoints import load_without_tokenizer
 from ..collectives import num_processes, sum_over_processes
-from ..config import ConfigError
+from ..config import ConfigError, to_dict
 from ..generators.build import build_generator
 from ..generators.noise import derive_seeds
 from ..kernels.backends import BackendUnavailable
@@ -29,9 +29,10 @@ from .engine import (
 )
 from .generator_recipe import TrainGeneratorConfig
 from .health import check_finite
+from .initial import TOKENIZER, take_weights
 from .length import Length
-from .resumed import Facts, restore_modules
-from .run_folder import RunFolder
+from .resumed import Facts, flatten, restore_modules
+from .run_folder import RunError, RunFolder
 from .token_batches import TokenBatch
 
 MAX_CLASSES = 16
@@ -71,7 +72,7 @@ class GeneratorRun:
         self.generator.classes = tuple(classes)
         self.ema = EMA(self.generator, config.ema_decay)
         self.step, self.seconds, self.length = 0, 0.0, Length(config.run)
-        self.init: dict[str, str | None] | None = None
+        self.init: dict[str, Any] | None = None
         self.window, self.metrics = LossWindow(), MetricWindow()
         self.optimizer = build_optimizer(self.generator.parameters(), config.optimizer)
         # The prepared module runs every forward pass with gradients: only it synchronizes.
@@ -83,14 +84,23 @@ class GeneratorRun:
         """Take the weights of a trained generator of the same tokens, and note its fingerprint.
 
         Raises:
-            CheckpointError: If there is no generator there, it is damaged or of another tokenizer.
-            RunError: If its weights have other names or shapes; the message names them.
+            CheckpointError: If there is no generator there, or it is damaged.
+            RunError: If weights that `init_ignore` does not name have other names or shapes; the
+                message names them, and the settings that differ. If the generator is of another
+                tokenizer, and `init_ignore` does not name that.
         """
-        trained = load_generator(path, tokenizer=self.tokenizer, device=self.accelerator.device)
-        weights = trained.state_dict()
-        modules = self.modules()
-        restore_modules(modules, dict.fromkeys(modules, weights), f"init: {path}")
-        self.init = {"path": path, "fingerprint": trained.fingerprint}
+        trained, tokenizer = load_without_tokenizer(path)
+        ignore, ours = self.config.init_ignore, self.tokenizer.fingerprint
+        if tokenizer not in (None, ours) and TOKENIZER not in ignore:
+            raise RunError(
+                f"init: {path}: was trained on tokens of the tokenizer {tokenizer}, this one is "
+                f"{ours or 'of no folder'}; init_ignore=[{TOKENIZER}] takes its weights anyway"
+            )
+        settings = flatten(to_dict(trained.config)), flatten(to_dict(self.config.generator))
+        for known, classes in zip(settings, (trained.classes, self.generator.classes), strict=True):
+            known["classes"] = list(classes)
+        found = take_weights(self.modules(), trained, path, settings=settings, ignore=ignore)
+        self.init = {"path": path, "fingerprint": trained.fingerprint, **found}
 
     def modules(self) -> dict[str, nn.Module]:
         """Every module with state, by the name of its file in a checkpoint."""

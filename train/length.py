@@ -23,6 +23,8 @@ MISSED_TIME, MISSED_REST = 0.01, 0.1
 """A plan stands while it misses the time by less than these parts of the whole and of the rest."""
 PLANS_APART = 0.02
 """Share of the time between two plans, at least."""
+PAUSED_SHARE = 0.2
+"""Share of the time that has passed above which pictures and measurements are left out."""
 EARLY_SHARE = 0.1
 """Share of the time that may be left when a plan is fulfilled; with more, the run goes on."""
 LATE_SHARE = 0.2
@@ -198,6 +200,14 @@ class Pace:
         self._paused, self._planned = 0.0, -float("inf")
         self._window: deque[float] | None = None
 
+    def spares(self, seconds: float) -> bool:
+        """Whether pauses have taken so much of the time that no more are wanted.
+
+        Args:
+            seconds: Seconds of training so far.
+        """
+        return self._length.paused > PAUSED_SHARE * seconds
+
     def proposed_end(self, step: int, seconds: float, paused: float) -> int:
         """End of the run to be planned after a step; 0: the plan stands.
 
@@ -231,6 +241,7 @@ class Pace:
         each = sum(self._window) / len(self._window)
         share = length.share(step)
         pauses = length.paused / share * (1 - share) if share else 0.0
+        pauses = min(pauses, max(0.0, PAUSED_SHARE * length.seconds - length.paused))
         end = step + max(0, round((left - pauses) / max(each, 1e-9)))
         if planned is not None:
             missed = abs(planned - end) * each

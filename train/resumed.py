@@ -19,7 +19,7 @@ from .._version import __version__
 from ..config import build_config, load_config, to_dict
 from ..data.image_source import ImageSource
 from ..files import some_of
-from .command import say
+from .command import say, tell
 from .engine import RunConfig
 from .length import Length
 from .run_folder import RunError, RunFolder, check_kind
@@ -211,7 +211,9 @@ def resume_run(
         kept = "plan"
         state.length.follow(folder.read_log())
     folder.write_config()
-    lines = folder.forget_after(state.step, keep=kept) + found.lines()
+    for line in folder.forget_after(state.step, keep=kept):
+        tell(folder.writes, line)
+    lines = found.lines()
     if checkpoint is not None and "facts" not in saved:
         lines.append(
             "the checkpoint is of an earlier version, which noted less than is compared now: "

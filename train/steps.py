@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from ..progress import progress_bar
 from ..unfinished import workshop
-from .command import format_numbers, say, stopped_message
+from .command import format_numbers, say, stopped_message, tell
 from .engine import RunConfig, StopSignal, images_per_step, seed_step
 from .health import check_finite
 from .length import Length, Pace, Plan
@@ -103,6 +103,8 @@ class TrainingStep(Generic[B]):
         first_batch: Whether `batch` is the first one since the start or the resume.
         last: Whether the run ends with this step; known when the batches are used up.
         stopping: Whether any process was asked to stop; known when the batches are used up.
+        spares: Whether pictures and measurements are left out, which have taken a fifth of a run in
+            minutes so far; known when the batches are used up.
     """
 
     batches: Iterator[B]
@@ -112,7 +114,7 @@ class TrainingStep(Generic[B]):
         self, number: int, run: RunConfig, length: Length, clock: Clock, bar: "RunBar"
     ) -> None:
         self.number = number
-        self.first_batch = self.last = self.stopping = False
+        self.first_batch = self.last = self.stopping = self.spares = False
         self._run, self._length, self._clock, self._bar = run, length, clock, bar
 
     @property
@@ -123,12 +125,12 @@ class TrainingStep(Generic[B]):
     @property
     def previews(self) -> bool:
         """Whether pictures are due; those of the last step come when the model is saved."""
-        return self._due(self._run.preview_every) and not self.last
+        return self._due(self._run.preview_every) and not (self.last or self.spares)
 
     @property
     def evaluates(self) -> bool:
         """Whether a measurement is due; that of the last step comes when the model is saved."""
-        return self._due(self._run.evaluate_every) and not self.last
+        return self._due(self._run.evaluate_every) and not (self.last or self.spares)
 
     @property
     def saves(self) -> bool:
@@ -257,10 +259,13 @@ def training_steps(
             step.first_batch = number == 0 and state.step == first_step
             yield step.batch
         state.step += 1
-        proposed = 0
+        proposed = [0, 0]
         if length.minutes is not None and accelerator.is_main_process:
-            proposed = pace.proposed_end(state.step, clock.seconds(), clock.paused)
-        step.stopping, end = stop.agreed(accelerator.device, proposed)
+            seconds = clock.seconds()
+            end = pace.proposed_end(state.step, seconds, clock.paused)
+            proposed = [end, int(pace.spares(seconds))]
+        step.stopping, (end, spares) = stop.agreed(accelerator.device, proposed)
+        step.spares = bool(spares)
         if end:
             log_plan(length.make_plan(state.step, end), clock.seconds(), folder)
         step.last = length.ended(state.step)
@@ -288,12 +293,26 @@ def log_plan(plan: Plan, seconds: float, folder: RunFolder) -> None:
 
 
 def log_measurements(
-    measured: dict[str, float], step: int, folder: RunFolder, accelerator: Accelerator
+    measured: dict[str, float],
+    step: int,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    *,
+    final: bool = False,
 ) -> None:
-    """Write measurements of the validation split to the log, the trackers and the terminal."""
+    """Write measurements of the validation split to the log, the trackers and the terminal.
+
+    Args:
+        measured: Measurements by name.
+        step: Optimizer steps done.
+        folder: Run folder.
+        accelerator: Trackers of the run.
+        final: Whether they are the result of the run, which --quiet shows as well.
+    """
     folder.log({"step": step, **measured})
     accelerator.log(measured, step=step)
-    say(folder.writes, f"step {step}: " + format_numbers(measured))
+    show = tell if final else say
+    show(folder.writes, f"step {step}: " + format_numbers(measured))
 
 
 @contextmanager
@@ -377,13 +396,13 @@ def end_run(
         Whether the run is complete; if it was stopped, a message says how to continue.
     """
     for name, reason in broken.items():
-        say(folder.writes, f"skipped broken image {name}: {reason}")
+        tell(folder.writes, f"skipped broken image {name}: {reason}")
         folder.log({"step": state.step, "broken": name, "reason": reason})
     # Not `end_training`: it also tears the process group down, and a rank that leaves while another
     # is still in its last collective can leave that one waiting. The group ends with the processes.
     for tracker in accelerator.trackers:
         tracker.finish()
     if not state.length.ended(state.step):
-        say(folder.writes, stopped_message(state.step, accelerator.num_processes, command))
+        tell(folder.writes, stopped_message(state.step, accelerator.num_processes, command))
         return False
     return True

@@ -30,10 +30,12 @@ from tessella.train.command import (
     log_alarms,
     run_script,
     say,
+    tell,
     training_options,
 )
 from tessella.train.engine import build_accelerator, run_facts
 from tessella.train.health import check_first_batch, code_alarms, loss_alarms
+from tessella.train.initial import describe_start
 from tessella.train.launcher import slow_precision
 from tessella.train.layout import fix_layout
 from tessella.train.pictures import draw_reconstructions
@@ -150,7 +152,11 @@ def train(
             draw(preview[:1], place / "preview.png")
     if run.trackers:
         accelerator.init_trackers("tessella-tokenizer", config=flat_config(config))
-    for line in (held_out(val_source), slow_precision(run.mixed_precision)):
+    for line in (
+        describe_start(state.init) if state.step == 0 else "",
+        held_out(val_source),
+        slow_precision(run.mixed_precision),
+    ):
         if line:
             say(main, line)
     say(
@@ -203,9 +209,9 @@ def train(
                 measured = evaluate(
                     state.ema.module, val_source, perceptual, batch_size, broken=broken
                 )
-                log_measurements(measured, state.step, folder, accelerator)
+                log_measurements(measured, state.step, folder, accelerator, final=True)
         update_curves(folder, PANELS, hint=True)
-        say(main, write_model(out / "tokenizer", measured))
+        tell(main, write_model(out / "tokenizer", measured))
         say(main, describe_probe(probe, "run.probe_images=false"))
     skipped = dataset.broken | of_validation(broken)
     finished = end_run(state, skipped, folder, accelerator, command)

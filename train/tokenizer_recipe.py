@@ -15,6 +15,7 @@ from ..metrics.networks.build import available_features
 from ..tokenizers.build import TokenizerConfig
 from .discriminator import DiscriminatorConfig
 from .engine import OptimizerConfig, RunConfig
+from .initial import check_ignored
 from .launcher import choose_precision
 from .losses import GANLoss
 from .schedules import BoostConfig, lr_at
@@ -143,6 +144,9 @@ class TrainTokenizerConfig:
         ema_decay: Highest decay of the weight average that is evaluated and saved.
         init: Trained tokenizer to start from: a folder, `bundled:NAME` or `hub:owner/name`, with
             weights of the same names and shapes; None: random weights.
+        init_ignore: Names or patterns of weights of `init` that are not taken, e.g.
+            `[quantizer, decoder.conv_out]`; they start from random weights, and may have other
+            shapes or be missing.
         run: Length, batches, precision and reporting.
     """
 
@@ -155,9 +159,11 @@ class TrainTokenizerConfig:
     adversarial: AdversarialConfig | None = None
     ema_decay: float = 0.999
     init: str | None = None
+    init_ignore: tuple[str, ...] = ()
     run: TokenizerRunConfig
 
     def __post_init__(self) -> None:
+        check_ignored(self.init, self.init_ignore)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 to below 1, found {self.ema_decay}")
         for name, weight in self.loss_weights.items():

@@ -11,15 +11,16 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ..checkpoints import load_tokenizer
-from ..config import ConfigError
+from ..config import ConfigError, to_dict
 from ..tokenizers.build import build_tokenizer
 from .discriminator import build_discriminator
 from .ema import EMA
 from .engine import LossWindow, build_optimizer, descend, load_optimizer, seed_step, set_lr
 from .health import CodeWindow, check_finite
+from .initial import take_weights
 from .layout import LAYOUTS
 from .length import Length
-from .resumed import Facts, restore_modules
+from .resumed import Facts, flatten, restore_modules
 from .run_folder import RunFolder
 from .tokenizer_objective import Objective
 from .tokenizer_recipe import TrainTokenizerConfig, check_weights
@@ -51,7 +52,7 @@ class TokenizerRun:
         self.ema = EMA(self.tokenizer, config.ema_decay)
         self.objective = Objective(config, accelerator.device)
         self.step, self.seconds, self.length = 0, 0.0, Length(config.run)
-        self.init: dict[str, str | None] | None = None
+        self.init: dict[str, Any] | None = None
         self.codes = CodeWindow(self.tokenizer.spec)
         self.window = LossWindow()
         self.optimizer = build_optimizer(self.tokenizer.parameters(), config.optimizer)
@@ -81,13 +82,15 @@ class TokenizerRun:
 
         Raises:
             CheckpointError: If there is no tokenizer there, or it is damaged.
-            RunError: If its weights have other names or shapes; the message names them.
+            RunError: If weights that `init_ignore` does not name have other names or shapes; the
+                message names them, and the settings that differ.
         """
         trained = load_tokenizer(path)
-        weights = trained.state_dict()
         modules = {"tokenizer": self.tokenizer, "ema": self.ema.module}
-        restore_modules(modules, dict.fromkeys(modules, weights), f"init: {path}")
-        self.init = {"path": path, "fingerprint": trained.fingerprint}
+        settings = flatten(to_dict(trained.config)), flatten(to_dict(self.config.tokenizer))
+        ignore = self.config.init_ignore
+        found = take_weights(modules, trained, path, settings=settings, ignore=ignore)
+        self.init = {"path": path, "fingerprint": trained.fingerprint, **found}
 
     @torch.no_grad()
     def dry_run(self, images: Tensor) -> None:

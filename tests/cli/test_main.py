@@ -1,6 +1,7 @@
 """The command itself: lists without imports, help of every verb, settings without a hand list."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import get_args
 import click
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from tessella.cli.main import COMMANDS, main
 from tessella.cli.options import ATTENTION_BACKENDS, LOW_BIT_PRECISIONS, PRECISIONS
@@ -18,6 +20,7 @@ from tessella.config import to_dict
 from tessella.generators.networks.attention import AttentionBackend
 from tessella.kernels.low_bit_attention.op import LowBitPrecision
 from tessella.metrics.presets import PRESETS
+from tessella.progress import is_quiet
 from tessella.sample.generate import Precision
 from tessella.sample.samplers import SAMPLERS
 from tessella.tokenizers import probe
@@ -106,3 +109,62 @@ def test_train_runs_the_scripts_without_a_launcher(tmp_path: Path) -> None:
     for script in ("tokenizer", "generator"):
         assert "--resume-changed" in help_of("train", script)
         assert script in help_of("train")
+
+
+LONG = (
+    ("bits",),
+    ("data", "emoji-full"),
+    ("data", "weights"),
+    ("decode",),
+    ("edit",),
+    ("encode",),
+    ("evaluate",),
+    ("import",),
+    ("probe",),
+    ("reconstruct",),
+    ("sample",),
+    ("store", "export"),
+    ("store", "import"),
+    ("store", "merge"),
+    ("train", "generator"),
+    ("train", "tokenizer"),
+    ("verify",),
+)
+"""Commands that may take long."""
+
+
+@pytest.mark.parametrize("words", LONG, ids=" ".join)
+def test_every_long_command_can_be_quiet(words: tuple[str, ...]) -> None:
+    assert "--quiet" in help_of(*words)
+
+
+def test_quiet_leaves_results_and_errors(tmp_path: Path) -> None:
+    """The line about held-out images and the bar are gone; results are on stdout as before."""
+    for number in range(20):
+        color = (number, 2 * number, 0)
+        Image.new("RGB", (64, 64), color).save(tmp_path / f"{number}.png")
+    words = ("reconstruct", "--tokenizer", "bundled:bits-emoji-64", "--data", str(tmp_path))
+    words = (*words, "--limit", "2", "--json")
+    told, quiet = (CliRunner().invoke(main, [*words, *more]) for more in ((), ("--quiet",)))
+    assert told.exit_code == quiet.exit_code == 0, quiet.output
+    assert "2/2" in told.stderr and "held out" in told.stderr and quiet.stderr == ""
+    assert json.loads(quiet.stdout)["num_images"] == json.loads(told.stdout)["num_images"]
+    failed = CliRunner().invoke(main, ["verify", str(tmp_path / "none"), "--quiet"])
+    assert failed.exit_code == 1 and failed.stderr.startswith("Error: ")
+    assert not is_quiet()
+
+
+@pytest.mark.parametrize(("value", "colored"), [("", True), ("1", False)])
+def test_no_color_takes_colors_from_every_command(
+    value: str, colored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in command with a colour, on what looks like a terminal."""
+
+    @click.command()
+    def models() -> None:
+        click.secho("red", fg="red")
+
+    monkeypatch.setenv("NO_COLOR", value)
+    monkeypatch.setattr(main, "get_command", lambda context, name: models)
+    result = CliRunner().invoke(main, ["models"], color=True)
+    assert result.output == ("\x1b[31mred\x1b[0m\n" if colored else "red\n")

@@ -238,7 +238,10 @@ def test_emoji_full(tmp_path, monkeypatch, capsys):
     assert "drawing emoji: 100% 54/54" in capsys.readouterr().err
     val = open_source(tmp_path / "out", "val")
     assert len(val) == 6 and val.classes[val.read(0).label] == "animal"
-    assert val.read(0).caption.startswith("animal ")
+    captions = [val.read(i).caption for i in range(6)]
+    assert all(caption.startswith("animal ") for caption in captions)
+    for style in (", flat style", ", 3d style"):  # the first style is not named
+        assert sum(caption.endswith(style) for caption in captions) == 2
     (source / "p1" / "package" / "package.json").unlink()
     with pytest.raises(DataError, match="package emoji-datasource-twitter not found"):
         prepare("emoji-full", tmp_path / "out", source=source)

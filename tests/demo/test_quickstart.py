@@ -1,5 +1,6 @@
 """`make demo` in small: every picture and file that it promises is there."""
 
+import io
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import tessella
-from tessella.demo.quickstart import choose_folder, main
+from tessella.demo.quickstart import choose_folder, main, run
 
 DEMO = Path(tessella.__file__).parent / "demo" / "quickstart.py"
 SIDE = 32
@@ -93,3 +94,16 @@ def test_demo_refuses_a_folder_that_holds_something(tmp_path: Path) -> None:
 def test_make_demo_removes_nothing() -> None:
     recipe = (DEMO.parent.parent / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0]
     assert "demo/quickstart.py" in recipe and "rm " not in recipe
+
+
+@pytest.mark.parametrize(("value", "bold"), [("", True), ("1", False)])
+def test_no_color_is_respected(value: str, bold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands that are shown are in bold type on a terminal, unless NO_COLOR is set."""
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setenv("NO_COLOR", value)
+    run("tessella", ["-c", "pass"], ("models",))
+    assert stderr.getvalue() == (
+        "\x1b[1m\n$ tessella models\x1b[0m\n" if bold else "\n$ tessella models\n"
+    )

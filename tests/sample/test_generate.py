@@ -10,6 +10,7 @@ from torch import Tensor
 from tessella.generators.base import ClassConditional, Generator
 from tessella.generators.masked import MaskedGenerator
 from tessella.sample import generate as module
+from tessella.sample.folder import class_name
 from tessella.sample.generate import choose_sampling, generate
 from tessella.sample.masked_steps import MaskedSampling
 from tessella.sample.request import class_labels
@@ -298,6 +299,13 @@ def test_a_generator_without_a_sampler_is_refused() -> None:
 
     with pytest.raises(TypeError, match="generate: no sampler for Generator"):
         generate(Generator(Unheard(), SPEC), [0])
+
+
+def test_a_class_without_a_name_is_told_by_its_number(network: Any) -> None:
+    """A generator may have more classes than its data has names."""
+    model = network("maskbit", SPEC)
+    model.classes = ("cat",)
+    assert [class_name(model, label) for label in (0, 1, -1)] == ["cat", "1", "any"]
 
 
 def test_class_names(generator: MaskedGenerator, network: Any) -> None:

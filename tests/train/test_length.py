@@ -47,7 +47,7 @@ def simulate(
         if end := pace.proposed_end(step, now, paused):
             length.make_plan(step, end)
         shares.append(length.share(step))
-        if length.is_due(step, 500) and not length.ended(step):
+        if length.is_due(step, 500) and not (length.ended(step) or pace.spares(now)):
             reports, now, paused = reports + 1, now + pause, paused + pause
     return Simulated(now / length.seconds, step, len(length.plans), reports, shares)
 
@@ -75,6 +75,15 @@ def test_a_run_ends_in_time_whatever_the_speed(
     assert found.steps == pytest.approx(fit, rel=0.35)
     assert found.shares == sorted(found.shares) and found.shares[-1] > 0.85
     assert found.reports in ((3, 4) if each < 1 else (2, 3, 4)) and found.plans < 50
+
+
+@pytest.mark.parametrize("pause", [36.0, 108.0])
+@pytest.mark.parametrize("each", [0.5, 5.0])
+def test_slow_measurements_take_no_more_than_they_may(each: float, pause: float) -> None:
+    """Each takes a tenth or three tenths of the time: one or two are made, and the run goes on."""
+    found = simulate(each, lambda share: 1.0, pause=pause)
+    assert 0.9 < found.time < 1.1 and found.reports == (2 if pause == 36 else 1)
+    assert found.steps == pytest.approx((360 - found.reports * pause) / each, rel=0.15)
 
 
 def test_at_a_steady_speed_one_plan_is_enough() -> None:

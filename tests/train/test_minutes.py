@@ -80,18 +80,16 @@ def test_a_tokenizer_trained_in_minutes_resumes_exactly(
     assert card is not None and card["minutes"] == 1.0 and card["steps"] > 15
     lines = [record for record in run.records() if "lr" in record]
     shares = [line["share"] for line in lines]
-    assert shares == sorted(shares) and shares[-1] == 1.0
+    assert shares == sorted(shares) and shares[-1] > 0.9
     assert [line["seconds_left"] for line in lines] == sorted(
         (line["seconds_left"] for line in lines), reverse=True
     )
-    # The discriminator starts at step 4 of 20, and its loss enters at step 6.
-    first = {
-        name: next(line["share"] for line in lines if name in line)
-        for name in ("discriminator", "adversarial")
-    }
-    each = shares[-1] - shares[-2]
-    assert first["discriminator"] == pytest.approx(0.2 + each, abs=1.5 * each)
-    assert first["adversarial"] == pytest.approx(0.3 + each, abs=1.5 * each)
+    # The discriminator starts at step 4 of 20, and its loss enters at step 6. A line tells the
+    # share after its step, which was trained at the share of the line before.
+    before = [0.0, *shares]
+    for name, start_share in (("discriminator", 0.2), ("adversarial", 0.3)):
+        expected = [share >= start_share for share in before[:-1]]
+        assert [name in line for line in lines] == expected
 
 
 def test_a_generator_trained_in_minutes_resumes_exactly(

@@ -1,5 +1,6 @@
 """The step loop: what is due when, seeds, first batch, pauses, and batches left over."""
 
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -19,6 +20,8 @@ from tessella.unfinished import sweep
 ACCELERATOR: Any = SimpleNamespace(
     is_main_process=False, num_processes=1, process_index=0, device=torch.device("cpu")
 )
+
+ACCELERATOR_OF_MAIN: Any = SimpleNamespace(**(vars(ACCELERATOR) | {"is_main_process": True}))
 
 
 class Log:
@@ -87,6 +90,30 @@ def test_pauses_are_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.images_per_second(5) == 8 / 5
     assert clock.images_per_second(6) == 4 / 1
     assert clock.seconds() == 120 and clock.paused == 7
+
+
+def test_a_run_in_minutes_ends_in_time_and_spares_slow_measurements(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Steps of one second in one minute; a measurement, due at every quarter, takes 18 of them."""
+    now = [0.0]
+    monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    run, log = config(minutes=1.0, steps=400, evaluate_every=100, checkpoint_every=100), Log()
+    measured, saved, state = [], [], state_of(run)
+    for step in training_steps(itertools.count(), state, run, ACCELERATOR_OF_MAIN, log):
+        for _ in step.batches:
+            now[0] += 1
+        step.pause_clock()
+        if step.evaluates:
+            measured.append(state.length.share(step.number))
+            now[0] += 18
+        if step.saves:
+            saved.append(step.number)
+    assert 55 <= now[0] <= 63 and step.last and state.length.ended(state.step)
+    assert len(measured) == 1 and measured[0] == pytest.approx(0.25, abs=0.03)
+    assert len(saved) == 4 and saved[-1] == state.step  # checkpoints are not left out
+    plans = [record for record in log.records if "plan" in record]
+    assert plans[-1]["plan"]["end"] == state.step and plans[0]["step"] == 2
 
 
 def test_batches_left_over_are_an_error() -> None:

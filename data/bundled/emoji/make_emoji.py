@@ -26,7 +26,7 @@ import json
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,8 @@ SKIN = {
     "1F3FE": "medium-dark skin tone",
     "1F3FF": "dark skin tone",
 }
+STYLE = {"noto": None, "twemoji": "flat style", "fluent3d": "3d style"}
+"""What captions say of a drawing style, if they name it."""
 LICENCE = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "fluent3d": "MIT"}
 
 
@@ -201,6 +203,8 @@ def build(
     skin_tones: bool = False,
     val: float = 0.1,
     caps: dict[str, int] | None = None,
+    held_out: Collection[str] = (),
+    name_styles: bool = False,
     show: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> dict[str, dict[str, int]]:
     """Write the tar.
@@ -215,6 +219,8 @@ def build(
         skin_tones: Add the five skin tones of each emoji that has them.
         val: Fraction of concept families held out for validation.
         caps: Largest number of concepts of a class, by class name.
+        held_out: Families that are held out in any case.
+        name_styles: Name the drawing style in the captions of all but the first one.
         show: Function that passes on the pictures of a split, and may show the progress.
 
     Returns:
@@ -237,14 +243,15 @@ def build(
         if taken[cls] < caps.get(cls, 1 << 30):
             taken[cls] += 1
             kept.append((unified, name, group, sub, tone, cls))
-    held_out = choose_val([(k[0], k[5]) for k in kept], val)
+    chosen_families = choose_val([(k[0], k[5]) for k in kept], val) | set(held_out)
     for unified, name, group, sub, tone, cls in kept:
-        split = "val" if family_key(unified) in held_out else "train"
+        split = "val" if family_key(unified) in chosen_families else "train"
         for style, folder in styles:
             path = find_image(style, folder, unified)
             if path is None:
                 continue
-            text = caption_of(name) + (", " + tone if tone else "")
+            words = [caption_of(name), tone, STYLE[style] if name_styles else None]
+            text = ", ".join(filter(None, words))
             rows.append((split, unified, cls, group, sub, text, style, path))
     rows.sort(key=lambda r: unit_hash(r[1] + r[6], "mix:"))
 
