@@ -22,13 +22,13 @@ from typing import Generic, Protocol, TypeVar
 from accelerate import Accelerator
 from torch.optim import Optimizer
 
-from ..progress import progress_bar
 from ..unfinished import workshop
 from .command import format_numbers, say, stopped_message, tell
 from .engine import RunConfig, StopSignal, images_per_step, seed_step
 from .health import check_finite
 from .length import Length, Pace, Plan
 from .pictures import CURVES_HINT, draw_curves
+from .run_bar import RunBar
 from .run_folder import RunFolder
 
 B = TypeVar("B")
@@ -111,7 +111,7 @@ class TrainingStep(Generic[B]):
     batch: B
 
     def __init__(
-        self, number: int, run: RunConfig, length: Length, clock: Clock, bar: "RunBar"
+        self, number: int, run: RunConfig, length: Length, clock: Clock, bar: RunBar
     ) -> None:
         self.number = number
         self.first_batch = self.last = self.stopping = self.spares = False
@@ -185,45 +185,6 @@ class TrainingStep(Generic[B]):
 
     def _due(self, every: int, *, apart: float = 1.0) -> bool:
         return self.last or self._length.is_due(self.number, every, apart=apart)
-
-
-class RunBar:
-    """The progress bar of a run, which counts its steps, or its seconds if minutes decide.
-
-    Args:
-        state: Counters of the run.
-        silent: Whether to show nothing.
-    """
-
-    def __init__(self, state: Counters, *, silent: bool) -> None:
-        self._length, self._news = state.length, ""
-        if state.length.minutes is None:
-            self.bar = progress_bar(state.length.steps, "step", initial=state.step, silent=silent)
-        else:
-            total = state.length.seconds
-            done = min(state.seconds, total)
-            self.bar = progress_bar(total, "s", initial=done, silent=silent)
-
-    def advance(self, step: int, seconds: float) -> None:
-        """Show how far the run is.
-
-        Args:
-            step: Optimizer steps done.
-            seconds: Seconds of training so far.
-        """
-        if self._length.minutes is None:
-            self.bar.update()
-            return
-        end = self._length.end_at(step)
-        place = f"step {step}" + (f" of about {end}" if end is not None else "")
-        self.bar.set_postfix_str(", ".join(filter(None, (place, self._news))), refresh=False)
-        self.bar.update(min(seconds, self._length.seconds) - self.bar.n)
-
-    def tell(self, news: str) -> None:
-        """Show news beside the bar."""
-        self._news = news
-        if self._length.minutes is None:
-            self.bar.set_postfix_str(news)
 
 
 def training_steps(
