@@ -161,6 +161,7 @@ export class TokenView {
     this.stale = true;
     if (this.decoding) return;
     this.decoding = true;
+    this.find(".views").ariaBusy = "true";
     try {
       while (this.stale) {
         this.stale = false;
@@ -175,6 +176,7 @@ export class TokenView {
       this.state.say(error.message, true);
     } finally {
       this.decoding = false;
+      this.find(".views").ariaBusy = "false";
     }
     if (this.chosen !== null && !this.find(".codes").contains(document.activeElement)) this.editors();
   }

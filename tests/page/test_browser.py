@@ -34,6 +34,7 @@ PIXELS = """(async (selector) => {
   return [width, height, [...data]];
 })(%r)"""
 SIDEWAYS = "document.documentElement.scrollWidth > window.innerWidth"
+IDLE = "document.querySelector('#tokens .views').ariaBusy === 'false'"
 UNNAMED = """[...document.querySelectorAll("input, select, textarea, button, canvas, img, [role]")]
   .filter((element) => !(element.labels?.length || element.ariaLabel || element.textContent.trim()
     || element.alt || element.getAttribute("aria-labelledby") || element.closest("[hidden]")
@@ -201,13 +202,14 @@ def test_tokens_by_clicks(
         for number in (1, 2, 3, 4):
             seen.click(f"#tokens .bit:nth-child({number})")
         seen.wait(f"{said('tokens')} === '1 of 64 tokens changed.'")
-        seen.wait("!document.querySelector('#tokens [data-view=decoded]').complete === false")
+        seen.wait(IDLE)
         after = pixels(seen, "#tokens [data-view=decoded]")
         assert not np.array_equal(before, after)
         assert seen.evaluate(f"document.querySelector('{cell}').className") == "changed"
         shot(seen, f"tokens-changed-{kind}")
         seen.click("#tokens [data-do=reset-all]")
         seen.wait(f"{said('tokens')} === ''")
+        seen.wait(IDLE)
         assert np.array_equal(pixels(seen, "#tokens [data-view=decoded]"), before)
         assert not seen.evaluate(SIDEWAYS)
     nothing_wrong(seen.visit, page)
