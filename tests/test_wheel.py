@@ -33,6 +33,7 @@ DATA = {
     "configs": "**/*.yaml",
     "data": "bundled/**/*",
     "evaluation": "report/templates/*.html",
+    "page": "static/*",
     "text": "bundled/**/*",
 }
 """Files that are no modules, by folder."""

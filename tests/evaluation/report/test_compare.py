@@ -21,6 +21,7 @@ from tessella.evaluation.report.compare import (
     marks,
 )
 from tessella.evaluation.report.report import ReportError, write_report
+from tessella.tests import browser as browsing
 
 
 def beside(name: str) -> ModuleType:
@@ -35,7 +36,6 @@ def beside(name: str) -> ModuleType:
 
 
 support = beside("full_report")
-browsing = beside("browser")
 metric = support.metric
 
 

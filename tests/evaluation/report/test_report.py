@@ -17,6 +17,7 @@ from PIL import Image
 from tessella.evaluation.report.charts import Line, MissingCharts, line_chart, require_charts
 from tessella.evaluation.report.page import column_texts, fact_text, measured_text, number_text
 from tessella.evaluation.report.report import ReportError, read_report, write_report
+from tessella.tests import browser as browsing
 
 
 def beside(name: str) -> ModuleType:
@@ -31,7 +32,6 @@ def beside(name: str) -> ModuleType:
 
 
 support = beside("full_report")
-browsing = beside("browser")
 full_report, pictures_of, metric = support.full_report, support.pictures_of, support.metric
 needs_chromium = pytest.mark.skipif(
     not browsing.CHROMIUM.exists(), reason="needs Debian package chromium"
