@@ -9,6 +9,7 @@ import click
 
 from .options import (
     COMMON_SETTINGS,
+    CONDITIONS,
     DrawingCommand,
     NumberList,
     choose_attention,
@@ -72,6 +73,12 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     help="Number of samples whose nearest training images are found [128].",
 )
+@click.option(
+    "--conditions",
+    type=click.Choice(CONDITIONS),
+    help="What samples are asked by: the protocol's labels, captions of the real images, or both "
+    "[captions if the generator reads text, else labels].",
+)
 @click.option("--no-cache", is_flag=True, help="Compute the statistics of reference images again.")
 @sampling_options
 @click.option("--compile", is_flag=True, help="Run the network through torch.compile.")
@@ -92,6 +99,7 @@ def evaluate(
     curve_guidance: list[float] | None,
     curve_num: int,
     nearest: int | None,
+    conditions: Any,
     no_cache: bool,
     compile: bool,
     out: Path,
@@ -105,7 +113,8 @@ def evaluate(
     """
     drawing = {f"--{name.replace('_', '-')}": options[name] for name in COMMON_SETTINGS}
     drawing |= {"--curve-steps": curve_steps, "--curve-guidance": curve_guidance}
-    drawing |= {"--compile": compile or None, "--attention": options["attention"]}
+    drawing |= {"--conditions": conditions, "--compile": compile or None}
+    drawing |= {"--attention": options["attention"]}
     drawing |= {"--low-bit-precision": options["low_bit_precision"]}
     given = [name for name, value in drawing.items() if value is not None] + [*options["settings"]]
     from ..collectives import join_processes
@@ -135,6 +144,7 @@ def evaluate(
         features=features,
         curves=curves,
         nearest=nearest,
+        conditions=conditions,
         sampling=None if generator_path is None else prepared,
         seed=options["seed"],
         batch_size=options["batch_size"],

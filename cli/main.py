@@ -18,6 +18,7 @@ COMMANDS = {
     "config": ("config_command", "List the keys of training configs."),
     "data": ("data", "Get data sets and weights of feature networks."),
     "decode": ("encode", "Decode tokens to PNG files."),
+    "demo": ("demo", "Serve a page in the browser to draw, edit and look at tokens."),
     "edit": ("edit", "Draw parts of a picture anew."),
     "encode": ("encode", "Encode images to a token store."),
     "evaluate": ("evaluate", "Measure a generator, a tokenizer or samples."),

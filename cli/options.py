@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ATTENTION_BACKENDS = ("auto", "fastest", "sdpa", "plain", "xformers", "low_bit")
 LOW_BIT_PRECISIONS = ("int8", "int8_fp8", "fp8")
 PRECISIONS = ("auto", "fp32", "bf16")
+CONDITIONS = ("labels", "captions", "both")
 """Choices of options; a test compares them with the types in modules that import torch."""
 
 

@@ -8,7 +8,7 @@ from ..metrics.presets import MIN_IMAGES
 from ..metrics.protocol import Protocol, ProtocolError
 from ..sample.sampler import Sampling
 
-SHOWN = ("gFID", "FD@", "precision", "recall")
+SHOWN = ("gFID", "FD@", "precision", "recall", "alignment_8")
 """Beginnings of the names of the metrics that are drawn."""
 
 

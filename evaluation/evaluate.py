@@ -22,6 +22,7 @@ from ..data.sources import open_source
 from ..data.train_val import held_out, open_to_measure
 from ..generators.base import Generator
 from ..metrics.presets import find_preset
+from ..metrics.protocol import Conditions
 from ..progress import is_quiet
 from ..sample.generate import Precision
 from ..sample.sampler import Sampling
@@ -52,6 +53,7 @@ def evaluate(
     features: str | None = None,
     curves: Curves | None = None,
     nearest: int | None = None,
+    conditions: Conditions | None = None,
     sampling: Sampling | Callable[[Generator], Sampling] | None = None,
     seed: int = 0,
     batch_size: int = 16,
@@ -83,6 +85,8 @@ def evaluate(
         features: Network of the distances, which makes another protocol; None: the preset's.
         curves: Further settings of the sampler to measure; None: no curves.
         nearest: Number of samples whose nearest training images are found; None: 128.
+        conditions: What a generator's samples are asked by: `labels` by the rule of the protocol,
+            `captions` of the real images, or `both`; None: captions if it reads text, else labels.
         sampling: Settings of the generator's sampler, or a function that chooses them for the
             generator once it is loaded; None: its own.
         seed: Base of all seeds.
@@ -115,8 +119,10 @@ def evaluate(
     _check_subject(generator=generator, tokenizer=tokenizer, samples=samples)
     if generator is None and knobs:
         raise TypeError(f"evaluate: {', '.join(knobs)} unknown, or only of use with a generator")
-    if generator is None and (curves is not None or sampling is not None):
-        raise ValueError("curves and settings of a sampler are only of use with a generator")
+    if generator is None and (curves or sampling or conditions) is not None:
+        raise ValueError(
+            "curves, conditions and settings of a sampler are only of use with a generator"
+        )
     for name_of, subject, kind in (
         ("generator", generator, Generator),
         ("tokenizer", tokenizer, Tokenizer),
@@ -189,6 +195,7 @@ def evaluate(
                 source,
                 settings,
                 name=name or generator.config.type,
+                conditions=conditions,
                 sampling=choose_sampling(generator, sampling, knobs),
                 precision=precision,
                 compile=compile,

@@ -38,6 +38,9 @@ class Evaluation:
         floor: Values of real images by name, under protocols of their own.
         protocols: Protocols of floor and curves, by id.
         calibration: What noise and real images get in the metrics of pairs, or None.
+        alignment: What real images get in the alignment of images and captions, and samples with
+            each other's captions; or None.
+        captions: Captions of the samples in `samples.png`, in their order; empty without captions.
         notes: Sentences that a reader must know.
         per_class: Table with `columns`, `rows` and `about`, or None.
         curves: Curves in the form of a report: `x`, `metric`, `protocol` and `lines`.
@@ -56,6 +59,8 @@ class Evaluation:
     floor: dict[str, MetricValue] = field(default_factory=dict)
     protocols: dict[str, Protocol] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
+    alignment: dict[str, Any] | None = None
+    captions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     per_class: dict[str, Any] | None = None
     curves: list[dict[str, Any]] = field(default_factory=list)
@@ -107,6 +112,10 @@ class Evaluation:
                 "images_per_second": self.images_per_second,
             },
         }
+        if self.alignment is not None:
+            report["alignment"] = self.alignment
+        if self.captions:
+            report["captions"] = self.captions
         if self.floor:
             report["floor"] = {name: value.to_dict() for name, value in self.floor.items()}
         return report

@@ -21,6 +21,7 @@ from ..data.loader import eval_batches, evenly_spaced
 from ..metrics.presets import balanced_labels
 from ..metrics.protocol import AS_GIVEN, ProtocolError
 from ..progress import progress_bar
+from .alignment import caption_rows
 from .evaluation import Evaluation
 from .sample_findings import NUM_GRID, add_nearest, assemble_samples
 from .sample_set import SampleBatch, bind_protocol, few_names, same_classes
@@ -47,8 +48,9 @@ def evaluate_images(
             number asked for, evenly spaced ones are taken.
         name: Name of the samples in the report.
         validation: Real images whose own distances are the floor; None: no floor.
-        training: Images that the samples' model was trained on, searched for copies. None: the
-            reference, unless that is a validation split.
+        training: Images that the samples' model was trained on, searched for copies, and if samples
+            have captions those that the alignment is learned from. None: the reference, unless that
+            is a validation split.
         num_nearest: Number of samples whose nearest training images are searched; 0: none.
 
     Returns:
@@ -73,7 +75,7 @@ def evaluate_images(
             f"{few_names(samples.classes)} and {few_names(source.classes)}"
         )
     chosen = evenly_spaced(len(samples), count)
-    side, labels = _inspect(samples, chosen, settings)
+    side, labels, captions = _inspect(samples, chosen, settings)
     histogram = Counter(labels)
     known = -1 not in histogram
     if known and preset.class_balance == "equal" and len(set(histogram.values())) > 1:
@@ -89,8 +91,11 @@ def evaluate_images(
         num_classes=len(source.classes) if known else 0,
         num=count,
         drawn=False,
+        given_captions=captions,
     )
-    reference = open_reference(rules, source, num=count, validation=validation)
+    if training is None and source.split != "val":
+        training = source
+    reference = open_reference(rules, source, num=count, validation=validation, training=training)
 
     def batches(own: range) -> Iterator[SampleBatch]:
         numbers = iter(own)
@@ -99,7 +104,8 @@ def evaluate_images(
             samples, side, settings.batch_size, resize="none", indices=indices
         ):
             here = torch.tensor([next(numbers) for _ in batch["ids"]])
-            yield SampleBatch(to_uint8(batch["images"]), here, batch["labels"])
+            pixels = to_uint8(batch["images"])
+            yield SampleBatch(pixels, here, batch["labels"], batch["captions"])
 
     num_kept = max(NUM_GRID, num_nearest)
     drawn = draw_set(batches, count, rules, reference, title="samples", num_kept=num_kept)
@@ -132,13 +138,15 @@ def _fit(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
 
 def _inspect(
     samples: ImageSource, chosen: list[int], settings: EvaluationSettings
-) -> tuple[int, list[int]]:
-    """Side and labels, after reading every sample once: nothing can go wrong later.
+) -> tuple[int, list[int], tuple[str, ...]]:
+    """Side, labels and captions, after reading every sample once: nothing can go wrong later.
+
+    There are no captions if none has a word that the alignment knows.
 
     Raises:
         DataError: If one is broken, not square, or of another size than the first.
     """
-    labels, side = [], 0
+    labels, captions, side = [], [], 0
     silent = not settings.progress or settings.rank > 0
     with progress_bar(len(chosen), "image", title="checking samples", silent=silent) as bar:
         for index in chosen:
@@ -155,8 +163,9 @@ def _inspect(
                     "samples are measured as they are, without resizing"
                 )
             labels.append(-1 if sample.label is None else sample.label)
+            captions.append(sample.caption or "")
             bar.update()
-    return side, labels
+    return side, labels, tuple(captions) if any(map(caption_rows, captions)) else ()
 
 
 def _balance(class_counts: Tensor, histogram: Counter[int]) -> str:

@@ -37,11 +37,13 @@ class SeenImages:
         pooled: Features for the distances, (B, D).
         spatial: Features for sFID, (B, 2023), or None.
         logits: Logits of the classifier, (B, classes), or None.
+        classified: Features that the classifier took them from, (B, D'), or None.
     """
 
     pooled: Tensor
     spatial: Tensor | None
     logits: Tensor | None
+    classified: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +96,7 @@ class Networks:
     def look(self, pixels: Tensor) -> SeenImages:
         """Features and logits of 8-bit images (B, 3, H, W), on any device."""
         device = next(self.extractor.buffers()).device
-        images, spatial, logits = pixels.to(device), None, None
+        images, spatial, logits, seen = pixels.to(device), None, None, None
         if isinstance(self.extractor, InceptionFid):
             pooled, spatial = self.extractor.pooled_and_spatial(images)
         else:
@@ -103,7 +105,7 @@ class Networks:
             same = self.classifier is self.extractor
             seen = pooled if same else self.classifier.pooled(images)
             logits = self.classifier.class_logits(seen)
-        return SeenImages(pooled, spatial, logits)
+        return SeenImages(pooled, spatial, logits, seen)
 
 
 class ImageSet:

@@ -83,11 +83,18 @@ def assemble_samples(
         broken=reference.images.broken,
     )
     _add_floor(evaluation, first, rules, reference)
-    pixels, labels = first.pictures(NUM_GRID)
-    titles = [class_title(reference.source.classes, label) for label in labels]
+    _add_alignment(evaluation, first, rules, reference)
+    pixels, labels, captions = first.pictures(NUM_GRID)
+    classes = [class_title(reference.source.classes, label) for label in labels]
+    titles = [caption or title for caption, title in zip(captions, classes, strict=True)]
     pictures = [to_pil(image.permute(1, 2, 0)) for image in pixels]
-    grid = image_grid(pictures, GRID_COLUMNS, titles if max(labels) >= 0 else None)
-    evaluation.pictures["samples.png"] = ("Samples", "the first ones of repetition 1", grid)
+    named = max(labels) >= 0 or any(captions)
+    grid = image_grid(pictures, GRID_COLUMNS, titles if named else None)
+    about = "the first ones of repetition 1"
+    if any(captions):
+        about += ", and the captions that they were asked by" if rules.drawn else ", and captions"
+        evaluation.captions = captions
+    evaluation.pictures["samples.png"] = ("Samples", about, grid)
     return evaluation
 
 
@@ -129,7 +136,9 @@ def _add_floor(evaluation: Evaluation, first: DrawnSet, rules: Rules, reference:
     if floor is None or validation is None:
         return
     count = len(floor)
-    protocol = bind_protocol(rules, reference, count, balance=f"{validation.split} images")
+    protocol = bind_protocol(
+        rules, reference, count, balance=f"{validation.split} images", real=True
+    )
     real, _ = distances(
         floor, reference.images, protocol, seed=settings.seed, device=settings.device
     )
@@ -143,6 +152,28 @@ def _add_floor(evaluation: Evaluation, first: DrawnSet, rules: Rules, reference:
         same = frechet_distance(first.first, reference.images.pooled)
         text += f", the first {count:,} samples of repetition 1 have {same:.5g}"
     evaluation.notes.append(f"{text} (protocol {protocol.id}): only equal numbers compare.")
+
+
+def _add_alignment(
+    evaluation: Evaluation, first: DrawnSet, rules: Rules, reference: Reference
+) -> None:
+    """Add what stands beside the alignment of samples: real images, and shuffled captions."""
+    alignment = reference.texts.alignment
+    if alignment is None or first.captioned is None:
+        return
+    evaluation.alignment = alignment.to_dict(first.captioned, rules.settings.seed)
+    found, total = len(first.captioned), len(first.images)
+    if found < total:
+        evaluation.notes.append(
+            f"Alignment of images and captions: {total - found:,} of {total:,} samples of "
+            f"repetition 1 have no caption of words that {alignment.vectors_id} knows, and do not "
+            "count."
+        )
+    if alignment.ceiling:
+        number = alignment.num_ceiling
+        protocol = bind_protocol(rules, reference, number, balance="validation images", real=True)
+        evaluation.floor |= metric_values([alignment.ceiling], protocol)
+        evaluation.protocols[protocol.id] = protocol
 
 
 def add_nearest(
@@ -171,7 +202,7 @@ def add_nearest(
         training = source
     if not count or training is None:
         return
-    pixels, _ = first.pictures(count)
+    pixels, _, _ = first.pictures(count)
     nearest = nearest_training_images(
         pixels,
         training,
@@ -195,7 +226,7 @@ def add_nearest(
     evaluation.metrics |= metric_values([medians(found["samples"])], evaluation.protocol)
     if "validation" in found:
         number = found["validation"]["num_images"]
-        protocol = bind_protocol(rules, reference, number, balance="validation images")
+        protocol = bind_protocol(rules, reference, number, balance="validation images", real=True)
         evaluation.floor |= metric_values([medians(found["validation"])], protocol)
         evaluation.protocols[protocol.id] = protocol
     about = f"samples, nearest by {nearest.features_id}, nearest by pixels"

@@ -14,10 +14,12 @@ from torch import Tensor
 from ..data.image_source import ImageSource
 from ..metrics.duplicates import DuplicateFinder
 from ..metrics.frechet import FrechetStatistics
-from ..metrics.protocol import ClassBalance, Protocol
+from ..metrics.protocol import AS_GIVEN, LATER, ClassBalance, Conditions, Protocol
 from ..metrics.token_statistics import TokenStatistics
 from ..tokens.tokens import Tokens
+from .alignment import Alignment, CaptionedImages
 from .calibration import Calibration
+from .captions import NO_CAPTIONS, Captions, text_digest
 from .image_set import ImageSet, Networks
 from .settings import EvaluationSettings
 
@@ -30,8 +32,10 @@ class Rules:
         settings: Settings of the evaluation; `settings.preset` is the protocol asked for.
         resolution: Side of the samples in pixels.
         num_classes: Number of classes that labels of samples come from; 0: samples have no labels.
-        label_rule: Rule that gives every sample its label.
+        label_rule: Rule that gives every sample its label, where labels alone are asked for.
         drawn: True if this program draws the samples, False if they were made elsewhere.
+        conditions: What samples are asked by.
+        given_captions: Captions of samples that were made elsewhere, as far as they have any.
     """
 
     settings: EvaluationSettings
@@ -39,6 +43,28 @@ class Rules:
     num_classes: int
     label_rule: ClassBalance
     drawn: bool
+    conditions: Conditions = "labels"
+    given_captions: tuple[str, ...] = ()
+
+    @property
+    def captioned(self) -> bool:
+        """Whether samples have captions."""
+        return self.conditions != "labels" or any(self.given_captions)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Texts:
+    """Captions of a reference.
+
+    Attributes:
+        captions: All of them.
+        asked: Those that samples are asked by.
+        alignment: How images and captions are compared; None: they are not.
+    """
+
+    captions: Captions = NO_CAPTIONS
+    asked: Captions = NO_CAPTIONS
+    alignment: Alignment | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +83,7 @@ class Reference:
         floor: Statistics of the validation images, or None.
         calibration: What noise and real images get in the metrics of pairs; None on the processes
             that do not have the whole reference.
+        texts: Captions of the reference, where samples have captions.
         notes: Sentences for the report, e.g. why there is no floor.
     """
 
@@ -68,6 +95,7 @@ class Reference:
     validation: ImageSource | None
     floor: ImageSet | None
     calibration: Calibration | None
+    texts: Texts
     notes: tuple[str, ...]
 
 
@@ -79,12 +107,14 @@ class SampleBatch:
         pixels: 8-bit images, uint8 (B, 3, H, W), on any device.
         numbers: Places of the images in their set, int64 (B,).
         labels: Classes, int64 (B,); -1 is none.
+        captions: Captions, B of them; an empty one is none.
         tokens: Tokens that the images were decoded from, or None.
     """
 
     pixels: Tensor
     numbers: Tensor
     labels: Tensor
+    captions: Sequence[str]
     tokens: Tokens | None = None
 
 
@@ -97,26 +127,39 @@ class DrawnSet:
         num_first: Number of samples, the first ones, whose features also fill `first`: a Fréchet
             distance that compares with that of a floor of this size.
         num_kept: Number of samples, the first ones, whose pixels are kept.
+        alignment: How images and captions are compared; None: they are not.
 
     Attributes:
         twins: Finder of near copies among the samples.
-        kept: Pixels, uint8 (3, H, W), and label of each kept sample, by its number.
+        captioned: What the network of the alignment sees of samples with captions, or None.
+        kept: Pixels, uint8 (3, H, W), label and caption of each kept sample, by its number.
         seconds: Time that drawing took, without the measuring, in seconds.
     """
 
     def __init__(
-        self, images: ImageSet, tokens: TokenStatistics | None, *, num_first: int, num_kept: int
+        self,
+        images: ImageSet,
+        tokens: TokenStatistics | None,
+        *,
+        num_first: int,
+        num_kept: int,
+        alignment: Alignment | None = None,
     ) -> None:
         self.images, self.tokens, self.twins = images, tokens, DuplicateFinder()
         pooled = images.pooled
         self.first = FrechetStatistics(pooled.num_features, extractor_id=pooled.extractor_id)
         self.num_first, self.num_kept = num_first, num_kept
-        self.kept: dict[int, tuple[Tensor, int]] = {}
+        self.captioned = None if alignment is None else CaptionedImages(alignment.extractor)
+        self.kept: dict[int, tuple[Tensor, int, str]] = {}
         self.seconds = 0.0
 
-    def add(self, batch: SampleBatch, networks: Networks) -> None:
-        """Show a batch to the networks and add what they see to all banks."""
+    def add(self, batch: SampleBatch, reference: Reference) -> None:
+        """Show a batch to the networks of a reference and add what they see to all banks."""
+        networks, alignment = reference.networks, reference.texts.alignment
         seen, pixels = networks.look(batch.pixels), batch.pixels.cpu()
+        if self.captioned is not None and alignment is not None:
+            features = alignment.look(batch.pixels, seen, networks)
+            self.captioned.update(features.cpu(), batch.numbers, batch.captions)
         self.images.update(seen, pixels, batch.numbers, batch.labels, keys=batch.numbers)
         self.twins.update(pixels, batch.numbers)
         self.first.update(seen.pooled.cpu()[batch.numbers < self.num_first])
@@ -124,7 +167,8 @@ class DrawnSet:
             self.tokens.update(batch.tokens)
         for row, number in enumerate(batch.numbers.tolist()):
             if number < self.num_kept:
-                self.kept[number] = pixels[row].clone(), int(batch.labels[row])
+                caption = batch.captions[row]
+                self.kept[number] = pixels[row].clone(), int(batch.labels[row]), caption
 
     def merge(self, other: "DrawnSet") -> None:
         """Add the share of the set that another process drew."""
@@ -133,17 +177,25 @@ class DrawnSet:
         self.first.merge(other.first)
         if self.tokens is not None and other.tokens is not None:
             self.tokens.merge(other.tokens)
+        if self.captioned is not None and other.captioned is not None:
+            self.captioned.merge(other.captioned)
         self.kept |= other.kept
         self.seconds = max(self.seconds, other.seconds)
 
-    def pictures(self, count: int) -> tuple[Tensor, list[int]]:
-        """Pixels of at most `count` first samples, uint8 (n, 3, H, W), and their labels."""
+    def pictures(self, count: int) -> tuple[Tensor, list[int], list[str]]:
+        """Pixels of at most `count` first samples, uint8 (n, 3, H, W), labels and captions."""
         rows = [self.kept[number] for number in sorted(self.kept)[:count]]
-        return torch.stack([pixels for pixels, _ in rows]), [label for _, label in rows]
+        pixels, labels, captions = zip(*rows, strict=True)
+        return torch.stack(pixels), list(labels), list(captions)
 
 
 def bind_protocol(
-    rules: Rules, reference: Reference, num_samples: int, *, balance: str | None = None
+    rules: Rules,
+    reference: Reference,
+    num_samples: int,
+    *,
+    balance: str | None = None,
+    real: bool = False,
 ) -> Protocol:
     """The protocol of a set of samples, on the main process, which has the whole reference.
 
@@ -151,13 +203,21 @@ def bind_protocol(
         rules: Rules of the measurement.
         reference: Real images that the set is compared with.
         num_samples: Number of images in the set.
-        balance: Distribution of the labels in words; None: that of the label rule.
+        balance: Distribution of the labels in words; None: that of the label rule, or of captions.
+        real: Whether the set is of real images, which nobody asked for.
     """
+    both, conditions = rules.conditions == "both", LATER["conditions"]
+    if rules.conditions != "labels" and not real:
+        kind = "labels and captions" if both else "captions"
+        digest = reference.texts.asked.digest(with_labels=both)
+        conditions = f"{len(reference.texts.asked):,} {kind} of the reference, #{digest}"
+    elif rules.captioned and reference.texts.alignment is not None and not real:
+        conditions = f"{AS_GIVEN}, #{text_digest(sorted(rules.given_captions))}"
     if balance is None:
-        balance = rules.label_rule
-        if balance not in ("reference", "none"):
+        balance = "captions" if both else rules.label_rule
+        if balance not in ("reference", "none", "captions"):
             balance = f"{balance} over {rules.num_classes} classes"
-    with_labels = rules.label_rule == "reference"
+    with_labels, alignment = rules.label_rule == "reference", reference.texts.alignment
     return rules.settings.preset.bind(
         task="samples",
         resolution=rules.resolution,
@@ -170,6 +230,8 @@ def bind_protocol(
         reference_images=len(reference.images),
         num_samples=num_samples,
         class_balance=balance,
+        conditions=conditions,
+        alignment=LATER["alignment"] if alignment is None else alignment.rule,
         drawn=rules.drawn,
     )
 

@@ -14,23 +14,24 @@ Nothing is refused after the first sample is drawn, except predictions that are 
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 
 from ..collectives import gather_merged, leave_processes, own_share
 from ..data.image_source import DataError, ImageSource
 from ..generators.base import Generator
+from ..generators.conditions import TextCondition
 from ..metrics.manifold import ManifoldResult
 from ..metrics.presets import MIN_IMAGES, choose_labels
-from ..metrics.protocol import ClassBalance, Protocol, ProtocolError, to_pixels
+from ..metrics.protocol import ClassBalance, Conditions, Protocol, ProtocolError
 from ..metrics.token_statistics import TokenStatistics
 from ..progress import progress_bar
-from ..sample.generate import Precision, generate_batches
-from ..sample.request import Request
+from ..sample.generate import Precision
 from ..sample.sampler import Sampling
 from ..sample.samplers import choose_sampling, with_steps
 from .calibration import Calibration, calibrate
+from .conditions import ask, choose_conditions, open_texts, sample_batches
 from .curves import Curves, draw_lines
 from .evaluation import Evaluation
 from .image_set import ImageSet, Networks, distances
@@ -56,6 +57,7 @@ def evaluate_generator(
     name: str,
     validation: ImageSource | None = None,
     training: ImageSource | None = None,
+    conditions: Conditions | None = None,
     sampling: Sampling | None = None,
     precision: Precision = "auto",
     compile: bool = False,
@@ -71,8 +73,12 @@ def evaluate_generator(
         name: Name of the generator in the report.
         validation: Real images that the generator was not trained on; their own distances are the
             floor. None: no floor.
-        training: Images that the generator was trained on, searched for copies. None: the
-            reference, unless that is a validation split.
+        training: Images that the generator was trained on, searched for copies, and with captions
+            those that the alignment is learned from. None: the reference, unless that is a
+            validation split.
+        conditions: What samples are asked by: `labels` by the rule of the preset, `captions` of the
+            reference, each once before any comes twice, or `both`, a caption with the class of its
+            images; None: captions if the generator reads text, else labels.
         sampling: Settings of the sampler; None: the generator's own.
         precision: Precision of the network, `auto`, `fp32` or `bf16`; `auto` is bf16 on CUDA.
         compile: Run the network through torch.compile.
@@ -94,7 +100,8 @@ def evaluate_generator(
     further = [] if curves is None else curves.settings(sampling)
     points = [with_steps(generator, chosen) for chosen in further]
     recorded = with_steps(generator, sampling)
-    if not same_classes(generator.classes, source.classes):
+    conditions = choose_conditions(generator, conditions)
+    if conditions != "captions" and not same_classes(generator.classes, source.classes):
         raise ProtocolError(
             f"the generator's classes are not those of {source.name}: "
             f"{few_names(generator.classes)} and {few_names(source.classes)}"
@@ -103,20 +110,30 @@ def evaluate_generator(
         source,
         settings,
         resolution=generator.tokenizer.resolution,
-        num_classes=generator.num_classes,
+        num_classes=generator.num_classes if conditions == "labels" else len(source.classes),
         num=settings.num,
+        conditions=conditions,
     )
-    reference = open_reference(rules, source, num=settings.num, validation=validation)
+    if training is None and source.split != "val":
+        training = source
+    reference = open_reference(
+        rules,
+        source,
+        num=settings.num,
+        validation=validation,
+        training=training,
+        text=generator.text,
+    )
     if points and curves is not None:
-        sample_labels(rules, reference, curves.num, settings.seed)
+        ask(rules, reference, curves.num, settings.seed)
 
     def draw(
         chosen: Sampling, count: int, repetition: int, title: str, num_kept: int = 0
     ) -> DrawnSet | None:
-        labels = sample_labels(rules, reference, count, settings.seed + repetition)
+        asked = ask(rules, reference, count, settings.seed + repetition)
         first_seed = settings.seed + repetition * count
         batches = functools.partial(
-            _sample_batches, generator, labels, first_seed, chosen, settings, precision, compile
+            sample_batches, generator, asked, first_seed, chosen, settings, precision, compile
         )
         statistics = TokenStatistics(generator.spec)
         return draw_set(
@@ -171,6 +188,8 @@ def resolve_rules(
     num_classes: int,
     num: int | None,
     drawn: bool = True,
+    conditions: Conditions = "labels",
+    given_captions: tuple[str, ...] = (),
 ) -> Rules:
     """Rules of a measurement of samples, after all refusals that need no image.
 
@@ -181,12 +200,15 @@ def resolve_rules(
         num_classes: Number of classes that labels of samples come from; 0: samples have no labels.
         num: Number of samples per repetition; None: the preset's.
         drawn: True if this program draws the samples, False if they were made elsewhere.
+        conditions: What samples are asked by.
+        given_captions: Captions of samples that were made elsewhere, as far as they have any.
 
     Raises:
         ProtocolError: If the preset does not allow what is asked for.
     """
     preset = settings.preset
-    rule: ClassBalance = preset.class_balance if num_classes else "none"
+    labelled = num_classes > 0 and conditions == "labels"
+    rule: ClassBalance = preset.class_balance if labelled else "none"
     preset.check_resolution(resolution)
     planned = preset.check_number(num, len(source), "samples")
     preset.check_reference(len(source))
@@ -203,11 +225,19 @@ def resolve_rules(
         num_classes=num_classes,
         label_rule=rule,
         drawn=drawn,
+        conditions=conditions,
+        given_captions=given_captions,
     )
 
 
 def open_reference(
-    rules: Rules, source: ImageSource, *, num: int | None, validation: ImageSource | None
+    rules: Rules,
+    source: ImageSource,
+    *,
+    num: int | None,
+    validation: ImageSource | None,
+    training: ImageSource | None = None,
+    text: TextCondition | None = None,
 ) -> Reference:
     """Build the networks, and show them the reference and the real images of the floor.
 
@@ -217,6 +247,10 @@ def open_reference(
         num: Number of samples per repetition; None: the preset's, or one per readable image.
         validation: Real images of the floor; None: no floor. Without enough images that can be
             read there is none either, and a note says why.
+        training: Images that the alignment is learned from, where samples have captions; None:
+            there are none.
+        text: Reader of text of a generator that is asked by captions; None: samples are not asked
+            by captions.
 
     Raises:
         ProtocolError: If too few images can be read, or they have not the labels that are needed.
@@ -255,6 +289,9 @@ def open_reference(
         if floor is not None and len(floor) < MIN_IMAGES:
             notes.append(f"no floor: {validation.split} has {len(floor)} images")
             floor = None
+    texts, found = open_texts(
+        rules, source, networks, training=training, validation=validation, text=text
+    )
     calibration: Calibration | None = None
     if settings.rank == 0:
         calibration = calibrate(images.bank, networks.extractor, rules.resolution, settings)
@@ -267,18 +304,9 @@ def open_reference(
         validation=validation,
         floor=floor,
         calibration=calibration,
-        notes=tuple(notes),
+        texts=texts,
+        notes=(*notes, *found),
     )
-
-
-def sample_labels(rules: Rules, reference: Reference, count: int, seed: int) -> list[int]:
-    """Label of each of `count` samples by the label rule; -1 is none.
-
-    Raises:
-        ProtocolError: If that many samples cannot have the labels that the rule wants.
-    """
-    name = rules.settings.preset.name
-    return choose_labels(rules.label_rule, reference.class_counts, count, seed, name=name)
 
 
 def draw_set(
@@ -311,7 +339,13 @@ def draw_set(
 
     def fill() -> DrawnSet:
         images = ImageSet(reference.networks, most=settings.preset.sample_bank)
-        drawn = DrawnSet(images, tokens, num_first=num_first, num_kept=num_kept)
+        drawn = DrawnSet(
+            images,
+            tokens,
+            num_first=num_first,
+            num_kept=num_kept,
+            alignment=reference.texts.alignment,
+        )
         drawing = batches(own)
         with progress_bar(len(own), "image", title=title, silent=silent) as bar:
             while True:
@@ -320,40 +354,10 @@ def draw_set(
                 drawn.seconds += time.perf_counter() - started
                 if batch is None:
                     return drawn
-                drawn.add(batch, reference.networks)
+                drawn.add(batch, reference)
                 bar.update(len(batch.numbers))
 
     return gather_merged(fill, settings.processes)
-
-
-def _sample_batches(
-    generator: Generator,
-    labels: Sequence[int],
-    first_seed: int,
-    sampling: Sampling,
-    settings: EvaluationSettings,
-    precision: Precision,
-    compile: bool,
-    own: range,
-) -> Iterator[SampleBatch]:
-    """Samples with the numbers `own`, drawn and decoded; number i has seed `first_seed` + i."""
-    own_labels, seeds = [labels[i] for i in own], [first_seed + i for i in own]
-    start = 0
-    for tokens in generate_batches(
-        generator,
-        Request.make(generator, own_labels, seeds=seeds),
-        sampling,
-        batch_size=settings.batch_size,
-        precision=precision,
-        compile=compile,
-    ):
-        rows = slice(start, start + len(tokens))
-        images = generator.tokenizer.decode(tokens)
-        pixels = to_pixels(images, settings.preset.rounding)
-        yield SampleBatch(
-            pixels, torch.tensor(list(own[rows])), torch.tensor(own_labels[rows]), tokens
-        )
-        start = rows.stop
 
 
 def compute_metrics(
@@ -379,5 +383,7 @@ def compute_metrics(
     twins = drawn.twins.result(num_pairs=0)
     if reference.calibration is not None:
         values = reference.calibration.kept(values)
+    if reference.texts.alignment is not None and drawn.captioned is not None:
+        values |= reference.texts.alignment.values(drawn.captioned)
     values |= {"duplicate_share": twins.share, "exact_duplicate_share": twins.exact_share}
     return values | ({} if drawn.tokens is None else drawn.tokens.compute()), manifold

@@ -36,6 +36,21 @@ _CATALOGUE: dict[str, _Entry] = {
         "share of reference neighbourhoods that hold one of these",
     ),
     "class_score": ("higher", "distribution", "exp of mean KL of classes; not Inception Score"),
+    "alignment_recall_1": (
+        "higher",
+        "alignment",
+        "share whose own caption is the nearest of all captions; not CLIP",
+    ),
+    "alignment_recall_10": (
+        "higher",
+        "alignment",
+        "share whose own caption is among the ten nearest of all captions; not CLIP",
+    ),
+    "alignment_8": (
+        "higher",
+        "alignment",
+        "share whose own caption is the nearest of it and 7 others; 1/8 by chance; not CLIP",
+    ),
     "psnr": ("higher", "pixels", "dB, mean over images, on 8-bit pixels"),
     "psnr_non_white": ("higher", "pixels", "dB, pooled over pixels not pure white"),
     "ssim": ("higher", "pixels", "structural similarity, Gaussian window"),

@@ -12,6 +12,7 @@ from .kid import DEFAULT_SUBSET_SIZE, DEFAULT_SUBSETS
 from .protocol import (
     AS_GIVEN,
     GUIDANCE,
+    LATER,
     SEEDS,
     ClassBalance,
     Protocol,
@@ -138,6 +139,8 @@ class Preset:
         reference_images: int,
         num_samples: int,
         class_balance: str | None = None,
+        conditions: str = LATER["conditions"],
+        alignment: str = LATER["alignment"],
         drawn: bool = True,
     ) -> Protocol:
         """Protocol of a measurement; the arguments are the attributes of `Protocol`.
@@ -164,6 +167,8 @@ class Preset:
             reference_images=reference_images,
             num_samples=num_samples,
             class_balance=class_balance or self.class_balance,
+            conditions=conditions,
+            alignment=alignment,
             sample_bank=self.sample_bank,
             reference_bank=self.reference_bank,
             kid_subsets=DEFAULT_SUBSETS,

@@ -22,12 +22,16 @@ from ..data.transforms import ResizeRule
 Task = Literal["samples", "reconstructions"]
 Rounding = Literal["round", "truncate"]
 ClassBalance = Literal["reference", "equal", "uniform", "none"]
+Conditions = Literal["labels", "captions", "both"]
 Better = Literal["lower", "higher", "none"]
 
 GUIDANCE = "uncond + scale * (cond - uncond); 1 = off"
 SEEDS = "image i of repetition r has seed BASE + r * num_samples + i, on any process"
 AS_GIVEN = "as given"
 """Value of protocol fields that are unknown because another program made the images."""
+LATER = {"conditions": "labels", "alignment": "none"}
+"""Fields that came later, and the values with which they are no part of the id: what was measured
+before there were captions has the id that it had."""
 
 
 class ProtocolError(ValueError):
@@ -60,8 +64,8 @@ class Protocol:
         reference_images: Number of reference images.
         num_samples: Number of images measured, per repetition.
         class_balance: Labels of samples: proportions of the `reference`, `equal` numbers of each
-            class, drawn `uniform`ly at random, or `none`; for given images `as given` with a hash
-            of their numbers per class.
+            class, drawn `uniform`ly at random, those of the images of the `captions`, or `none`;
+            for given images `as given` with a hash of their numbers per class.
         sample_bank: Largest number of samples in the metrics that compare all pairs (KID,
             precision, recall, density, coverage): the first samples.
         reference_bank: Largest number of reference images in those metrics: the images with the
@@ -73,6 +77,12 @@ class Protocol:
         guidance: Convention of guidance scales.
         seeds: Rule of seeds.
         version: Version of the meaning of these fields.
+        conditions: What samples were asked by: `labels`, if there are any (see `class_balance`), or
+            `captions` or `labels and captions` of the reference with the number of different
+            captions and a hash of them; for given images with captions `as given` with a hash.
+        alignment: Network and vectors of the alignment of images and captions with their hashes,
+            the strength of its ridge, and numbers and hash of what it learned from and chooses
+            among; `none`: it was not measured.
     """
 
     name: str
@@ -99,12 +109,17 @@ class Protocol:
     guidance: str = GUIDANCE
     seeds: str = SEEDS
     version: int = 1
+    conditions: str = LATER["conditions"]
+    alignment: str = LATER["alignment"]
 
     @property
     def id(self) -> str:
         """Name of the preset and 8 digits of a hash of the fields, e.g. `bundled-1a2b3c4d`."""
         fields = dataclasses.asdict(self)
         del fields["reference"]
+        for name, unused in LATER.items():
+            if fields[name] == unused:
+                del fields[name]
         text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -152,7 +167,8 @@ class MetricValue:
         protocol: Id of the protocol.
         better: Direction in which values are better.
         about: Description in one line.
-        group: Kind of metric: distribution, pixels, perception, codes, memorisation or speed.
+        group: Kind of metric: distribution, alignment, pixels, perception, codes, memorisation or
+            speed.
     """
 
     metric: str

@@ -30,7 +30,7 @@ from .guidance import check_guidance, conditions_of, guide
 from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
-from .steps import counted
+from .steps import Unfinished, counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +114,18 @@ def sample_autoregressive(
     caches = generator.trunk.new_caches(prefix + positions)
     depth_caches = generator.head.new_caches()
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
+    read_spec = TokenSpec(spec.shape, sizes, spec.ordered)
+
+    def present() -> Unfinished:
+        later = torch.arange(positions, device=seeds.device) > n
+        tokens = Tokens(codes, read_spec, start.lengths).regroup(spec.codebook_sizes)
+        return Unfinished(tokens, start.hidden & later, guessed=False)
+
     x, valid = generator.embed_condition(labels, text), None
     if text is not None:
         generator.trunk.read_prefix(text.tokens.to(x.dtype), caches, text.valid)
         valid = F.pad(text.valid, (0, positions), value=True)
-    for n in counted(range(positions)):
+    for n in counted(range(positions), present):
         if not any(drawn_anew[n:]):
             break
         seen = None if valid is None else valid[:, : prefix + n + 1]
@@ -131,8 +138,7 @@ def sample_autoregressive(
         x = generator.input(codes[:, n]).repeat(halves, 1)
     if step := int(failed):
         raise ValueError(f"sampling: the predicted logits are not finite in step {step}")
-    read_spec = TokenSpec(spec.shape, sizes, spec.ordered)
-    return Tokens(codes, read_spec, start.lengths).regroup(spec.codebook_sizes)
+    return present().tokens
 
 
 def _draw_position(

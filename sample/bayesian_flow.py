@@ -33,7 +33,7 @@ from .guidance import check_guidance, conditions_of, guided_prediction
 from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
-from .steps import counted
+from .steps import Unfinished, counted
 
 _DRAWS = 2  # random draws per step: values, messages
 
@@ -96,7 +96,13 @@ def sample_flow(
     beliefs = torch.where(start.hidden[..., None], silent, told)
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
     alphas = flow.alphas(steps, seeds.device)
-    for step in counted(range(steps + 1)):
+    hidden = start.hidden.view(*start.hidden.shape, *(1,) * (values.ndim - 2))
+
+    def present() -> Unfinished:
+        tokens = generator.tokens(torch.where(hidden, drawn, values), start.lengths)
+        return Unfinished(tokens, torch.zeros_like(start.hidden), guessed=True)
+
+    for step in counted(range(steps + 1), present):
         t = torch.full_like(seeds, step, dtype=torch.float64) / steps
         predicted = guided_prediction(
             predict, beliefs, t, conditions, start.valid, settings.guidance
@@ -112,8 +118,7 @@ def sample_flow(
             beliefs = torch.where(start.hidden[..., None], beliefs + message, beliefs)
     if number := int(failed):
         raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
-    hidden = start.hidden.view(*start.hidden.shape, *(1,) * (values.ndim - 2))
-    return generator.tokens(torch.where(hidden, drawn, values), start.lengths)
+    return present().tokens
 
 
 def _resolve(generator: BayesianFlowNetwork, settings: FlowSampling) -> FlowSampling:

@@ -31,7 +31,7 @@ from .masked import first
 from .masked_steps import DONE, MaskedSampling, SamplingStep, sampling_table, steps_of_part
 from .request import Request
 from .sampler import Sampler, check_settings
-from .steps import counted
+from .steps import Unfinished, counted
 
 DEFAULT_STEPS = 20
 DEFAULT_HEAD_STEPS = 100
@@ -217,7 +217,14 @@ class BigrSampler:
         )
         failed = torch.zeros((), dtype=torch.int64, device=self.seeds.device)
         draws = len(self.chain) + 2
-        for step, rows in enumerate(counted(steps)):
+
+        def present() -> Unfinished:
+            shown = torch.where(hidden[..., None], guess, bits)
+            tokens = Tokens(shown, self.binary, start.lengths)
+            tokens = tokens.regroup(self.generator.spec.codebook_sizes)
+            return Unfinished(tokens, hidden, guessed=True)
+
+        for step, rows in enumerate(counted(steps, present)):
             draw = step * draws
             acts = guided and any(row.guidance != 1 for row in rows)
             outputs = self._conditions(bits, hidden, *embedded[acts], start.valid)
@@ -230,13 +237,14 @@ class BigrSampler:
             priority = self._confidence(p) + randomness[step] * noise[..., 0]
             here = hidden.gather(1, order)
             chosen = first(priority.masked_fill(~here, -torch.inf), revealed[step]) & here
+            guess = bits.scatter(1, order[..., None].expand_as(drawn), drawn)
             drawn = torch.where(chosen[..., None], drawn, _at(bits, order))
             bits = bits.scatter(1, order[..., None].expand_as(drawn), drawn)
             hidden = hidden.scatter(1, order, here & ~chosen)
             failed = torch.where(bad & (failed == 0), step + 1, failed)
         if step := int(failed):
             raise ValueError(f"sampling: the predicted logits are not finite in step {step}")
-        return Tokens(bits, self.binary, start.lengths).regroup(self.generator.spec.codebook_sizes)
+        return present().tokens
 
     def _tables(self, counts: list[int]) -> list[tuple[SamplingStep, ...]]:
         """Table rows of all images, step by step; an image has one table row per step.

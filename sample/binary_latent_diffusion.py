@@ -28,7 +28,7 @@ from .guidance import check_guidance, conditions_of, guided_prediction
 from .known import known_tokens
 from .request import Request
 from .sampler import Sampler, check_settings
-from .steps import counted
+from .steps import Unfinished, counted
 
 _START = 0  # number of the random draw of the fair coins; step i, from 1, has draw i
 
@@ -92,7 +92,12 @@ def sample_bernoulli(
     coins = (uniform(seeds, _START, shape) < 0.5).long()
     bits = torch.where(hidden, coins, start.codes)
     failed = torch.zeros((), dtype=torch.int64, device=seeds.device)
-    for number, (time, earlier) in enumerate(counted(steps), 1):
+
+    def present() -> Unfinished:
+        tokens = Tokens(bits, binary, start.lengths).regroup(spec.codebook_sizes)
+        return Unfinished(tokens, torch.zeros_like(start.hidden), guessed=True)
+
+    for number, (time, earlier) in enumerate(counted(steps, present), 1):
         t, s = torch.full_like(seeds, time), torch.full_like(seeds, earlier)
         predicted = guided_prediction(predict, bits, t, conditions, start.valid, settings.guidance)
         logits = predicted / settings.temperature
@@ -106,7 +111,7 @@ def sample_bernoulli(
         failed = torch.where(~predicted.isfinite().all() & (failed == 0), number, failed)
     if number := int(failed):
         raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
-    return Tokens(bits, binary, start.lengths).regroup(spec.codebook_sizes)
+    return present().tokens
 
 
 def _resolve(generator: BinaryLatentDiffusion, settings: BernoulliSampling) -> BernoulliSampling:

@@ -34,7 +34,7 @@ from .known import known_tokens
 from .masked_steps import DONE, MaskedSampling, SamplingStep, sampling_table, steps_of_part
 from .request import Request
 from .sampler import Sampler
-from .steps import counted
+from .steps import Unfinished, counted
 
 Ranking = Callable[[Tensor, Tensor, int], Tensor]
 """(distributions (B, N, G, K), drawn entries (B, N, G), step) to priorities (B, N, G)."""
@@ -147,7 +147,7 @@ class SamplingState:
         self.conditions, self.seeds = conditions_of(generator, request), request.seeds
         start = known_tokens(request, generator.spec, generator.codebook_sizes)
         self.indices, self.valid, self.lengths = start.codes, start.valid, start.lengths
-        self.hidden = start.hidden[..., None].expand_as(start.codes)
+        self.hidden, self.guess = start.hidden[..., None].expand_as(start.codes), start.codes
         self._tabulate(settings, start.hidden.sum(1).tolist())
 
     def _tabulate(self, settings: MaskedSampling, positions: list[int]) -> None:
@@ -189,7 +189,7 @@ class SamplingState:
         """
         sizes = torch.tensor(self.generator.codebook_sizes, device=self.seeds.device)
         failed = torch.zeros((), dtype=torch.int64, device=self.seeds.device)
-        for step, guided in enumerate(counted(self.guided)):
+        for step, guided in enumerate(counted(self.guided, self._present)):
             logits = self._logits(step, guided)
             if self.greedy:
                 p, drawn = logits.softmax(-1), logits.argmax(-1)
@@ -203,12 +203,18 @@ class SamplingState:
             priority = rank(p, drawn, step).masked_fill(~self.hidden, -torch.inf)
             chosen = first(priority.flatten(1), self.revealed[step]).view_as(self.hidden)
             chosen = chosen & self.hidden
-            self.indices = torch.where(chosen, drawn, self.indices)
+            self.indices, self.guess = torch.where(chosen, drawn, self.indices), drawn
             self.hidden = self.hidden & ~chosen
         if number := int(failed):
             raise ValueError(f"sampling: the predicted logits are not finite in step {number}")
-        tokens = Tokens(self.indices, self.generator.masked_spec, self.lengths)
-        return tokens.regroup(self.generator.spec.codebook_sizes)
+        return self._present().tokens
+
+    def _present(self) -> Unfinished:
+        """The tokens as they are, with what was last drawn in hidden slots."""
+        indices = torch.where(self.hidden, self.guess, self.indices)
+        tokens = Tokens(indices, self.generator.masked_spec, self.lengths)
+        tokens = tokens.regroup(self.generator.spec.codebook_sizes)
+        return Unfinished(tokens, self.hidden.any(-1), guessed=True)
 
     def _logits(self, step: int, guided: bool) -> Tensor:
         """Guided logits (B, N, G, K) from one forward pass, of twice the batch if guided."""

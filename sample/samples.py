@@ -22,10 +22,15 @@ class _Record:
     file: str
     label: int | None = None
     class_name: Annotated[str | None, Field(alias="class")] = None
+    prompt: str | None = None
+    caption: str | None = None
 
 
 class SampleFolder(ImageSource):
-    """Source of the pictures that `sample_to_folder` or `decode_store` wrote, with their labels.
+    """Source of the pictures that `sample_to_folder` or `decode_store` wrote.
+
+    They have the labels and prompts that they were drawn by, or the labels and captions of the
+    images that were encoded.
 
     Args:
         folder: Folder with an `images.jsonl`.
@@ -44,6 +49,7 @@ class SampleFolder(ImageSource):
         self._files: list[Path] = []
         self._labels: list[int | None] = []
         self._names: list[str | None] = []
+        self._captions: list[str | None] = []
         for record in records:
             if isinstance(record, ValueError):
                 raise record
@@ -51,6 +57,7 @@ class SampleFolder(ImageSource):
             known = record.label is not None and record.label >= 0
             self._labels.append(record.label if known else None)
             self._names.append(record.class_name)
+            self._captions.append(record.prompt or record.caption or None)
         missing = [file for file in self._files if not file.is_file()]
         if missing or not self._files:
             raise DataError(
@@ -84,7 +91,8 @@ class SampleFolder(ImageSource):
         self._check(index)
         file = self._files[index]
         image = read_image(file, name=file.name)
-        return Sample(image=image, id=file.name, label=self._labels[index])
+        label, caption = self._labels[index], self._captions[index]
+        return Sample(image=image, id=file.name, label=label, caption=caption)
 
 
 def open_samples(path: str) -> ImageSource:

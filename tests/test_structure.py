@@ -32,7 +32,7 @@ ORDER = (
     {"generators", "codec"},
     {"model_folders"},
     {"checkpoints", "sample"},
-    {"importers", "evaluation"},
+    {"importers", "evaluation", "page"},
     {"train"},
     {"cli"},
     {"demo"},

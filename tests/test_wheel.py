@@ -34,6 +34,7 @@ DATA = {
     "data": "bundled/**/*",
     "demo": "templates/*.html",
     "evaluation": "report/templates/*.html",
+    "page": "static/*",
     "text": "bundled/**/*",
 }
 """Files that are no modules, by folder."""

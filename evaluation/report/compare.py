@@ -12,7 +12,7 @@ from markupsafe import Markup
 from ..._version import __version__
 from ...data.images import BrokenImage, read_image
 from ...files import atomic_folder, check_replaceable
-from ...metrics.protocol import Protocol, differing_fields
+from ...metrics.protocol import LATER, Protocol, differing_fields
 from .charts import Point, require_charts, scatter_chart
 from .page import (
     ABSENT,
@@ -240,9 +240,10 @@ def _notes(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]
         if len(set(values)) > 1:
             each = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
             notes.append(f"Not of one {title}: {each}.")
-    fields = dict.fromkeys(field for report in reports for field in report["protocol"])
+    protocols = [LATER | report["protocol"] for report in reports]
+    fields = dict.fromkeys(field for protocol in protocols for field in protocol)
     for field in fields:
-        values = [fact_text(report["protocol"].get(field, _MISSING)) for report in reports]
+        values = [fact_text(protocol.get(field, _MISSING)) for protocol in protocols]
         if len(set(values)) > 1:
             notes.append(f"Protocol, {field}: {' against '.join(dict.fromkeys(values))}.")
     said: dict[str, list[str]] = {}

@@ -20,6 +20,7 @@ NOT_A_NUMBER = "n/a"
 ABSENT = "\N{EN DASH}"
 GROUPS = {
     "distribution": "Distribution",
+    "alignment": "Alignment of images and captions",
     "pixels": "Pixels",
     "perception": "Perception",
     "codes": "Codes",

@@ -62,6 +62,17 @@ _METRIC = {
     "about": _TEXT,
     "group": _TEXT,
 }
+_ALIGNMENT = {
+    "features": _TEXT,
+    "vectors": _TEXT,
+    "ridge": _NUMBER,
+    "num_pairs": _NUMBER,
+    "num_captions": _NUMBER,
+    "num_samples": _NUMBER,
+    "floor": _DICT,
+    "num_ceiling": _NUMBER,
+    "ceiling": _DICT,
+}
 _CALIBRATION = {
     "network": _TEXT,
     "num_noise": _NUMBER,
@@ -150,9 +161,10 @@ def check_report(report: Any) -> None:
     """Refuse content that is not a complete report of this format and of one protocol.
 
     `floor` (what real images get, under protocols of their own), `calibration` (what noise and real
-    images get in the metrics of pairs), `per_class`, `broken` (reasons by image) and `headline`
-    (names of the metrics at the top of the page) may be absent. Facts under `subject`, `protocol`
-    and `machine` are free beyond those that are needed here.
+    images get in the metrics of pairs), `alignment` (what real images and shuffled captions get in
+    it), `captions` (of the samples in the picture), `per_class`, `broken` (reasons by image) and
+    `headline` (names of the metrics at the top of the page) may be absent. Facts under `subject`,
+    `protocol` and `machine` are free beyond those that are needed here.
 
     Raises:
         ReportError: With the key and the value that was expected there.
@@ -182,6 +194,14 @@ def check_report(report: Any) -> None:
         for side in ("noise", "real"):
             numbers = report["calibration"][side]
             _check_numbers(list(numbers.values()), f"report.calibration.{side}")
+    if report.get("alignment") is not None:
+        _check_keys(report, {"alignment": _DICT}, "report")
+        _check_keys(report["alignment"], _ALIGNMENT, "report.alignment")
+        for side in ("floor", "ceiling"):
+            numbers = report["alignment"][side]
+            _check_numbers(list(numbers.values()), f"report.alignment.{side}")
+    if report.get("captions") is not None:
+        _check_keys(report, {"captions": _LIST}, "report")
     if not report["metrics"]:
         raise ReportError("report.metrics: empty, expected at least one metric")
     if report.get("per_class") is not None:

@@ -71,7 +71,7 @@ def report_page(report: dict[str, Any], pictures: Mapping[str, bytes]) -> str:
         protocol_block=fact_block(protocol),
         groups=groups,
         has_floor=bool(floor),
-        calibration=_calibration(report),
+        beside=[table for table in (_alignment(report), _calibration(report)) if table],
         notes=[fact_text(note) for note in report["notes"]] + _broken(report.get("broken") or {}),
         pictures=shown,
         per_class=_class_table(table) if table else None,
@@ -138,10 +138,37 @@ def _calibration(report: dict[str, Any]) -> dict[str, Any] | None:
         (halves, [number_text(found["real"].get(n)) for n in names]),
     ]  # fmt: skip
     return {
+        "title": "What noise and real images get",
         "names": names,
         "rows": rows if found["real"] else rows[:-1],
         "about": f"On {found['network']}, against {number_text(found['num_reference'])} reference "
         "images. Metrics are not given where noise does not stay below half of real images.",
+    }
+
+
+def _alignment(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Table of the alignment of images and captions beside ceiling and floor; None without it."""
+    found = report.get("alignment")
+    if not found:
+        return None
+    names = list(found["floor"])
+    measured = report["metrics"]
+    real = f"{number_text(found['num_ceiling'])} real validation images, their own captions"
+    shuffled = f"{number_text(found['num_samples'])} samples, captions of other samples"
+    rows = [
+        ("these images, their own captions",
+         [_with_spread(measured[n]) if n in measured else "" for n in names]),
+        (real, [number_text(found["ceiling"].get(n)) for n in names]),
+        (shuffled, [number_text(found["floor"][n]) for n in names]),
+    ]  # fmt: skip
+    return {
+        "title": "Alignment: what real images and shuffled captions get",
+        "names": names,
+        "rows": rows if found["ceiling"] else [rows[0], rows[2]],
+        "about": f"Ridge regression from {found['features']} to {found['vectors']}, learned from "
+        f"{number_text(found['num_pairs'])} real images with captions (strength "
+        f"{number_text(found['ridge'])}). Each image is mapped by a regression that has not seen "
+        f"its caption, which is looked for among {number_text(found['num_captions'])}.",
     }
 
 

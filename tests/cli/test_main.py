@@ -13,13 +13,19 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tessella.cli.main import COMMANDS, main
-from tessella.cli.options import ATTENTION_BACKENDS, LOW_BIT_PRECISIONS, PRECISIONS
+from tessella.cli.options import (
+    ATTENTION_BACKENDS,
+    CONDITIONS,
+    LOW_BIT_PRECISIONS,
+    PRECISIONS,
+)
 from tessella.cli.settings_help import sampler_settings
 from tessella.cli.verify import DEFAULT_DATA, TOLERANCE_DB
 from tessella.config import to_dict
 from tessella.generators.networks.attention import AttentionBackend
 from tessella.kernels.low_bit_attention.op import LowBitPrecision
 from tessella.metrics.presets import PRESETS
+from tessella.metrics.protocol import Conditions
 from tessella.progress import is_quiet
 from tessella.sample.generate import Precision
 from tessella.sample.samplers import SAMPLERS
@@ -84,6 +90,7 @@ def test_help_lists_the_settings_of_every_sampler() -> None:
         (ATTENTION_BACKENDS, AttentionBackend),
         (LOW_BIT_PRECISIONS, LowBitPrecision),
         (PRECISIONS, Precision),
+        (CONDITIONS, Conditions),
     ],
 )
 def test_choices_are_those_of_the_types(choices: tuple[str, ...], kind: object) -> None:

@@ -137,16 +137,16 @@ def make(kind: str) -> Generator:
     generator: Any = build_generator(CONFIGS[kind], SPEC).eval()
     generator.tokenizer, generator.classes = Reader(), CLASSES
 
-    def flips(bits: Tensor, t: Tensor, labels: Tensor, valid: Any = None) -> Tensor:
+    def flips(bits: Tensor, t: Tensor, labels: Tensor, *rest: Any) -> Tensor:
         rate = generator.diffusion.flip_rate(t)[:, None]
         wrong = (bits.flatten(1)[:, None] != STRINGS).sum(-1)
         ones = posterior(wrong * rate.log() + (6 - wrong) * (1 - rate).log(), labels)
         return torch.where(bits == 1, -ones, ones)
 
-    def believe(beliefs: Tensor, t: Tensor, labels: Tensor, valid: Any = None) -> Tensor:
+    def believe(beliefs: Tensor, t: Tensor, labels: Tensor, *rest: Any) -> Tensor:
         return posterior(beliefs.flatten(1) @ STRINGS.double().T, labels)
 
-    def continuation(codes: Tensor, labels: Tensor) -> Tensor:
+    def continuation(codes: Tensor, labels: Tensor, *rest: Any) -> Tensor:
         given, scores = codes.flatten(1), []
         for place in range(6):
             fits = (given[:, None, :place] == STRINGS[:, :place]).all(-1)
@@ -339,7 +339,7 @@ def test_labels_that_mean_something_else_are_refused() -> None:
 
 def test_predictions_that_are_not_finite_are_an_error() -> None:
     generator: Any = make("ar")
-    generator.logits = lambda codes, labels: torch.full((*codes.shape, 2), torch.nan)
+    generator.logits = lambda codes, *rest: torch.full((*codes.shape, 2), torch.nan)
     with pytest.raises(ValueError, match="bits: the predicted logits are not finite"):
         measure_bits(generator, Bits())
 

@@ -24,7 +24,7 @@ from tessella.cli.main import main
 from tessella.data.images import save_png, to_float
 from tessella.data.npz_source import NpzSource
 from tessella.data.sources import open_source
-from tessella.evaluation import samples as evaluate_samples
+from tessella.evaluation import conditions as evaluate_conditions
 from tessella.evaluation.image_set import ImageSet, Networks
 from tessella.evaluation.reference import _moments_of, _use_moments, cache_file, read_reference
 from tessella.metrics.frechet import FrechetStatistics, frechet_distance
@@ -281,7 +281,7 @@ def refuse_to_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(*args: object, **kwargs: object) -> Tokens:
         raise AssertionError("a sample was drawn")
 
-    monkeypatch.setattr(evaluate_samples, "generate_batches", drawn)
+    monkeypatch.setattr(evaluate_conditions, "generate_batches", drawn)
 
 
 def test_reference_images_are_refused_before_the_first_sample(

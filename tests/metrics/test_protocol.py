@@ -1,15 +1,19 @@
 """Protocols: ids that tell measurements apart, presets that refuse, labels, rounding, hashes."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import tessella
 from tessella.metrics.catalogue import describe_metric, metric_values
 from tessella.metrics.image_hash import ImageHash
 from tessella.metrics.presets import PRESETS, balanced_labels, choose_labels, find_preset
 from tessella.metrics.protocol import (
+    LATER,
     Protocol,
     ProtocolError,
     ProtocolMismatch,
@@ -52,6 +56,30 @@ def test_every_field_is_part_of_the_id() -> None:
 def test_the_id_of_a_protocol_never_changes() -> None:
     """A change here makes every stored number incomparable: raise `version` and say so."""
     assert bound().id == "bundled-4d72a4da"
+
+
+def test_protocols_from_before_captions_keep_their_ids() -> None:
+    """What is stored in the cards of shipped models, and what has the fields that came later."""
+    protocol = bound()
+    stored = {name: value for name, value in protocol.to_dict().items() if name not in LATER}
+    assert Protocol.from_dict(stored) == protocol
+    captions = bound(conditions="12 captions of the reference, #0a1b2c3d")
+    assert captions.id != protocol.id
+    assert Protocol.from_dict(captions.to_dict()) == captions
+    cards = sorted((Path(tessella.__file__).parent / "assets" / "models").glob("*/card.json"))
+    texts = [card.read_text(encoding="utf-8") for card in cards]
+    found = [stored for text in texts for stored in protocols_in(json.loads(text))]
+    assert found
+    for stored in found:
+        assert Protocol.from_dict(stored).id == stored["id"]
+
+
+def protocols_in(value: Any) -> list[dict[str, Any]]:
+    """Every protocol inside a document."""
+    if isinstance(value, dict):
+        inner = [found for part in value.values() for found in protocols_in(part)]
+        return [value, *inner] if "reference_hash" in value else inner
+    return [f for part in value for f in protocols_in(part)] if isinstance(value, list) else []
 
 
 def test_frozen_and_back_from_json() -> None:

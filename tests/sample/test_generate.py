@@ -174,7 +174,10 @@ def test_progress_counts_images(
         ({"labels": [True]}, "labels: expected whole numbers"),
         ({"labels": [[0]]}, "labels: expected whole numbers"),
         ({"labels": [0, 1], "seeds": [0]}, r"must agree, found \[2, 1, None\]"),
-        ({"labels": [0, 1], "num": 3}, r"labels, seeds and num must agree, found \[2, 3\]"),
+        (
+            {"labels": [0, 1], "num": 3},
+            r"labels, seeds, prompts and num must agree, found \[2, 3\]",
+        ),
         ({"labels": []}, "expected at least one image"),
         ({"num": 0}, "expected at least one image"),
         ({"num": 1, "batch_size": 0}, "batch_size: expected at least 1, found 0"),

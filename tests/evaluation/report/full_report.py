@@ -115,6 +115,18 @@ def full_report(*, nasty: bool = False, **fields: Any) -> dict[str, Any]:
             "precision": metric(0.8841, 0.01, better="higher"),
             "copies": metric(0.0065, group="memorisation"),
         },
+        "alignment": {
+            "features": "efflite0#57934424",
+            "vectors": "words#775a8a44",
+            "ridge": 3.1622776601683795,
+            "num_pairs": 1381,
+            "num_captions": 1380,
+            "num_samples": 1381,
+            "floor": {"alignment_recall_10": 0.0072, "alignment_8": 0.1227},
+            "num_ceiling": 154,
+            "ceiling": {"alignment_recall_10": 0.2338, "alignment_8": float("nan")},
+        },
+        "captions": ["yawning face", text],
         "notes": [
             "FID at 154 images is mostly bias: 154 real validation images get 100.9.",
             "1 of the 1,381 reference images is a near copy of another."

@@ -21,6 +21,7 @@ from tessella.evaluation.report.compare import (
     marks,
 )
 from tessella.evaluation.report.report import ReportError, write_report
+from tessella.tests import browser as browsing
 
 
 def beside(name: str) -> ModuleType:
@@ -35,7 +36,6 @@ def beside(name: str) -> ModuleType:
 
 
 support = beside("full_report")
-browsing = beside("browser")
 metric = support.metric
 
 
@@ -153,6 +153,16 @@ def test_what_is_missing_is_said(two: list[Path], tmp_path: Path) -> None:
     assert "Not of one device: maskbit (a) cpu, maskbit (b) NVIDIA H100." in notes
     assert "Protocol, reference: emoji (train) against my emoji (train)." in notes
     assert "maskbit (b): Only this one." in notes
+
+
+def test_a_report_from_before_captions_is_of_the_same_protocol(
+    two: list[Path], tmp_path: Path
+) -> None:
+    report = json.loads((two[1] / "report.json").read_text(encoding="utf-8"))
+    for field in ("conditions", "alignment"):
+        del report["protocol"][field]
+    (two[1] / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    assert "Protocol, " not in "\n".join(compare_reports(two, tmp_path / "out")["notes"])
 
 
 def test_the_metric_of_the_chart() -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from tessella.evaluation.report.charts import Line, MissingCharts, line_chart, require_charts
 from tessella.evaluation.report.page import column_texts, fact_text, measured_text, number_text
 from tessella.evaluation.report.report import ReportError, read_report, write_report
+from tessella.tests import browser as browsing
 
 
 def beside(name: str) -> ModuleType:
@@ -31,7 +32,6 @@ def beside(name: str) -> ModuleType:
 
 
 support = beside("full_report")
-browsing = beside("browser")
 full_report, pictures_of, metric = support.full_report, support.pictures_of, support.metric
 needs_chromium = pytest.mark.skipif(
     not browsing.CHROMIUM.exists(), reason="needs Debian package chromium"
@@ -154,9 +154,22 @@ def test_page_says_protocol_spread_seeds_and_floor(written: Path) -> None:
     assert "and 2 more, see report.json" in said
 
 
+def test_page_puts_alignment_between_real_images_and_shuffled_captions(tmp_path: Path) -> None:
+    aligned = metric(0.5132, 0.01, better="higher", group="alignment")
+    report = full_report(curves=[], pictures=[])
+    report["metrics"] |= {"alignment_8": aligned}
+    write_report(tmp_path, report, {})
+    said = " ".join(" ".join(Links((tmp_path / "report.html").read_text("utf-8")).words).split())
+    assert "154 real validation images, their own captions 0.2338 n/a" in said
+    assert "these images, their own captions not given 0.513 ± 0.010" in said
+    assert "1,381 samples, captions of other samples 0.0072 0.1227" in said
+    assert "from efflite0#57934424 to words#775a8a44, learned from 1,381 real images" in said
+    assert "(strength 3.162)" in said and "looked for among 1,380" in said
+
+
 def test_reconstructions_without_extras_have_a_page(tmp_path: Path) -> None:
     report = full_report(kind="reconstructions", curves=[], pictures=[], notes=[], per_class=None)
-    report = without(without(report, "floor"), "broken")
+    report = without(without(without(report, "floor"), "broken"), "alignment")
     report["subject"] |= {"parameters": None, "bits_per_image": None}
     report["metrics"] = {"PSNR": metric(21.25, unit="dB", better="higher", group="pixels")}
     write_report(tmp_path, report, {})
@@ -188,6 +201,7 @@ def test_headline_is_chosen_or_asked_for(tmp_path: Path) -> None:
         (("subject", "fingerprint"), "report.subject: fingerprint missing"),
         (("metrics", "gFID", "better"), "report.metrics.gFID: better missing"),
         (("floor", "gFID", "mean"), "report.floor.gFID: mean missing"),
+        (("alignment", "ridge"), "report.alignment: ridge missing"),
         (("per_class", "about"), "report.per_class: about missing"),
         (("curves", 0, "protocol"), r"report.curves\[0\]: protocol missing"),
         (("curves", 0, "lines", 1, "y"), r"report.curves\[0\].lines\[1\]: y missing"),
@@ -208,6 +222,8 @@ def test_missing_keys_are_named(tmp_path: Path, path: tuple[Any, ...], message: 
         (lambda r: r["metrics"]["gFID"].update(mean=True), "FID.mean: True, expected a number"),
         (lambda r: r["metrics"]["gFID"].update(better="less"), "expected lower, higher or none"),
         (lambda r: r["metrics"].clear(), "expected at least one metric"),
+        (lambda r: r["alignment"]["floor"].update(a="0"), "alignment.floor.*expected a number"),
+        (lambda r: r.update(captions="none"), "captions: 'none', expected a list"),
         (lambda r: r.update(kind="images"), "expected one of samples, reconstructions"),
         (lambda r: r.update(format=2), "format 2.*newer version"),
         (lambda r: r["per_class"]["rows"][0].pop(), r"rows\[0\].*expected 4 cells"),

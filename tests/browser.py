@@ -14,7 +14,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +39,8 @@ _FLAGS = (
     "--metrics-recording-only",
     "--mute-audio",
     "--hide-scrollbars",
-    "--host-resolver-rules=MAP * ~NOTFOUND",  # nothing outside can be reached, only asked for
+    # Nothing outside can be reached, only asked for.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
 
@@ -126,7 +127,7 @@ class Browser:
 
     def visit(
         self,
-        file: Path,
+        place: Path | str,
         expressions: Sequence[str] = (),
         *,
         width: int = 1280,
@@ -134,10 +135,10 @@ class Browser:
         dark: bool = False,
         screenshot: Path | None = None,
     ) -> Visit:
-        """Open a file, wait until it is loaded, evaluate expressions, and take its picture.
+        """Open a page, wait until it is loaded, evaluate expressions, and take its picture.
 
         Args:
-            file: HTML file.
+            place: HTML file, or an address.
             expressions: JavaScript; promises are awaited, values must fit JSON.
             width: Of the window, in CSS pixels.
             height: Of the window, in CSS pixels.
@@ -147,13 +148,46 @@ class Browser:
         Raises:
             BrowserError: If the browser does not answer, or an expression fails.
         """
-        visit = Visit(file.resolve().as_uri())
+        with self.page(place, width=width, height=height, dark=dark) as page:
+            for expression in expressions:
+                page.visit.values.append(page.evaluate(expression))
+            if screenshot is not None:
+                page.screenshot(screenshot)
+        return page.visit
+
+    @contextlib.contextmanager
+    def page(
+        self,
+        place: Path | str,
+        *,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        scale: float = 1,
+        touch: bool = False,
+    ) -> Iterator["Page"]:
+        """Open a page and wait until it is loaded; what happened on it is in `visit` afterwards.
+
+        Args:
+            place: HTML file, or an address.
+            width: Of the window, in CSS pixels.
+            height: Of the window, in CSS pixels.
+            dark: Whether the page is told to prefer dark colours.
+            scale: Pixels of the screen for each CSS pixel.
+            touch: Whether drags are those of a finger.
+
+        Raises:
+            BrowserError: If the browser does not answer.
+        """
+        visit = Visit(place.resolve().as_uri() if isinstance(place, Path) else place)
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Network", "Log", "Runtime", "Page"):
+        for domain in ("Network", "Log", "Runtime", "Page", "DOM"):
             self._ask(f"{domain}.enable", session)
-        window = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        window = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
         self._ask("Emulation.setDeviceMetricsOverride", session, **window)
+        if touch:
+            self._ask("Emulation.setTouchEmulationEnabled", session, enabled=True)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._ask("Emulation.setEmulatedMedia", session, features=[scheme])
         self._events.clear()
@@ -161,32 +195,12 @@ class Browser:
         if "errorText" in answer:
             raise BrowserError(f"{visit.url}: {answer['errorText']}")
         self._until("Page.loadEventFired", session)
-        for expression in expressions:
-            answer = self._ask(
-                "Runtime.evaluate",
-                session,
-                expression=expression,
-                awaitPromise=True,
-                returnByValue=True,
-            )
-            if "exceptionDetails" in answer:
-                details = answer["exceptionDetails"]
-                said = details.get("exception", {}).get("description", details["text"])
-                raise BrowserError(f"{expression}: {said}")
-            visit.values.append(answer["result"].get("value"))
-        if screenshot is not None:
-            size = self._ask("Page.getLayoutMetrics", session)["cssContentSize"]
-            clip = {"x": 0, "y": 0, "width": width, "height": size["height"], "scale": 1}
-            shot = self._ask(
-                "Page.captureScreenshot", session, clip=clip, captureBeyondViewport=True
-            )
-            screenshot.write_bytes(base64.b64decode(shot["data"]))
+        yield Page(self, session, visit, touch)
         self._settle(0.15)
         for event in self._events:
             if event.get("sessionId") == session:
                 _note(visit, event["method"], event["params"])
         self._ask("Target.closeTarget", targetId=target)
-        return visit
 
     def _ask(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         """Send a command and wait for its answer; events on the way are kept."""
@@ -240,6 +254,130 @@ class Browser:
             self._pending += blob
         message, _, self._pending = self._pending.partition(b"\0")
         return json.loads(message)
+
+
+class Page:
+    """An open page, with the hands of somebody who uses it: real events of mouse and keyboard.
+
+    Attributes:
+        visit: What happened on it, once it is closed.
+    """
+
+    def __init__(self, browser: Browser, session: str, visit: Visit, touch: bool = False) -> None:
+        self._browser, self._session, self.visit, self._touch = browser, session, visit, touch
+
+    def evaluate(self, expression: str) -> Any:
+        """Value of JavaScript, which must fit JSON; promises are awaited.
+
+        Raises:
+            BrowserError: If it fails.
+        """
+        answer = self._ask(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
+        if "exceptionDetails" in answer:
+            details = answer["exceptionDetails"]
+            said = details.get("exception", {}).get("description", details["text"])
+            raise BrowserError(f"{expression}: {said}")
+        return answer["result"].get("value")
+
+    def wait(self, expression: str, *, seconds: float = 60.0) -> None:
+        """Wait until JavaScript is true.
+
+        Raises:
+            BrowserError: If it is not in time.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.evaluate(expression):
+            if time.monotonic() > deadline:
+                raise BrowserError(f"{expression}: not true within {seconds:g} seconds")
+            time.sleep(0.05)
+
+    def click(self, selector: str) -> None:
+        """Click into the middle of an element."""
+        self.drag(selector, [(0.5, 0.5)])
+
+    def drag(self, selector: str, points: Sequence[tuple[float, float]]) -> None:
+        """Press at the first point, move to the others and let go; a single point is a click.
+
+        Args:
+            selector: CSS selector of an element, which must be the one on top at the first point.
+            points: Shares of its width and height.
+
+        Raises:
+            BrowserError: If there is no such element, or something covers it.
+        """
+        box = self.evaluate(
+            f"""(() => {{
+              const element = document.querySelector({json.dumps(selector)});
+              element.scrollIntoView({{block: "center", behavior: "instant"}});
+              const box = element.getBoundingClientRect();
+              const [x, y] = {json.dumps(points[0])};
+              const top = document.elementFromPoint(
+                box.left + x * box.width, box.top + y * box.height);
+              return [box.left, box.top, box.width, box.height, element.contains(top)];
+            }})()"""
+        )
+        if not box[4]:
+            raise BrowserError(f"{selector}: covered by something, or outside of the window")
+        left, top, width, height = box[:4]
+        places = [{"x": left + x * width, "y": top + y * height} for x, y in points]
+        if self._touch and len(places) > 1:
+            kinds = ["touchStart", *["touchMove"] * (len(places) - 1)]
+            for kind, place in zip(kinds, places, strict=True):
+                self._ask("Input.dispatchTouchEvent", type=kind, touchPoints=[place])
+            self._ask("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+            return
+        button = {"button": "left", "buttons": 1, "clickCount": 1}
+        self._ask("Input.dispatchMouseEvent", type="mouseMoved", **places[0])
+        self._ask("Input.dispatchMouseEvent", type="mousePressed", **places[0], **button)
+        for place in places[1:]:
+            self._ask("Input.dispatchMouseEvent", type="mouseMoved", **place, **button)
+        self._ask("Input.dispatchMouseEvent", type="mouseReleased", **places[-1], **button)
+
+    def press(self, key: str, times: int = 1) -> None:
+        """Press a key by its name, e.g. `Tab`, `Enter`, `ArrowLeft` or a space."""
+        code, number = {" ": ("Space", 32), "Enter": ("Enter", 13), "Tab": ("Tab", 9)}.get(
+            key, (key, {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}.get(key))
+        )
+        text = {" ": {"text": " "}, "Enter": {"text": "\r"}}.get(key, {})
+        which = {"key": key, "code": code, "windowsVirtualKeyCode": number}
+        for _ in range(times):
+            kind = "keyDown" if text else "rawKeyDown"
+            self._ask("Input.dispatchKeyEvent", type=kind, **which, **text)
+            self._ask("Input.dispatchKeyEvent", type="keyUp", **which)
+
+    def fill(self, selector: str, text: str) -> None:
+        """Replace the text of a field by typing."""
+        self.evaluate(f"document.querySelector({json.dumps(selector)}).select()")
+        self._ask("Input.insertText", text=text)
+
+    def choose(self, selector: str, value: str) -> None:
+        """Choose an option of a list by its value."""
+        self.evaluate(
+            f"""(() => {{
+              const list = document.querySelector({json.dumps(selector)});
+              list.value = {json.dumps(value)};
+              list.dispatchEvent(new Event("change", {{bubbles: true}}));
+            }})()"""
+        )
+
+    def upload(self, selector: str, file: Path) -> None:
+        """Choose a file in an input for files."""
+        root = self._ask("DOM.getDocument")["root"]["nodeId"]
+        node = self._ask("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self._ask("DOM.setFileInputFiles", nodeId=node, files=[str(file.resolve())])
+
+    def screenshot(self, path: Path) -> None:
+        """Write a PNG of the whole page."""
+        metrics = self._ask("Page.getLayoutMetrics")
+        width, height = metrics["cssLayoutViewport"]["clientWidth"], metrics["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": width, "height": height["height"], "scale": 1}
+        shot = self._ask("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return self._browser._ask(method, self._session, **parameters)
 
 
 def _note(visit: Visit, method: str, parameters: dict[str, Any]) -> None:
