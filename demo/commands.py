@@ -18,7 +18,7 @@ STOPPED = 130
 
 
 class CommandStopped(UserError):
-    """Raised when Ctrl-C ended a command, which has then saved what it had."""
+    """Raised when Ctrl-C or SIGTERM ended a command, which has then saved what it had."""
 
 
 class CommandFailed(UserError):
@@ -34,7 +34,8 @@ def tell(text: str) -> None:
 def tessella(*words: str) -> None:
     """Run a command of `tessella` with this Python, shown first as it would be typed.
 
-    Ctrl-C on a terminal reaches the command as well, which is given the time to save.
+    Ctrl-C on a terminal reaches the command as well, SIGTERM is passed on; the command is given the
+    time to save.
 
     Raises:
         CommandStopped: If it was ended by Ctrl-C.
@@ -45,8 +46,9 @@ def tessella(*words: str) -> None:
         words = (*words, "--quiet")
     else:
         click.secho(line, bold=True, err=True, color=allows_color())
-    with _interrupts() as interrupted:
-        done = subprocess.Popen([sys.executable, "-m", "tessella.cli.main", *words]).wait()
+    command = subprocess.Popen([sys.executable, "-m", "tessella.cli.main", *words])
+    with _interrupts(command) as interrupted:
+        done = command.wait()
     if interrupted or done == STOPPED:
         raise CommandStopped(f"stopped: {line}")
     if done:
@@ -54,12 +56,14 @@ def tessella(*words: str) -> None:
 
 
 @contextmanager
-def _interrupts() -> Iterator[list[Any]]:
+def _interrupts(command: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM in a block, collected in place of an interruption."""
-    found: list[Any] = []
+    found: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         found.append(number)
+        if number == signal.SIGTERM:  # unlike Ctrl-C, it was sent to this process alone
+            command.terminate()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -172,7 +172,11 @@ def _picture(image: Image.Image) -> dict[str, Any]:
     return {"data": png_uri(file.getvalue()), "width": image.width, "height": image.height}
 
 
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _machine() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = f"{cores} core" + "s" * (cores != 1)
+    count = f"{cores()} core" + "s" * (cores() != 1)
     return f"{platform.system()} {platform.machine()}, {count}, torch {torch.__version__}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from tessella.cli.options import one_clear_error
+from tessella.cli.options import chosen_device, one_clear_error
 from tessella.files import some_of
 from tessella.progress import quiet_option
 
@@ -80,20 +80,24 @@ def main(out: Path | None, minutes: float, data: str | None, picture: Path | Non
     started, out = time.perf_counter(), choose_folder(out)
     from tessella.checkpoints import load_generator
     from tessella.demo.commands import CommandStopped, tell
-    from tessella.demo.demo_page import Shown, write_page
+    from tessella.demo.demo_page import Shown, cores, write_page
     from tessella.demo.own_pictures import open_pictures
     from tessella.demo.shipped import (
         default_picture,
         draw_rounds,
         encode_picture,
+        fastest_threads,
         inpaint,
         open_picture,
     )
     from tessella.demo.tuning import tune
 
     shown_picture = default_picture() if picture is None else open_picture(picture)
-    generator = load_generator(GENERATOR)
+    generator = load_generator(GENERATOR, device=chosen_device(None))
     pictures = open_pictures(data, generator.tokenizer.resolution)
+    threads = None
+    if generator.tokenizer.device.type == "cpu":
+        threads = fastest_threads(generator.tokenizer, cores())
     tell(f"writing to {out}; drawing, encoding and editing with {GENERATOR}")
     encoded, edited = encode_picture(generator.tokenizer, shown_picture), inpaint(generator)
     words, classes = draw_rounds(generator)
@@ -104,7 +108,7 @@ def main(out: Path | None, minutes: float, data: str | None, picture: Path | Non
     write_page(page, shown, status=_UNDER_WAY.format(minutes=minutes, time=time.strftime("%H:%M")))
     tell(f"{page} is there after {seconds:.0f} s: open it in a browser")
     try:
-        tuned = tune(pictures, generator, out, minutes)
+        tuned = tune(pictures, generator, out, minutes, threads)
     except (CommandStopped, KeyboardInterrupt):
         write_page(page, shown, status=_STOPPED)
         click.echo(f"stopped; {page} shows the shipped models", err=True)

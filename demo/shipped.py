@@ -33,6 +33,7 @@ PROMPTS = (
 """What is drawn by words; captions of the training are much like these."""
 _SECONDS, _ROUNDS = 25.0, 2
 """Pictures are drawn again with other seeds while this time, for all that is drawn, is not over."""
+_BATCH, _TRIALS = 8, 3  # images that are encoded, and how often, to time a number of threads
 _LONGEST = 256  # longer side in pixels at which a picture is encoded
 _COLLAGE = (4, 2)  # columns and rows of the picture that is encoded where none is given
 _EDITED = "smirking face"  # caption of the held-out emoji that is edited, if it is there
@@ -112,6 +113,34 @@ class Inpainted:
     name: str
 
 
+@torch.no_grad()
+def fastest_threads(tokenizer: Tokenizer, most: int) -> int:
+    """Number of threads with which a batch is encoded fastest on this machine, as it is now.
+
+    Small models are not faster on all of many cores, and on cores that other programs use, threads
+    that wait for each other take several times as long as one.
+
+    Args:
+        tokenizer: Tokenizer on the CPU.
+        most: Most threads; 1, 2, 4 and so on, and this number, are tried.
+
+    Returns:
+        The number, which torch uses from now on.
+    """
+    images = torch.zeros(_BATCH, 3, tokenizer.resolution, tokenizer.resolution)
+    counts = sorted({*(1 << k for k in range(most.bit_length())), most})
+    seconds = dict.fromkeys(counts, math.inf)
+    for _ in range(_TRIALS):
+        for count in counts:
+            torch.set_num_threads(count)
+            started = time.perf_counter()
+            tokenizer.encode(images)
+            seconds[count] = min(seconds[count], time.perf_counter() - started)
+    fastest = min(counts, key=lambda count: seconds[count])
+    torch.set_num_threads(fastest)
+    return fastest
+
+
 def draw_rounds(generator: Generator) -> tuple[list[Drawn], list[Drawn]]:
     """Pictures by words, if the generator reads any, and by classes.
 
@@ -175,7 +204,7 @@ def encode_picture(tokenizer: Tokenizer, picture: Image.Image) -> Encoded:
     fitted = _fitted(picture, tokenizer)
     original = to_tensor(fitted)[None]
     any_size = tokenizer.stride is not None
-    tokens = tokenizer.encode(original, any_size=any_size)
+    tokens = tokenizer.encode(original.to(tokenizer.device), any_size=any_size)
     decoded = tokenizer.decode(tokens, any_size=any_size)
     weights = [_weight("tokens", math.ceil(tokens.bits_per_image / 8), original, decoded)]
     for name, how in FILES.items():

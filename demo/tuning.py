@@ -121,7 +121,13 @@ class Timetable:
         return _rounded(max(self.left - around, GENERATOR_LEAST * self.seconds) / 60)
 
 
-def tune(pictures: OwnPictures, generator: Generator, out: Path, minutes: float) -> Tuned:
+def tune(
+    pictures: OwnPictures,
+    generator: Generator,
+    out: Path,
+    minutes: float,
+    threads: int | None = None,
+) -> Tuned:
     """Fine-tune a generator and its tokenizer, and compare.
 
     Args:
@@ -129,6 +135,7 @@ def tune(pictures: OwnPictures, generator: Generator, out: Path, minutes: float)
         generator: Trained generator with its tokenizer, both loaded from a folder.
         out: Folder for pictures, configs and runs.
         minutes: Length of all of it.
+        threads: Threads of the trainings on a CPU; None: all cores.
 
     Raises:
         CommandStopped: If Ctrl-C ended a training, which has been saved then.
@@ -155,9 +162,10 @@ def tune(pictures: OwnPictures, generator: Generator, out: Path, minutes: float)
 
     asked = TOKENIZER_SHARE * times.seconds
     tell(f"fine-tuning {tokenizer.origin} on {written.train} pictures of {pictures.name}")
-    _train("tokenizer", tokenizer_settings(tokenizer, out, _rounded(asked / 60)), out)
+    settings = tokenizer_settings(tokenizer, out, _rounded(asked / 60), threads)
+    _train("tokenizer", settings, out)
     around = max(0.0, times.done("fine-tuning the tokenizer") - asked)
-    tuned = load_tokenizer(out / "tokenizer" / "tokenizer")
+    tuned = load_tokenizer(out / "tokenizer" / "tokenizer", device=tokenizer.device)
     views = int(min(MOST_VIEWS, max(1, capacity // written.train)))
     name = str(out / "tokenizer" / "tokenizer")
     encode_source(tuned, train, out / "store", views=views, name=name,
@@ -166,9 +174,9 @@ def tune(pictures: OwnPictures, generator: Generator, out: Path, minutes: float)
 
     left = times.generator_minutes(around + measuring)
     tell(f"fine-tuning {generator.origin}; {times.left / 60:.1f} of {minutes:g} minutes are left")
-    _train("generator", generator_settings(generator, out, left), out)
+    _train("generator", generator_settings(generator, out, left, threads), out)
     times.done("fine-tuning the generator")
-    new = load_generator(out / "generator" / "generator", tokenizer=tuned)
+    new = load_generator(out / "generator" / "generator", tokenizer=tuned, device=tokenizer.device)
     after = State(*reconstruct(tuned, originals), draw(new, names, condition))
     times.done("measuring and drawing after")
     return Tuned(
@@ -190,7 +198,7 @@ def encoding_speed(tokenizer: Tokenizer) -> float:
     images = torch.zeros(_SPEED_BATCH, 3, side, side, device=tokenizer.device)
     tokenizer.encode(images[:1])
     started = time.perf_counter()
-    tokenizer.encode(images)
+    tokenizer.encode(images).indices.cpu()  # waits for the device
     return _SPEED_BATCH / max(1e-6, time.perf_counter() - started)
 
 
@@ -232,31 +240,37 @@ def reconstruct(tokenizer: Tokenizer, originals: Tensor) -> tuple[list[Image.Ima
     return [to_pil(image) for image in found[:_SHOWN]], float(psnr(originals, found).mean())
 
 
-def tokenizer_settings(tokenizer: Tokenizer, out: Path, minutes: float) -> TrainTokenizerConfig:
+def tokenizer_settings(
+    tokenizer: Tokenizer, out: Path, minutes: float, threads: int | None
+) -> TrainTokenizerConfig:
     """Config of the tokenizer's fine-tuning: the shipped recipe without a discriminator.
 
     Args:
         tokenizer: Shipped tokenizer.
         out: Folder of the demo, in which the pictures are.
         minutes: Length of the training.
+        threads: Threads on a CPU; None: all cores.
     """
     recipe = read_yaml(_RECIPES / "tokenizer" / "bits_emoji_64.yaml")
     recipe |= {"tokenizer": to_dict(tokenizer.config), "adversarial": None}
     # Codes are in use from the start, and a discriminator would have to learn first.
     unused = ["losses.entropy_boost", "loss_weights.adversarial", "loss_weights.lecam"]
     recipe = apply_overrides(recipe, [f"{name}=null" for name in unused])
-    settings = _tuned(recipe, str(tokenizer.origin), out, minutes, _TOKENIZER_RATE)
+    settings = _tuned(recipe, str(tokenizer.origin), out, _TOKENIZER_RATE, minutes, threads)
     settings["data"]["augment"] = to_dict(_AUGMENT)
     return build_config(TrainTokenizerConfig, settings, name="tokenizer of the demo")
 
 
-def generator_settings(generator: Generator, out: Path, minutes: float) -> TrainGeneratorConfig:
+def generator_settings(
+    generator: Generator, out: Path, minutes: float, threads: int | None
+) -> TrainGeneratorConfig:
     """Config of the generator's fine-tuning on the tokens of the tuned tokenizer.
 
     Args:
         generator: Shipped generator.
         out: Folder of the demo, in which tokens and tokenizer are.
         minutes: Length of the training.
+        threads: Threads on a CPU; None: all cores.
     """
     recipe = read_yaml(_RECIPES / "generator" / "maskbit_emoji_64.yaml")
     recipe |= {
@@ -266,19 +280,19 @@ def generator_settings(generator: Generator, out: Path, minutes: float) -> Train
         "samples": asdict(choose_sampling(generator, None, {})),
         "samples_per_class": 1,
     }
-    settings = _tuned(recipe, str(generator.origin), out, minutes, _GENERATOR_RATE)
+    settings = _tuned(recipe, str(generator.origin), out, _GENERATOR_RATE, minutes, threads)
     settings["data"]["store"] = str(out / "store")
     return build_config(TrainGeneratorConfig, settings, name="generator of the demo")
 
 
 def _tuned(
-    recipe: dict[str, Any], init: str, out: Path, minutes: float, rate: float
+    recipe: dict[str, Any], init: str, out: Path, rate: float, minutes: float, threads: int | None
 ) -> dict[str, Any]:
     """A recipe that starts from a model, for a time; it is measured at its end alone."""
     steps = recipe["run"]["steps"]
     reports = {f"{what}_every": steps for what in ("preview", "evaluate", "checkpoint")}
     recipe["data"] = {"source": str(out / "pictures")}
-    recipe["run"] = recipe["run"] | reports | {"minutes": minutes}
+    recipe["run"] = recipe["run"] | reports | {"minutes": minutes, "cpu_threads": threads}
     rates = [f"optimizer.lr.peak={rate}", f"ema_decay={_AVERAGE}"]
     return apply_overrides(recipe | {"init": init}, rates)
 

@@ -66,13 +66,13 @@ def with_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Commands of the demo run in this process, in one thread; yields those that were run."""
+    """Commands of the demo run in this process; yields those that were run."""
     commands: list[str] = []
 
     def run(*words: str) -> None:
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
-        result = CliRunner().invoke(main, [*words, "run.cpu_threads=1"])
+        result = CliRunner().invoke(main, words)
         assert result.exit_code == 0, result.output
         commands.append(" ".join(words))
 

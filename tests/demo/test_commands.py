@@ -71,6 +71,23 @@ def test_ctrl_c_waits_for_the_command(
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_sigterm_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, f"""
+        import os, signal, sys, time
+        def save(number, frame):
+            print("saved")
+            sys.exit(130)
+        signal.signal(signal.SIGTERM, save)
+        os.kill({os.getpid()}, signal.SIGTERM)
+        time.sleep(60)
+    """)  # fmt: skip
+    with pytest.raises(CommandStopped):
+        commands.tessella("train")
+    assert capfd.readouterr().out == "saved\n"
+
+
 @pytest.mark.parametrize(("value", "bold"), [("", True), ("1", False)])
 def test_no_color_is_respected(value: str, bold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands that are shown are in bold type on a terminal, unless NO_COLOR is set."""

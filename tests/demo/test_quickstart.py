@@ -9,7 +9,7 @@ from PIL import Image
 
 import tessella
 from tessella.checkpoints import load_generator, load_tokenizer
-from tessella.demo import quickstart, tuning
+from tessella.demo import demo_page, quickstart, tuning
 from tessella.demo.commands import CommandStopped
 from tessella.demo.quickstart import choose_folder, main
 
@@ -20,6 +20,7 @@ ROOT = Path(tessella.__file__).parent
 def tiny(with_words: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A tiny model in the place of the shipped one, and a folder to work in, which is returned."""
     monkeypatch.setattr(quickstart, "GENERATOR", str(with_words))
+    monkeypatch.setattr(demo_page, "cores", lambda: 1)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

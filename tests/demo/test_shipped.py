@@ -60,6 +60,25 @@ def test_a_picture_that_is_too_small_is_the_square_of_the_tokenizer(
     assert encoded.original.size == (64, 64) and encoded.shape == (4, 4)
 
 
+@pytest.mark.parametrize(("most", "tried"), [(1, [1]), (2, [1, 2]), (12, [1, 2, 4, 8, 12])])
+def test_the_number_of_threads_is_the_fastest(
+    with_classes: Path, monkeypatch: pytest.MonkeyPatch, most: int, tried: list[int]
+) -> None:
+    """A machine on which four threads are fastest, and one batch is disturbed."""
+    tokenizer, used = load_generator(with_classes).tokenizer, []
+    clock, disturbed = [0.0], [7]
+    monkeypatch.setattr(shipped.torch, "set_num_threads", used.append)
+    monkeypatch.setattr(shipped.time, "perf_counter", lambda: clock[0])
+
+    def encode(images: torch.Tensor) -> None:
+        clock[0] += 1 + abs(used[-1] - 4) + (len(used) in disturbed) * 100
+
+    monkeypatch.setattr(tokenizer, "encode", encode)
+    fastest = min(most, 4)
+    assert shipped.fastest_threads(tokenizer, most) == fastest
+    assert used == [*tried * 3, fastest]
+
+
 @pytest.mark.parametrize(
     ("sizes", "codes", "colour"),
     [

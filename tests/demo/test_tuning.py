@@ -107,9 +107,10 @@ def test_the_configs_start_from_the_models_for_a_time(with_words: Path, tmp_path
     for path in ("bundled:maskbit-emoji-64", str(with_words)):
         generator = load_generator(path)
         tokenizer = generator.tokenizer
-        first = tokenizer_settings(tokenizer, tmp_path, 2.1)
-        second = generator_settings(generator, tmp_path, 3.2)
+        first = tokenizer_settings(tokenizer, tmp_path, 2.1, None)
+        second = generator_settings(generator, tmp_path, 3.2, 2)
         assert (first.run.minutes, second.run.minutes) == (2.1, 3.2)
+        assert (first.run.cpu_threads, second.run.cpu_threads) == (None, 2)
         assert (first.init, second.init) == (tokenizer.origin, path)
         assert to_dict(first.tokenizer) == to_dict(tokenizer.config)
         assert to_dict(second.generator) == to_dict(generator.config)
