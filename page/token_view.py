@@ -100,7 +100,7 @@ def show_tokens(
         square.save(file, **how)
         with Image.open(file) as again:
             read = to_tensor(again.convert("RGB"))[None]
-        rows.append([name, file.tell(), round(float(psnr(original, read)), 1)])
+        rows.append([name, len(file.getvalue()), round(float(psnr(original, read)), 1)])
     return found | {
         "size": list(upload.size),
         "pictures": [square, *found["pictures"]],
