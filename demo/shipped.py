@@ -1,6 +1,5 @@
 """What the shipped models do in the first minute: pictures by words and classes, bits, an edit."""
 
-import io
 import math
 import time
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ..data.sources import open_source
 from ..data.transforms import resize_center_crop
 from ..generators.base import Generator
 from ..metrics.image import psnr
+from ..page.file_sizes import files_of
 from ..sample.pictures import draw_edit, generate_images
 from ..tokenizers.base import Tokenizer
 from ..tokens.tokens import Tokens
@@ -37,14 +37,6 @@ _BATCH, _TRIALS = 8, 3  # images that are encoded, and how often, to time a numb
 _LONGEST = 256  # longer side in pixels at which a picture is encoded
 _COLLAGE = (4, 2)  # columns and rows of the picture that is encoded where none is given
 _EDITED = "smirking face"  # caption of the held-out emoji that is edited, if it is there
-FILES: dict[str, dict[str, Any]] = {
-    "PNG": {"format": "PNG", "optimize": True},
-    "JPEG, quality 75": {"format": "JPEG", "quality": 75, "optimize": True},
-    "JPEG, quality 10": {"format": "JPEG", "quality": 10, "optimize": True},
-    "WebP, quality 75": {"format": "WEBP", "quality": 75, "method": 6},
-    "WebP, quality 10": {"format": "WEBP", "quality": 10, "method": 6},
-}
-"""Files that tokens are compared with, and how Pillow writes them."""
 
 
 @dataclass(frozen=True)
@@ -207,12 +199,8 @@ def encode_picture(tokenizer: Tokenizer, picture: Image.Image) -> Encoded:
     tokens = tokenizer.encode(original.to(tokenizer.device), any_size=any_size)
     decoded = tokenizer.decode(tokens, any_size=any_size)
     weights = [_weight("tokens", math.ceil(tokens.bits_per_image / 8), original, decoded)]
-    for name, how in FILES.items():
-        file = io.BytesIO()
-        fitted.save(file, **how)
-        with Image.open(file) as again:
-            decoded = to_tensor(again.convert("RGB"))[None]
-        weights.append(_weight(name, len(file.getvalue()), original, decoded))
+    for name, num_bytes, read in files_of(fitted):
+        weights.append(_weight(name, num_bytes, original, read))
     shape = tokens.spec.shape if len(tokens.spec.shape) == 2 else (1, tokens.spec.num_tokens)
     return Encoded(
         fitted,

@@ -1,13 +1,11 @@
 """Tokens of a picture for people: what they bring back and weigh, and one changed by hand."""
 
-import io
 import math
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..config import STRICT
@@ -16,18 +14,11 @@ from ..data.transforms import resize_center_crop
 from ..metrics.image import psnr
 from ..tokenizers.base import Tokenizer
 from ..tokens.tokens import Tokens
+from .file_sizes import files_of
 from .job import Job
 from .limits import LIMITS, Limits, read_upload
 from .models import Models
 
-FILES: dict[str, dict[str, Any]] = {
-    "PNG": {"format": "PNG", "optimize": True},
-    "JPEG, quality 75": {"format": "JPEG", "quality": 75, "optimize": True},
-    "JPEG, quality 10": {"format": "JPEG", "quality": 10, "optimize": True},
-    "WebP, quality 75": {"format": "WEBP", "quality": 75, "method": 6},
-    "WebP, quality 10": {"format": "WEBP", "quality": 10, "method": 6},
-}
-"""Files that tokens are compared with, and how Pillow writes them."""
 MOST_CODE = 2**53
 """Largest codebook that is shown; a browser has no larger whole numbers."""
 _DIRECTIONS = 0x5EED  # seed of the directions onto which codes are projected as colours
@@ -78,7 +69,7 @@ def show_tokens(
     Returns:
         The last event: `size` of the upload; `pictures`, the square that the tokenizer sees and
         its reconstruction; `codes`, `shape`, `sizes` and `colours` of the tokens; `bits` of them;
-        `weights`, a row (name, bytes, PSNR in dB) for the tokens and for each of `FILES`.
+        `weights`, a row (name, bytes, PSNR in dB) of the tokens and of each of `file_sizes.FILES`.
 
     Raises:
         ValueError: If there is no such tokenizer, it has too many tokens to be shown, or the
@@ -95,12 +86,8 @@ def show_tokens(
     decoded = to_tensor(found["pictures"][0])[None]
     bytes_of_tokens = math.ceil(tokens.bits_per_image / 8)
     rows = [["tokens", bytes_of_tokens, round(float(psnr(original, decoded)), 1)]]
-    for name, how in FILES.items():
-        file = io.BytesIO()
-        square.save(file, **how)
-        with Image.open(file) as again:
-            read = to_tensor(again.convert("RGB"))[None]
-        rows.append([name, len(file.getvalue()), round(float(psnr(original, read)), 1)])
+    for name, num_bytes, read in files_of(square):
+        rows.append([name, num_bytes, round(float(psnr(original, read)), 1)])
     return found | {
         "size": list(upload.size),
         "pictures": [square, *found["pictures"]],

@@ -10,7 +10,8 @@ from PIL import Image
 
 from tessella.checkpoints import load_generator
 from tessella.demo import shipped
-from tessella.demo.shipped import FILES, colours_of, draw_rounds, encode_picture, inpaint
+from tessella.demo.shipped import colours_of, draw_rounds, encode_picture, inpaint
+from tessella.page.file_sizes import FILES
 from tessella.tokens.tokens import Tokens, TokenSpec
 
 
