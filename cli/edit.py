@@ -7,6 +7,7 @@ import click
 
 from .options import (
     DrawingCommand,
+    check_prompts,
     generator_options,
     one_clear_error,
     open_generator,
@@ -120,6 +121,7 @@ def edit(
     inputs = [path for path in (image, mask_path) if path is not None]
     files = _files_to_write(out, num, overwrite, inputs)
     generator, sampling = open_generator(options)
+    check_prompts(generator, [prompt or ""], negative_prompt, sampling.guidance)
     edited = draw_edit(
         generator,
         image,

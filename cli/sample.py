@@ -8,6 +8,7 @@ import click
 
 from .options import (
     DrawingCommand,
+    check_prompts,
     echo,
     generator_options,
     one_clear_error,
@@ -85,15 +86,12 @@ def sample(
     if out is None and not table:
         raise ValueError("--out: no folder given for the pictures; expected one, or --table")
     from ..collectives import join_processes
-    from ..errors import one_line
     from ..sample.folder import sample_to_folder
     from ..sample.masked_steps import format_table
     from ..sample.request import class_labels
     from ..sample.samplers import sampler_of
 
     texts = list(prompts) if prompts_file is None else _read_prompts(prompts_file)
-    if num is None:
-        num = len(texts) if len(texts) > 1 else 16
     processes = join_processes()
     generator, sampling = open_generator(options)
     if table:
@@ -117,12 +115,10 @@ def sample(
         wanted = [-1]
     else:
         wanted = list(range(generator.num_classes)) or [-1]
-    if generator.text is not None:
-        generator.text.encoder.check(texts)
-        ignored = sorted({word for text in texts for word in generator.text.encoder.unknown(text)})
-        if ignored:
-            words = ", ".join(map(one_line, ignored[:8])) + (", ..." if len(ignored) > 8 else "")
-            echo(f"words that the generator does not know, and ignores: {words}", err=True)
+    check_prompts(generator, texts, negative_prompt, sampling.guidance)
+    if num is None:
+        most = max(len(texts), len(wanted) if texts else 1)
+        num = most if most > 1 else 16
     assert out is not None
     result = sample_to_folder(
         generator,
@@ -153,7 +149,7 @@ def _read_prompts(path: Path) -> list[str]:
     """
     from ..documents import read_text
 
-    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line.strip() for line in read_text(path).removeprefix("\ufeff").splitlines()]
     if not any(lines):
         raise ValueError(f"--prompts {path}: expected a prompt a line, found none")
     return [line for line in lines if line]

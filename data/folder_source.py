@@ -128,7 +128,7 @@ class FolderSource(ImageSource):
         text = f"{os.path.splitext(path)[0]}.txt"
         if text in self._captioned:
             try:
-                caption = (self._base / text).read_text(encoding="utf-8").strip()
+                caption = (self._base / text).read_text(encoding="utf-8-sig").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise BrokenImage(path, f"caption {text}: {error}") from error
         label = self._label[path.split("/", 1)[0]] if self._classes else None

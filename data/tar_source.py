@@ -163,7 +163,7 @@ class TarSource(ImageSource):
                     raise ValueError(f"class_id {other!r} in .json, but {number_of_class} in .cls")
                 record["class_id"] = number_of_class
             if ".txt" in metadata:
-                record["caption"] = self._read(number, metadata[".txt"]).decode().strip()
+                record["caption"] = self._read(number, metadata[".txt"]).decode("utf-8-sig").strip()
             label, caption = record.get("class_id"), record.get("caption")
             most = len(self._named) if self._named is not None else MAX_CLASSES
             if label is not None and not (type(label) is int and 0 <= label < most):

@@ -51,7 +51,7 @@ class AutoregressiveConfig(ClassConditional):
             data has (the training script fills it in).
         codebook_sizes: Sizes in which the code of a position is read and predicted, one per group;
             their product is the tokenizer's. None: as MaskGIT reads it (`MaskGITConfig`).
-        label_dropout: Share of labels hidden, so that guidance works.
+        label_dropout: Share of images whose label and text are hidden, so that guidance works.
         text: Text as a condition; None: the model reads none.
     """
 
@@ -216,13 +216,11 @@ class AutoregressiveGenerator(Generator):
             (B, N, G, K) float32 with K the largest group; -inf beyond the size of a smaller group.
         """
         first = self.embed_condition(labels, text)[:, None]
-        x: Tensor = self.input_dropout(torch.cat([first, self.input(codes)], 1)[:, :-1])
-        if text is None:
-            h = self.trunk(x)
-        else:
+        x, valid, prefix = torch.cat([first, self.input(codes)], 1)[:, :-1], None, 0
+        if text is not None:
             prefix = text.valid.shape[1]
             x, valid = text.prepend_to(x, None)
-            h = self.trunk(x, prefix, valid)[:, prefix:]
+        h = self.trunk(self.input_dropout(x), prefix, valid)[:, prefix:]
         logits: Tensor = self.head(h.flatten(0, 1), codes.flatten(0, 1)).unflatten(
             0, codes.shape[:2]
         )

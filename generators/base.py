@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.low_bit_attention.op import LowBitPrecision
+from ..text.characters import has_text
 from ..tokenizers.base import Tokenizer
 from ..tokens.tokens import Tokens, TokenSpec
 from .conditions import TextCondition, TextConfig, TextTokens
@@ -219,7 +220,7 @@ class Generator(nn.Module):
             whole: Whether every row is as long as the longest text that the model reads, for fixed
                 shapes.
         """
-        if self.text is None or prompts is None or not any(map(str.strip, prompts)):
+        if self.text is None or prompts is None or not (whole or has_text(prompts)):
             return None
         tokens: TextTokens = self.text(prompts, self.text.encoder.max_length if whole else 1)
         return tokens
@@ -243,7 +244,9 @@ class Generator(nn.Module):
         neither = draw < self.config.label_dropout
         if self.text is None:
             return torch.where(neither, self.num_classes, labels), None
-        if prompts is not None and any(map(str.strip, prompts)):
+        if prompts is not None and len(prompts) != len(seeds):
+            raise ValueError(f"prompts: expected {len(seeds)}, one per image, found {len(prompts)}")
+        if prompts is not None and has_text(prompts):
             text = self.text(prompts)
         else:  # something is read all the same: every weight takes part in every step
             text = self.text(["a"] * len(seeds)).kept(torch.zeros_like(neither))

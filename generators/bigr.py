@@ -50,7 +50,7 @@ class BigrConfig(ClassConditional):
         mask_schedule: Schedule gamma of the masked share of an image.
         mask_ratio: Unit for which the masked share is drawn: each `image`, or a whole `batch`
             (published) from the seed of its first image, so that the mask depends on the batch.
-        label_dropout: Share of labels hidden, so that guidance works.
+        label_dropout: Share of images whose label and text are hidden, so that guidance works.
         text: Text as a condition; None: the model reads none.
     """
 

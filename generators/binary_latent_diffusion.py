@@ -45,8 +45,8 @@ class BinaryLatentDiffusionConfig(ClassConditional):
         num_classes: Labels 0 to num_classes - 1; 0: unconditional, without a class token; None: as
             many as the training data has (the training script fills it in).
         null_label: Meaning of "no label": a `learned` token, or no token, `absent` (published).
-        label_dropout: Share of labels hidden, so that guidance works; per image (the reference
-            hides those of a whole batch at once).
+        label_dropout: Share of images whose label and text are hidden, so that guidance works
+            (the reference hides the labels of a whole batch at once).
         text: Text as a condition; None: the model reads none.
     """
 

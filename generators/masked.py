@@ -62,7 +62,7 @@ class MaskedConfig(ClassConditional):
             (published), or `exact`ly round(share * slots) of them, at least 1 (1d-tokenizer).
         unmasked_weight: Weight of visible slots in the loss, relative to 1 for hidden ones.
         label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
-        label_dropout: Share of labels hidden, so that guidance works.
+        label_dropout: Share of images whose label and text are hidden, so that guidance works.
         embedding: Input, class and position terms as torch operations one after the other
             (`plain`), or as one kernel (`fused`: `kernels/`, docs/kernels.md). The same function
             of the same parameters.

@@ -212,7 +212,8 @@ def _describe(
         "attention": generator.attention,
         "sampling": dataclasses.asdict(sampling),
     }
-    with (folder / RECORDS).open("w", encoding="utf-8") as lines:
+    # What UTF-8 does not have, halves of characters in a prompt, is escaped as JSON escapes it.
+    with (folder / RECORDS).open("w", encoding="utf-8", errors="backslashreplace") as lines:
         for i, (label, seed) in enumerate(zip(labels, request.seeds.tolist(), strict=True)):
             record = {"file": file_of(i), "seed": seed, "label": label, "class": names[i]}
             record |= {"prompt": prompts[i]} if prompts else {}

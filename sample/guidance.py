@@ -94,7 +94,7 @@ def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
 
     Args:
         cond: Logits with the label, of any shape.
-        uncond: Logits without a label, of the same shape.
+        uncond: Logits without a condition, or with what guidance leads away from, of that shape.
         scale: Guidance scale; 1 gives `cond`, 0 gives `uncond`. A tensor must broadcast.
 
     Returns:

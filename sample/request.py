@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..generators.base import Generator
+from ..text.characters import has_text
 from ..tokens.tokens import Tokens, TokenSpec
 from .masks import mask_rows
 
@@ -85,9 +86,13 @@ class Request:
         """
         labels = None if labels is None else whole_numbers(labels, "labels")
         seeds = None if seeds is None else whole_numbers(seeds, "seeds")
-        many = [
-            texts if not isinstance(texts, str) else None for texts in (prompts, negative_prompts)
-        ]
+        many = []
+        for name, texts in (("prompts", prompts), ("negative_prompts", negative_prompts)):
+            if texts is not None and not isinstance(texts, Sequence):
+                raise ValueError(
+                    f"{name}: expected a text or a list of texts, found {type(texts).__name__}"
+                )
+            many.append(None if isinstance(texts, str) else texts)
         counts = [len(given) for given in (labels, seeds, *many) if given is not None]
         count = counts[0] if counts else num
         if count is None:
@@ -98,7 +103,9 @@ class Request:
                 "same number of images from each that is given"
             )
         if count < 1:
-            raise ValueError(f"labels, seeds and num: expected at least one image, found {count}")
+            raise ValueError(
+                f"labels, seeds, prompts and num: expected at least one image, found {count}"
+            )
         device = next(generator.parameters()).device
         if known is not None:
             known = _one_each(known.require(generator.spec, reader="the generator"), count)
@@ -246,8 +253,13 @@ def _texts(
         return None
     given = (texts,) * count if isinstance(texts, str) else tuple(texts)
     if generator.text is not None:
-        generator.text.encoder.check(given)
-    elif any(str(text).strip() for text in given):
+        try:
+            generator.text.encoder.check(given)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    if not has_text(given):
+        return None
+    if generator.text is None:
         raise ValueError(
             f"{name}: this generator was trained without text and reads labels at most; expected "
             "none, or a generator whose config has generator.text"

@@ -6,12 +6,14 @@ an encoder of words reads it without a table of its own.
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 _BLANK = {"Cc", "Cs", "Zs", "Zl", "Zp"}
 _SYMBOLS = {"So", "Sm"}
 """Categories of pictographs and arrows; those of ASCII are punctuation."""
 _SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
-_ZERO_WIDTH_SPACE = "\u200b"
+_ZERO_WIDTH = ("\u200b", "\ufeff")
+"""The space of no width, and the byte order mark."""
 _FIRST_REGIONAL = 0x1F1E6
 _FLAG = re.compile("([\U0001f1e6-\U0001f1ff])([\U0001f1e6-\U0001f1ff])")
 
@@ -19,11 +21,21 @@ _FLAG = re.compile("([\U0001f1e6-\U0001f1ff])([\U0001f1e6-\U0001f1ff])")
 def plain(text: str) -> str:
     """Text with single spaces between its words and none around it.
 
-    Control characters, line ends and halves of characters (lone surrogates) are white space.
+    Control characters, line ends, halves of characters (lone surrogates), spaces of no width and
+    byte order marks are white space.
     """
     if not (text.isascii() and text.isprintable()):
-        text = "".join(" " if unicodedata.category(c) in _BLANK else c for c in text)
+        text = "".join(" " if _is_blank(c) else c for c in text)
     return " ".join(text.split())
+
+
+def has_text(texts: Sequence[str] | None) -> bool:
+    """Whether one of the texts is more than white space; None is no texts."""
+    return texts is not None and any(map(plain, texts))
+
+
+def _is_blank(character: str) -> bool:
+    return unicodedata.category(character) in _BLANK or character in _ZERO_WIDTH
 
 
 def spell_symbols(text: str) -> str:
@@ -48,6 +60,6 @@ def _spelled(character: str) -> str:
     category = unicodedata.category(character)
     if category in _SYMBOLS:
         return f" {unicodedata.name(character).lower()} "
-    if character == _ZERO_WIDTH_SPACE:
+    if character == _ZERO_WIDTH[0]:
         return " "
     return "" if category == "Cf" or character in _SKIN_TONES else character

@@ -12,9 +12,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class EMA(Generic[M]):
-    """Exponential moving average of the float parameters; every buffer is copied.
+    """Exponential moving average of the float parameters; every buffer of the state is copied.
 
     Codebooks that are running means themselves are buffers, hence copied and not averaged twice.
+    Buffers outside of the state dict are constants, such as tables of positions or of words.
 
     Args:
         model: Model whose weights are averaged; a copy is made.
@@ -25,6 +26,8 @@ class EMA(Generic[M]):
         self.max_decay = max_decay
         self.num_updates = 0
         self.module: M = copy.deepcopy(model).float().eval().requires_grad_(False)
+        stored = self.module.state_dict()
+        self._state_buffers = [(n, b) for n, b in self.module.named_buffers() if n in stored]
 
     @torch.no_grad()
     def update(self, model: M) -> None:
@@ -33,6 +36,6 @@ class EMA(Generic[M]):
         shadow: list[Tensor] = list(self.module.parameters())
         live = [parameter.detach().float() for parameter in model.parameters()]
         torch._foreach_lerp_(shadow, live, 1 - decay)
-        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
-            ours.copy_(theirs)
+        for name, ours in self._state_buffers:
+            ours.copy_(model.get_buffer(name))
         self.num_updates += 1

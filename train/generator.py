@@ -36,6 +36,7 @@ from tessella.train.generator_recipe import (
     check_captions,
     check_val_source,
     resolve_generator,
+    some_captions,
 )
 from tessella.train.generator_run import GeneratorRun
 from tessella.train.health import loss_alarms, memorization_alarms, prediction_alarms
@@ -155,6 +156,7 @@ def train(
         )
     config = resolve_generator(config, num_classes_of(source if store is None else store))
     run, num_classes = config.run, config.generator.num_classes or 0
+    reads_text = config.generator.text is not None
     accelerator = build_accelerator(run, out)
     main, device = accelerator.is_main_process, accelerator.device
     tokenizer = load_tokenizer(config.tokenizer, device=device)
@@ -163,7 +165,7 @@ def train(
     reader: TokenReader
     if store is not None:
         store = open_store(store.path, tokenizer)
-        reader = StoreReader(store, num_classes, run.seed)
+        reader = StoreReader(store, num_classes, run.seed, captions=reads_text)
     else:  # it reads the images, or shows that the store to be written can be
         reader = ImageReader(
             source, tokenizer, data.augment, num_classes, run.seed, data.num_workers
@@ -174,10 +176,14 @@ def train(
         tokenizer, val_source, num_classes, batch_size, EVAL_IMAGES, broken=broken
     )
     classes = source.classes if store is None else store.classes
-    check_captions(config, validation.captions, f"{val_source.name} ({val_source.split})")
-    if store is not None:
-        check_captions(config, map(str, filter(None, store.captions)), str(store.path))
     state = GeneratorRun(config, accelerator, tokenizer, classes)
+    if reads_text:
+        name = f"{source.name} ({source.split})" if store is None else str(store.path)
+        captions = some_captions(source) if store is None else store.captions
+        check_captions(state.generator, captions, name)
+        check_captions(
+            state.generator, validation.captions, f"{val_source.name} ({val_source.split})"
+        )
     # The first update of the averaged weights replaces what is fitted here to try the sampler.
     tried = validation.to(device)
     state.ema.module.calibrate(tried.tokens, tried.labels, seed=run.seed)
@@ -215,11 +221,13 @@ def train(
             write_store(config, source, tokenizer, own_store)
         accelerator.wait_for_everyone()
         store = open_store(own_store, tokenizer)
-        reader = StoreReader(store, num_classes, run.seed)
+        reader = StoreReader(store, num_classes, run.seed, captions=reads_text)
     facts = facts_of_run(accelerator) | facts_of_source("validation", val_source)
     facts |= facts_of_source("images", source) if data.store is None else {}
     facts |= {"tokens": {"count": len(reader), "hash": reader.fingerprint}}
     facts |= {"fingerprint of the tokenizer": tokenizer.fingerprint}
+    if state.generator.text is not None:
+        facts |= {"fingerprint of the text encoder": state.generator.text.encoder.fingerprint}
     if resume:
         resume_run(folder, state, config, facts, changed=changed)
         if config.init is not None and state.step == 0:

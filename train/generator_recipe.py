@@ -1,5 +1,6 @@
 """Config of one generator training run: the dataclasses behind `configs/generator/*.yaml`."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,17 +8,24 @@ from typing import Any, Literal
 
 from ..config import STRICT, ConfigError
 from ..data.image_source import ImageSource, SourceSettings
+from ..data.images import BrokenImage
+from ..data.loader import evenly_spaced
 from ..data.splits import VAL_SHARE
 from ..data.train_val import held_out
 from ..data.transforms import AugmentConfig
+from ..generators.base import Generator
 from ..generators.build import GeneratorConfig
 from ..sample.sampler import Sampling
 from ..sample.samplers import build_sampling
+from ..text.characters import plain
 from ..tokens.store import TokenStore
 from .engine import OptimizerConfig, RunConfig
 from .initial import check_ignored
 from .launcher import choose_precision
 from .schedules import lr_at
+
+LOOKED_AT = 64
+"""Images of a source whose captions are looked at before a training begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,17 +174,41 @@ def resolve_generator(config: TrainGeneratorConfig, num_classes: int) -> TrainGe
     return dataclasses.replace(config, run=run, generator=generator, samples=samples)
 
 
-def check_captions(config: TrainGeneratorConfig, captions: Iterable[str], name: str) -> None:
-    """Refuse to learn text from data without a caption.
+def check_captions(generator: Generator, captions: Iterable[str | None], name: str) -> None:
+    """Refuse to learn text from data without a caption that can be read.
+
+    Args:
+        generator: Generator to be trained.
+        captions: Captions of some or all images.
+        name: Name of the data, for the message.
 
     Raises:
-        ConfigError: If the generator reads text, and every caption is empty.
+        ConfigError: If the generator reads text, and no caption has a word that it knows.
     """
-    if config.generator.text is not None and not any(captions):
+    if generator.text is None:
+        return
+    given = {plain(caption) for caption in captions if caption} - {""}
+    if not given:
         raise ConfigError(
             f"generator.text: {name} has no captions to learn from; expected a text file beside "
             "each image, or the caption of a tar or data set; generator.text=null trains without"
         )
+    encoder = generator.text.encoder
+    if not any(encoder.count(caption) for caption in given):
+        raise ConfigError(
+            f"generator.text: {name} has captions of which the text encoder '{encoder.name}' knows "
+            "no word; expected English for words and minilm, or generator.text={encoder: {type: "
+            "bytes}}"
+        )
+
+
+def some_captions(source: ImageSource) -> list[str | None]:
+    """Captions of images that are evenly spaced in a source, of at most 64 that can be read."""
+    found: list[str | None] = []
+    for index in evenly_spaced(len(source), min(len(source), LOOKED_AT)):
+        with contextlib.suppress(BrokenImage):
+            found.append(source.read(index).caption)
+    return found
 
 
 def check_val_source(config: TrainGeneratorConfig, store: TokenStore, val: ImageSource) -> None:

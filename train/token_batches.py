@@ -102,6 +102,7 @@ class StoreReader:
         store: Token store, already checked against its tokenizer.
         num_classes: Number of classes; larger labels are refused. 0: labels are not checked.
         seed: Seed of the order.
+        captions: Whether batches have captions; otherwise they are empty.
         memory: Largest packed size that is held in memory, in bytes.
 
     Raises:
@@ -109,7 +110,13 @@ class StoreReader:
     """
 
     def __init__(
-        self, store: TokenStore, num_classes: int, seed: int, memory: int = MEMORY_BYTES
+        self,
+        store: TokenStore,
+        num_classes: int,
+        seed: int,
+        *,
+        captions: bool = False,
+        memory: int = MEMORY_BYTES,
     ) -> None:
         self._store, self._labels, self._seed = store, store.labels, seed
         shards = "".join(shard.sha256 for shard in store.header.shards)
@@ -119,7 +126,7 @@ class StoreReader:
         self._packed = store.packed if fits else None
         self._lengths = store.lengths
         self._ids = store.ids if fits else None
-        self._captions = [caption or "" for caption in store.captions]
+        self._captions = [caption or "" for caption in store.captions] if captions else None
 
     def __len__(self) -> int:
         return len(self._store)
@@ -144,7 +151,8 @@ class StoreReader:
         )
         for keys in sampler:
             rows, numbers = torch.tensor(keys, dtype=torch.int64).T.contiguous()
-            captions = [self._captions[row] for row in rows.tolist()]
+            known = self._captions
+            captions = [known[row] if known else "" for row in rows.tolist()]
             tokens, labels = self._tokens(rows), self._labels[rows]
             yield TokenBatch(tokens, labels, captions, self._names(rows), numbers)
 

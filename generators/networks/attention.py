@@ -52,7 +52,7 @@ def attention(
         k: Keys, (B, N, heads, dim).
         v: Values, of the shape of `k`.
         valid: True at positions that may be attended to, (B, N) bool; None: all. With `causal` a
-            query that sees none of them gets 0.
+            query sees itself in any case: no kernel then has a row without a key.
         causal: Whether a query sees only the keys up to its own position; a single query stands at
             the last one.
         dropout: Probability of dropping an attention weight; `low_bit` has none.
@@ -109,7 +109,7 @@ def compute_attention(
         return _xformers(q, k, v, valid, dropout, causal)
     mask = None if valid is None else valid[:, None, None, :]
     if causal and mask is not None:
-        mask, causal = mask & _triangle(q.shape[1], q.device), False
+        mask, causal = _causal_mask(mask, q.shape[1]), False
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     if kernel == "plain":
         return _plain(q, k, v, mask, dropout, causal).transpose(1, 2)
@@ -184,6 +184,12 @@ def _triangle(size: int, device: torch.device) -> Tensor:
     return torch.ones(size, size, dtype=torch.bool, device=device).tril()
 
 
+def _causal_mask(valid: Tensor, size: int) -> Tensor:
+    """Which keys a query sees: valid ones up to its own, and its own; (..., size, size) bool."""
+    itself = torch.eye(size, dtype=torch.bool, device=valid.device)
+    return valid & _triangle(size, valid.device) | itself
+
+
 def _plain(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool
 ) -> Tensor:
@@ -210,7 +216,7 @@ def _xformers(
     bias = ops.LowerTriangularMask() if causal else None
     if valid is not None:
         seen = valid[:, None, :].expand(-1, q.shape[1], -1)
-        seen = seen & _triangle(q.shape[1], q.device) if causal else seen
+        seen = _causal_mask(seen, q.shape[1]) if causal else seen
         bias = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf)
         bias = F.pad(bias, (0, -valid.shape[1] % 8))[..., : valid.shape[1]]  # rows of 16 bytes
         bias = bias[:, None].expand(-1, q.shape[2], -1, -1)

@@ -192,10 +192,8 @@ def test_causal_attention_skips_what_is_not_there(way: Any) -> None:
     found = compute_attention(way, q, k, v, valid, causal=True)
     for row in range(2):
         for n in range(7):
-            seen = valid[row, : n + 1]
-            if not seen.any():
-                assert not found[row, n].any()
-                continue
+            seen = valid[row, : n + 1].clone()
+            seen[n] = True  # itself in any case
             scores = torch.einsum("hd,mhd->hm", q[row, n], k[row, : n + 1][seen]) / 2
             expected = torch.einsum("hm,mhd->hd", scores.softmax(-1), v[row, : n + 1][seen])
             torch.testing.assert_close(found[row, n], expected, rtol=0, atol=1e-6)
@@ -244,6 +242,15 @@ def test_what_cannot_be_read_is_one_clear_error() -> None:
         generate(reading, prompts=["cat " * 5000], num_steps=2)
     with pytest.raises(ValueError, match="at least one word that the text encoder 'words' knows"):
         generate(reading, prompts=["ящик"], num_steps=2)
+    with pytest.raises(ValueError, match="negative_prompts: text 'ящик'"):
+        generate(reading, negative_prompts=["ящик"], num_steps=2)
+    for odd in (5, {"cat"}, iter(["cat"])):
+        with pytest.raises(ValueError, match="prompts: expected a text or a list of texts, found"):
+            Request.make(reading, prompts=odd)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="prompts and num: expected at least one image, found 0"):
+        Request.make(reading, prompts=[])
+    with pytest.raises(ValueError, match="prompts: expected 4, one per image, found 1"):
+        reading(tokens(4), None, ["cat"])
     with pytest.raises(ValueError, match="text 1: expected a string, found int"):
         Request.make(reading, prompts=["cat", 3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="must agree, found"):
@@ -259,6 +266,18 @@ def test_what_cannot_be_read_is_one_clear_error() -> None:
         dataclasses.replace(WORDS, dropout=0.7, label_dropout=0.4)
 
 
+@pytest.mark.parametrize("blank", ["", " \n", "\0", "\ufeff", "\ud800"])
+def test_blank_texts_are_none(blank: str) -> None:
+    plain, reading = build("maskbit", None), build("maskbit", BYTES)
+    assert Request.make(plain, prompts=[blank], negative_prompts=blank).negative_prompts is None
+    found = generate(reading, prompts=["cat"], negative_prompts=blank, guidance=1.0, num_steps=2)
+    assert torch.equal(found.indices, generate(reading, prompts=["cat"], num_steps=2).indices)
+    bom = generate(reading, prompts=["\ufeffcat"], num_steps=2)
+    assert torch.equal(bom.indices, found.indices)
+    reading(tokens(2), None, [blank] * 2, seeds=torch.arange(2)).loss.backward()
+    assert [n for n, p in reading.named_parameters() if p.grad is None] == []
+
+
 def test_fixed_shapes_for_a_compiled_network() -> None:
     generator = build("maskbit")
     request = Request.make(generator, prompts=["cat", "a red dog"]).padded(4)
@@ -266,3 +285,5 @@ def test_fixed_shapes_for_a_compiled_network() -> None:
     text = generator.read_text(request.prompts, whole=request.whole_texts)
     assert text is not None and text.valid.shape == (4, 8)
     assert text.valid.sum(1).tolist() == [1, 3, 3, 3]
+    empty = generator.read_text(["", ""], whole=True)
+    assert empty is not None and empty.valid.shape == (2, 8) and not empty.valid.any()

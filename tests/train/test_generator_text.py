@@ -139,6 +139,31 @@ def test_refused_before_anything_is_written(
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("tokens", ["store", "images"])
+def test_training_images_without_captions_are_refused(
+    tokens: str,
+    generator_command: Callable[..., Result],
+    captioned: Path,
+    classes: Path,
+    tmp_path: Path,
+) -> None:
+    """Also where the validation images have captions, or none that the encoder knows."""
+    words = (TEXT, f"data.val_source={captioned}", f"data.tokens={tokens}")
+    strange = tmp_path / "strange"
+    shutil.copytree(captioned, strange)
+    for caption in strange.glob("*/*.txt"):
+        caption.write_text("ящик")
+    for source, message in (
+        (classes, "has no captions to learn from"),
+        (strange, "has captions of which the text encoder 'words' knows no word"),
+    ):
+        given = (f"data.source={source}", "generator.num_classes=0")
+        result = generator_command("--out", tmp_path / "run", *words, *given)
+        lines = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1 and message in lines[0], result.output
+        assert not (tmp_path / "run").exists()
+
+
 def run(*words: object, code: int = 0) -> Result:
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == code, result.output
@@ -167,16 +192,44 @@ def test_prompts_on_the_command_line(trained: Any, tmp_path: Path) -> None:
     assert [line["prompt"] for line in lines] == ["red ball", "green stone", "blue ball"]
     assert {path.name for path in (tmp_path / "listed").iterdir()} >= {"000000.png", "grid.png"}
     image = Path(__file__).parents[2] / "docs" / "images" / "duck.png"
-    words = ["--image", image, "--box", "0,0,32,32", "--prompt", "red ball", "--json"]
+    words = ["--image", image, "--box", "0,0,32,32", "--prompt", "red ящик", "--json"]
     edited = run("edit", "--generator", model, *words, "--out", tmp_path / "edited.png")
-    assert json.loads(edited.stdout)["prompt"] == "red ball"
+    assert json.loads(edited.stdout)["prompt"] == "red ящик"
+    assert "ignores: ящик" in edited.stderr
+
+
+def test_any_prompt_is_written_and_read_again(trained: Any, tmp_path: Path) -> None:
+    """Half a character, as a byte that is not UTF-8 gives on a command line; a byte order mark."""
+    model, listed = trained.out / "generator", tmp_path / "prompts.txt"
+    run(
+        "sample",
+        "--generator",
+        model,
+        "--prompt",
+        "red\udce9ball",
+        "--num",
+        1,
+        "--out",
+        tmp_path / "a",
+    )
+    (line,) = (tmp_path / "a/images.jsonl").read_text().splitlines()
+    assert json.loads(line)["prompt"] == "red\udce9ball"
+    listed.write_bytes(b"\xef\xbb\xbfred ball\r\nblue ball")
+    run("sample", "--generator", model, "--prompts", listed, "--out", tmp_path / "b")
+    lines = [json.loads(line) for line in (tmp_path / "b/images.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == ["red ball", "blue ball"]
 
 
 def test_prompts_that_cannot_be_drawn(trained: Any, folders: Any, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     model = trained.out / "generator"
     for words, message in (
-        (["--generator", folders[0], "--prompt", "cat"], "was trained without text"),
+        (["--generator", folders[0], "--prompt", "cat"], "--prompt: this generator was trained"),
+        (["--generator", model, "--negative-prompt", "ящик"], "--negative-prompt: text 'ящик'"),
+        (
+            ["--generator", model, "--negative-prompt", "cat", "--guidance", "1"],
+            "--negative-prompt: guidance leads away from it",
+        ),
         (["--generator", model, "--prompt", "cat " * 3000], "at most 4 words and pieces"),
         (["--generator", model, "--prompt", "ящик"], "at least one word that the text encoder"),
         (["--generator", model, "--prompts", tmp_path / "empty.txt"], "expected a prompt a line"),
