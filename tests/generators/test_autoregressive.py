@@ -190,7 +190,8 @@ def test_without_depth_the_head_is_linear() -> None:
     codes = random_tokens(generator.spec).indices
     with torch.no_grad():
         found = generator.logits(codes, torch.tensor([0, 1, 2, 3]))
-        h = generator.trunk(generator._embed(codes, torch.tensor([0, 1, 2, 3])))
+        first = generator.class_embedding(torch.tensor([0, 1, 2, 3]))[:, None]
+        h = generator.trunk(torch.cat([first, generator.input(codes)[:, :-1]], 1))
     torch.testing.assert_close(found[:, :, 0], h @ generator.head.head.weight.T)
     assert generator.head.head.bias is None and generator.head.depth is None
 
