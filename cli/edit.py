@@ -7,13 +7,13 @@ import click
 
 from .options import (
     DrawingCommand,
-    check_prompts,
     generator_options,
     one_clear_error,
     open_generator,
     parse_numbers,
     show,
 )
+from .prompts import check_prompts
 
 _OPTIONS = {
     name: f"--{name}"

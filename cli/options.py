@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -359,48 +359,6 @@ def chosen_sampling(generator: "Generator", options: dict[str, Any]) -> "Samplin
         return choose_sampling(generator, None, given_settings(options))
     except TypeError as error:
         raise ValueError(str(error)) from None
-
-
-def check_prompts(
-    generator: "Generator",
-    prompts: Sequence[str],
-    negative_prompt: str | None,
-    guidance: float,
-) -> None:
-    """Refuse prompts that cannot be followed in the words of the command line, before drawing.
-
-    Words that the generator does not know are told on stderr.
-
-    Raises:
-        ValueError: If the generator reads no text, a prompt is too long or unknown, or a negative
-            prompt meets no guidance.
-    """
-    from ..errors import one_line
-    from ..text.characters import has_text
-
-    given = {"--prompt": list(prompts), "--negative-prompt": [negative_prompt or ""]}
-    ignored = set()
-    for option, texts in given.items():
-        if generator.text is not None:
-            try:
-                generator.text.encoder.check(texts)
-            except ValueError as error:
-                raise ValueError(f"{option}: {error}") from None
-            ignored |= {word for text in texts for word in generator.text.encoder.unknown(text)}
-        elif has_text(texts):
-            raise ValueError(
-                f"{option}: this generator was trained without text; expected one whose training "
-                "had generator.text, or --class"
-            )
-    if has_text(given["--negative-prompt"]) and guidance == 1:
-        raise ValueError(
-            "--negative-prompt: guidance leads away from it, and --guidance is 1 (off); expected "
-            "another guidance, or no negative prompt"
-        )
-    if ignored:
-        shown = sorted(ignored)
-        words = ", ".join(map(one_line, shown[:8])) + (", ..." if len(shown) > 8 else "")
-        echo(f"words that the generator does not know, and ignores: {words}", err=True)
 
 
 def parse_numbers(option: str, text: str, example: str) -> list[int]:

@@ -8,7 +8,6 @@ import click
 
 from .options import (
     DrawingCommand,
-    check_prompts,
     echo,
     generator_options,
     one_clear_error,
@@ -17,6 +16,7 @@ from .options import (
     places_of,
     show,
 )
+from .prompts import check_prompts, read_prompts
 
 
 @click.command(cls=DrawingCommand)
@@ -91,7 +91,7 @@ def sample(
     from ..sample.request import class_labels
     from ..sample.samplers import sampler_of
 
-    texts = list(prompts) if prompts_file is None else _read_prompts(prompts_file)
+    texts = list(prompts) if prompts_file is None else read_prompts(prompts_file)
     processes = join_processes()
     generator, sampling = open_generator(options)
     if table:
@@ -139,17 +139,3 @@ def sample(
     )
     if result:
         show(result, as_json=options["as_json"])
-
-
-def _read_prompts(path: Path) -> list[str]:
-    """Prompts of a text file, one a line; empty lines are left out.
-
-    Raises:
-        ValueError: If it cannot be read as text, or has no prompt.
-    """
-    from ..documents import read_text
-
-    lines = [line.strip() for line in read_text(path).removeprefix("\ufeff").splitlines()]
-    if not any(lines):
-        raise ValueError(f"--prompts {path}: expected a prompt a line, found none")
-    return [line for line in lines if line]
