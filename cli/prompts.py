@@ -39,23 +39,16 @@ def check_prompts(
             prompt meets no guidance.
     """
     from ..errors import one_line
+    from ..sample.request import check_texts
     from ..text.characters import has_text
 
-    given = {"--prompt": list(prompts), "--negative-prompt": [negative_prompt or ""]}
-    ignored = set()
-    for option, texts in given.items():
-        if generator.text is not None:
-            try:
-                generator.text.encoder.check(texts)
-            except ValueError as error:
-                raise ValueError(f"{option}: {error}") from None
-            ignored |= {word for text in texts for word in generator.text.encoder.unknown(text)}
-        elif has_text(texts):
-            raise ValueError(
-                f"{option}: this generator was trained without text; expected one whose training "
-                "had generator.text, or --class"
-            )
-    if has_text(given["--negative-prompt"]) and guidance == 1:
+    against, ignored = [negative_prompt or ""], set()
+    check_texts(generator, prompts, "--prompt")
+    check_texts(generator, against, "--negative-prompt")
+    if generator.text is not None:
+        unknown = generator.text.encoder.unknown
+        ignored = {word for text in [*prompts, *against] for word in unknown(text)}
+    if has_text(against) and guidance == 1:
         raise ValueError(
             "--negative-prompt: guidance leads away from it, and --guidance is 1 (off); expected "
             "another guidance, or no negative prompt"

@@ -12,9 +12,7 @@ import click
 
 from ..errors import UserError
 from ..progress import allows_color, is_quiet
-
-STOPPED = 130
-"""Exit status of a command that Ctrl-C ended, as shells count it."""
+from ..train.command import INTERRUPTED
 
 
 class CommandStopped(UserError):
@@ -49,7 +47,7 @@ def tessella(*words: str) -> None:
     command = subprocess.Popen([sys.executable, "-m", "tessella.cli.main", *words])
     with _interrupts(command) as interrupted:
         done = command.wait()
-    if interrupted or done == STOPPED:
+    if interrupted or done == INTERRUPTED:
         raise CommandStopped(f"stopped: {line}")
     if done:
         raise CommandFailed(f"ended with status {done}: {line}")

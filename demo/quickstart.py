@@ -79,6 +79,7 @@ def main(out: Path | None, minutes: float, data: str | None, picture: Path | Non
     """Show what the shipped models do, then fine-tune them on other pictures."""
     started, out = time.perf_counter(), choose_folder(out)
     from tessella.checkpoints import load_generator
+    from tessella.data.images import read_image
     from tessella.demo.commands import CommandStopped, tell
     from tessella.demo.demo_page import Shown, cores, write_page
     from tessella.demo.own_pictures import open_pictures
@@ -88,11 +89,11 @@ def main(out: Path | None, minutes: float, data: str | None, picture: Path | Non
         encode_picture,
         fastest_threads,
         inpaint,
-        open_picture,
     )
     from tessella.demo.tuning import tune
+    from tessella.train.command import INTERRUPTED
 
-    shown_picture = default_picture() if picture is None else open_picture(picture)
+    shown_picture = default_picture() if picture is None else read_image(picture)
     generator = load_generator(GENERATOR, device=chosen_device(None))
     pictures = open_pictures(data, generator.tokenizer.resolution)
     threads = None
@@ -112,7 +113,7 @@ def main(out: Path | None, minutes: float, data: str | None, picture: Path | Non
     except (CommandStopped, KeyboardInterrupt):
         write_page(page, shown, status=_STOPPED)
         click.echo(f"stopped; {page} shows the shipped models", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     write_page(page, shown, status="", tuned=tuned)
     click.echo(
         f"""All of it took {(time.perf_counter() - started) / 60:.1f} minutes:

@@ -3,14 +3,13 @@
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import read_image, to_pil, to_tensor
+from ..data.images import to_pil, to_tensor
 from ..data.sources import open_source
 from ..data.transforms import resize_center_crop
 from ..generators.base import Generator
@@ -254,15 +253,6 @@ def inpaint(generator: Generator, num: int = 4) -> Inpainted:
     text = sample.caption if generator.reads_text else None
     images = draw_edit(generator, picture, box=box, label=name, prompt=text, num=num).images
     return Inpainted(picture, hidden, [to_pil(one) for one in images], text or name or "nothing")
-
-
-def open_picture(path: Path) -> Image.Image:
-    """The picture of a file.
-
-    Raises:
-        BrokenImage: If it cannot be read.
-    """
-    return read_image(path)
 
 
 def _fitted(picture: Image.Image, tokenizer: Tokenizer) -> Image.Image:

@@ -6,7 +6,6 @@ value of samples: real images that no model was trained on (the ceiling), and th
 each other's captions (the floor).
 """
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from ..metrics.feature_bank import FeatureBank
 from ..metrics.image_hash import ImageHash
 from ..metrics.networks.build import FeatureExtractor, WeightsMissing, build_features
 from ..progress import progress_bar
-from ..text.words import load_words
+from ..text.words import load_words, rows_of
 from .captions import Captions, text_digest
 from .image_set import Networks, SeenImages
 from .settings import EvaluationSettings
@@ -36,22 +35,16 @@ MOST_PAIRS = 20_000
 evenly spaced in their split."""
 
 
-@functools.lru_cache(maxsize=2**16)
-def caption_rows(text: str) -> tuple[int, ...]:
-    """Rows of the vectors of a caption's words and pieces; none if no word is known."""
-    return tuple(load_words().look_up(text))
-
-
 def caption_vectors(texts: Sequence[str]) -> Tensor:
     """Mean vector of each caption's words, (B, E) float64; every text has a known word."""
     table = load_words().vectors
-    rows = [table[list(caption_rows(text))].double().mean(0) for text in texts]
+    rows = [table[list(rows_of(text))].double().mean(0) for text in texts]
     return torch.stack(rows) if rows else table.new_zeros(0, table.shape[1]).double()
 
 
 def caption_folds(texts: Sequence[str]) -> Tensor:
     """Fold of each caption, (B,) int64: the same for captions of the same words in any order."""
-    blobs = [str(sorted(caption_rows(text))).encode() for text in texts]
+    blobs = [str(sorted(rows_of(text))).encode() for text in texts]
     heads = [int.from_bytes(hashlib.sha256(blob).digest()[:8], "big") for blob in blobs]
     return torch.tensor([head % FOLDS for head in heads], dtype=torch.int64)
 
@@ -90,7 +83,7 @@ class CaptionedImages:
             captions: Captions, B of them.
             pixels: 8-bit images, uint8 (B, 3, H, W), for `digests`; None: none are added.
         """
-        known = [row for row, caption in enumerate(captions) if caption_rows(caption)]
+        known = [row for row, caption in enumerate(captions) if rows_of(caption)]
         self.bank.update(features[known], numbers[known])
         self.captions |= {int(numbers[row]): captions[row] for row in known}
         if pixels is not None:
@@ -214,7 +207,7 @@ def open_alignment(
     Returns:
         Alignment and no sentence, or None and a sentence that says why.
     """
-    candidates = captions.kept(lambda text: bool(caption_rows(text)))
+    candidates = captions.kept(lambda text: bool(rows_of(text)))
     if len(candidates) < MIN_CAPTIONS:
         return None, [
             f"No alignment of images and captions: the reference has {len(candidates)} different "

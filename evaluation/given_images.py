@@ -21,7 +21,7 @@ from ..data.loader import eval_batches, evenly_spaced
 from ..metrics.presets import balanced_labels
 from ..metrics.protocol import AS_GIVEN, ProtocolError
 from ..progress import progress_bar
-from .alignment import caption_rows
+from ..text.words import rows_of
 from .evaluation import Evaluation
 from .sample_findings import NUM_GRID, add_nearest, assemble_samples
 from .sample_set import SampleBatch, bind_protocol, few_names, same_classes
@@ -165,7 +165,7 @@ def _inspect(
             labels.append(-1 if sample.label is None else sample.label)
             captions.append(sample.caption or "")
             bar.update()
-    return side, labels, tuple(captions) if any(map(caption_rows, captions)) else ()
+    return side, labels, tuple(captions) if any(map(rows_of, captions)) else ()
 
 
 def _balance(class_counts: Tensor, histogram: Counter[int]) -> str:

@@ -23,7 +23,7 @@ from ..config import STRICT
 from ..tokens.tokens import Tokens, TokenSpec
 from .base import (
     AttentionTrunk,
-    ClassConditional,
+    ConditionalConfig,
     Generator,
     GeneratorOutput,
     seeds_or_new,
@@ -38,7 +38,7 @@ from .noise import uniform
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoregressiveConfig(ClassConditional):
+class AutoregressiveConfig(ConditionalConfig):
     """An autoregressive transformer; the defaults are LlamaGen-L with one block over depth.
 
     Args:
@@ -241,7 +241,7 @@ class AutoregressiveGenerator(Generator):
     ) -> GeneratorOutput:
         """Mean cross-entropy of the codes of real positions; see `Generator.forward`.
 
-        Only whether a label is hidden is drawn.
+        Only what is hidden of label and text is drawn.
 
         Metrics, over real positions: `bits_per_dim`, the information of the tokens in bits per bit
         of their capacity (1 is what knowing nothing needs), exact; `cross_entropy`, the loss in

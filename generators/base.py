@@ -15,7 +15,7 @@ from .conditions import TextCondition, TextConfig, TextTokens
 from .networks.attention import AttentionBackend
 
 
-class ClassConditional:
+class ConditionalConfig:
     """Base of the generators' config dataclasses: builds, and checks the fields about conditions.
 
     It is no dataclass itself, so that each config states the fields at their own place: files and
@@ -121,7 +121,7 @@ class Generator(nn.Module):
     card: dict[str, Any] | None = None
     origin: str | None = None
 
-    def __init__(self, config: ClassConditional, spec: TokenSpec) -> None:
+    def __init__(self, config: ConditionalConfig, spec: TokenSpec) -> None:
         super().__init__()
         if config.num_classes is None:
             raise ValueError("num_classes: not given; 0 is unconditional")

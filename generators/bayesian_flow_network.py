@@ -18,7 +18,7 @@ from ..config import STRICT
 from ..tokens.tokens import Tokens, TokenSpec
 from .base import (
     AttentionTrunk,
-    ClassConditional,
+    ConditionalConfig,
     Generator,
     GeneratorOutput,
     seeds_or_new,
@@ -38,7 +38,7 @@ _GAP = 18.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class BayesianFlowNetworkConfig(ClassConditional):
+class BayesianFlowNetworkConfig(ConditionalConfig):
     """A Bayesian flow network; the trunk's defaults are those of binary latent diffusion.
 
     Args:

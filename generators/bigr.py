@@ -20,7 +20,7 @@ from ..config import STRICT
 from ..tokens.tokens import Tokens, TokenSpec
 from .base import (
     AttentionTrunk,
-    ClassConditional,
+    ConditionalConfig,
     Generator,
     GeneratorOutput,
     seeds_or_new,
@@ -37,7 +37,7 @@ from .processes.masking import MaskSchedule, hide_exactly, masked_share
 
 
 @dataclass(frozen=True, kw_only=True)
-class BigrConfig(ClassConditional):
+class BigrConfig(ConditionalConfig):
     """BiGR; the defaults are the published BiGR-L, with the exact weights of the loss.
 
     Args:

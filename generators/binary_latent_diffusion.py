@@ -21,7 +21,7 @@ from ..config import STRICT
 from ..tokens.tokens import Tokens, TokenSpec
 from .base import (
     AttentionTrunk,
-    ClassConditional,
+    ConditionalConfig,
     Generator,
     GeneratorOutput,
     seeds_or_new,
@@ -36,7 +36,7 @@ from .processes.bernoulli import BernoulliDiffusion
 
 
 @dataclass(frozen=True, kw_only=True)
-class BinaryLatentDiffusionConfig(ClassConditional):
+class BinaryLatentDiffusionConfig(ConditionalConfig):
     """Binary latent diffusion; the defaults are the published model, whose steps are 64 or 256.
 
     Args:

@@ -27,7 +27,7 @@ from ..kernels.bit_embedding.op import MAX_BITS
 from ..tokens.tokens import Tokens, TokenSpec
 from .base import (
     AttentionTrunk,
-    ClassConditional,
+    ConditionalConfig,
     Generator,
     GeneratorOutput,
     seeds_or_new,
@@ -48,7 +48,7 @@ _GROUP_BITS = 9  # MaskBit's published groups have 5 to 9 bits
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedConfig(ClassConditional):
+class MaskedConfig(ConditionalConfig):
     """Settings that MaskBit and MaskGIT have in common.
 
     Args:

@@ -81,8 +81,8 @@ class Protocol:
             `captions` or `labels and captions` of the reference with the number of different
             captions and a hash of them; for given images with captions `as given` with a hash.
         alignment: Network and vectors of the alignment of images and captions with their hashes,
-            the strength of its ridge, and numbers and hash of what it learned from and chooses
-            among; `none`: it was not measured.
+            and numbers and hash of what it learned from and chooses among; `none`: it was not
+            measured.
     """
 
     name: str

@@ -219,6 +219,7 @@ class BigrSampler:
         draws = len(self.chain) + 2
 
         def present() -> Unfinished:
+            guess = bits.scatter(1, order[..., None].expand_as(drawn), drawn)
             shown = torch.where(hidden[..., None], guess, bits)
             tokens = Tokens(shown, self.binary, start.lengths)
             tokens = tokens.regroup(self.generator.spec.codebook_sizes)
@@ -237,9 +238,8 @@ class BigrSampler:
             priority = self._confidence(p) + randomness[step] * noise[..., 0]
             here = hidden.gather(1, order)
             chosen = first(priority.masked_fill(~here, -torch.inf), revealed[step]) & here
-            guess = bits.scatter(1, order[..., None].expand_as(drawn), drawn)
-            drawn = torch.where(chosen[..., None], drawn, _at(bits, order))
-            bits = bits.scatter(1, order[..., None].expand_as(drawn), drawn)
+            revealed_bits = torch.where(chosen[..., None], drawn, _at(bits, order))
+            bits = bits.scatter(1, order[..., None].expand_as(drawn), revealed_bits)
             hidden = hidden.scatter(1, order, here & ~chosen)
             failed = torch.where(bad & (failed == 0), step + 1, failed)
         if step := int(failed):

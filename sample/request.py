@@ -198,6 +198,29 @@ def whole_numbers(given: Sequence[int] | Tensor, name: str) -> Tensor:
     return numbers.long()
 
 
+def check_texts(generator: Generator, texts: Sequence[str], name: str) -> None:
+    """Refuse texts that a generator cannot follow; blank ones are no texts.
+
+    Args:
+        generator: Generator that will draw.
+        texts: Texts, one for each image.
+        name: Name of the texts in the error message.
+
+    Raises:
+        ValueError: If the generator reads no text, or one is too long or unknown to it.
+    """
+    if generator.text is not None:
+        try:
+            generator.text.encoder.check(texts)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    elif has_text(texts):
+        raise ValueError(
+            f"{name}: this generator was trained without text and reads labels at most; expected "
+            "none, or a generator whose config has generator.text"
+        )
+
+
 def class_labels(generator: Generator, names: Sequence[str]) -> list[int]:
     """Labels of class names, in the order of the names; upper and lower case are the same.
 
@@ -252,19 +275,8 @@ def _texts(
     if texts is None:
         return None
     given = (texts,) * count if isinstance(texts, str) else tuple(texts)
-    if generator.text is not None:
-        try:
-            generator.text.encoder.check(given)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    if not has_text(given):
-        return None
-    if generator.text is None:
-        raise ValueError(
-            f"{name}: this generator was trained without text and reads labels at most; expected "
-            "none, or a generator whose config has generator.text"
-        )
-    return given
+    check_texts(generator, given, name)
+    return given if has_text(given) else None
 
 
 def _lengths(generator: Generator, lengths: Sequence[int] | Tensor, count: int) -> Tensor:

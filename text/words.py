@@ -182,7 +182,7 @@ class WordsEncoder(TextEncoder):
 
     def forward(self, texts: Sequence[str]) -> TextStates:
         """Vectors of words; see `TextEncoder.forward`."""
-        rows = [list(_rows_of(text)[: self.max_length]) for text in strings(texts)]
+        rows = [list(rows_of(text)[: self.max_length]) for text in strings(texts)]
         longest = max(map(len, rows), default=0)
         flat = [row + [0] * (longest - len(row)) for row in rows]
         device = self.vectors.device
@@ -211,7 +211,7 @@ def _copied_vectors() -> Tensor:
     return load_words().vectors.clone()
 
 
-@functools.lru_cache(maxsize=2**12)
-def _rows_of(text: str) -> tuple[int, ...]:
-    """Rows of a text; captions of a training come again and again."""
+@functools.lru_cache(maxsize=2**16)
+def rows_of(text: str) -> tuple[int, ...]:
+    """Rows of the words and pieces of a text, remembered: captions come again and again."""
     return tuple(load_words().look_up(text))

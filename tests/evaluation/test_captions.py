@@ -25,7 +25,7 @@ from tessella.cli.main import main
 from tessella.data.images import save_png
 from tessella.data.sources import open_source
 from tessella.evaluation import alignment
-from tessella.evaluation.alignment import caption_folds, caption_rows, caption_vectors
+from tessella.evaluation.alignment import caption_folds, caption_vectors
 from tessella.evaluation.captions import Captions, read_captions, readable_captions
 from tessella.evaluation.evaluation import Evaluation
 from tessella.evaluation.settings import EvaluationSettings
@@ -36,7 +36,7 @@ from tessella.metrics.networks.weight_providers import WeightsMissing
 from tessella.metrics.presets import PRESETS
 from tessella.sample.folder import sample_to_folder
 from tessella.sample.samplers import choose_sampling
-from tessella.text.words import WordsConfig, load_words
+from tessella.text.words import WordsConfig, load_words, rows_of
 
 Folders = tuple[Path, Path]
 CLASSES = ("grinning face", "cat", "ship")
@@ -235,7 +235,7 @@ def test_vectors_and_folds_of_captions_are_those_of_their_words() -> None:
     folds = caption_folds(texts)
     assert torch.equal(folds, caption_folds([" ".join(t.upper().split()[::-1]) for t in texts]))
     assert len(folds.unique()) == 5
-    assert caption_rows("кот") == ()
+    assert rows_of("кот") == ()
 
 
 def test_both_conditions_are_another_protocol(texted: Path, data: Path) -> None:

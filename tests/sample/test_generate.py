@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.generators.base import ClassConditional, Generator
+from tessella.generators.base import ConditionalConfig, Generator
 from tessella.generators.masked import MaskedGenerator
 from tessella.sample import generate as module
 from tessella.sample.folder import class_name
@@ -297,7 +297,7 @@ def test_damaged_settings_in_the_card_are_named(generator: MaskedGenerator, stor
 
 
 def test_a_generator_without_a_sampler_is_refused() -> None:
-    class Unheard(ClassConditional):
+    class Unheard(ConditionalConfig):
         type, num_classes, label_dropout = "unheard", 3, 0.0
 
     with pytest.raises(TypeError, match="generate: no sampler for Generator"):
